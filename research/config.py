@@ -1,0 +1,284 @@
+"""From config nodes to objects: each is checked, then built, and only from trusted modules."""
+
+import collections.abc
+import importlib
+import inspect
+import types
+import typing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, Literal, TypedDict
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from research.errors import UserError, did_you_mean
+
+TRUSTED_MODULES = (
+    "research",
+    "torch.nn",
+    "torch.optim",
+    "torchvision",
+    "gymnasium",
+    "dm_control",
+    "numpy",
+)
+"""A ``_target_`` outside these is refused; ``trusted_modules=[mine]`` adds to them."""
+
+SPECIAL_KEYS = {"_target_", "_partial_", "_args_", "_convert_", "_recursive_"}
+
+
+class RunConfig(TypedDict):
+    """The top level of a config: the run-wide keys, and one node per part."""
+
+    seed: int
+    device: str
+    name: str
+    resume: Literal["auto", "must", "never"]
+    trusted_modules: list[str]
+    env: Mapping[str, Any]
+    processor: Mapping[str, Any]
+    network: Mapping[str, Any]
+    alg: Mapping[str, Any]
+    dataset: Mapping[str, Any]
+    trainer: Mapping[str, Any]
+    logger: Mapping[str, Any]
+
+
+def check(cfg: DictConfig) -> None:
+    """Bind every node that has a ``_target_`` to its signature, before anything is built.
+
+    Raises:
+        UserError: for the first unknown or missing key, wrong type, unset value, or target that
+            does not exist or is not trusted; one line with the key's full path.
+
+    """
+    root = to_plain(cfg)
+    check_keys(root, set(typing.get_type_hints(RunConfig)), path="")
+    for key, annotation in typing.get_type_hints(RunConfig).items():
+        if key not in root:
+            raise UserError(f"{key} is missing from the config")
+        check_type(root[key], annotation, key)
+    check_node(root, "", trusted_modules(cfg))
+
+
+def build(node: DictConfig, *collaborators: Any) -> Any:
+    """Build the object that ``node`` describes, its inner nodes first.
+
+    A node with ``_partial_: true`` is completed by ``collaborators``, its positional arguments;
+    without them it is returned as a plain ``functools.partial``, free of Hydra's slow wrapper.
+
+    Raises:
+        UserError: a constructor refused its arguments (``ValueError``), or the node is not valid.
+
+    """
+    path = str(node._get_full_key(None) or "")
+    trusted = trusted_modules(node._get_root())
+    plain = to_plain(node)
+    check_node(plain, path, trusted)
+    try:
+        part = construct(plain, trusted)
+        return part(*collaborators) if collaborators else part
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def construct(value: Any, trusted: Sequence[str]) -> Any:
+    """The object for a plain node; lists, dicts and scalars pass through."""
+    if isinstance(value, list):
+        return [construct(item, trusted) for item in value]
+    if not isinstance(value, dict):
+        return value
+    arguments = {
+        key: construct(item, trusted) for key, item in value.items() if key not in SPECIAL_KEYS
+    }
+    if "_target_" not in value:
+        return arguments
+    target = locate(value["_target_"], "", trusted)
+    positional = construct(value.get("_args_", []), trusted)
+    if value.get("_partial_", False):
+        return partial(target, *positional, **arguments)
+    return target(*positional, **arguments)
+
+
+def to_plain(cfg: Any) -> Any:
+    """Resolved dicts, lists and scalars; ``???`` stays as it is."""
+    try:
+        return OmegaConf.to_container(cfg, resolve=True)
+    except OmegaConfBaseException as error:
+        raise UserError(" ".join(str(error).split())) from error
+
+
+def trusted_modules(cfg: Any) -> tuple[str, ...]:
+    """The trusted module prefixes of a run with this root config."""
+    return (*TRUSTED_MODULES, *(OmegaConf.select(cfg, "trusted_modules") or ()))
+
+
+def locate(name: str, path: str, trusted: Sequence[str]) -> Callable[..., Any]:
+    """Import ``name``; it and the module that defines it must lie in a trusted module.
+
+    The second condition keeps out what a trusted module merely imports (``torch.os.system``).
+    """
+    key = join(path, "_target_")
+    allowed = f"allowed are {', '.join(trusted)}, and what trusted_modules=[...] adds"
+    if not is_inside(name, trusted) or "._" in name:
+        raise UserError(f"{key}: '{name}' is not in a trusted module; {allowed}")
+    try:
+        target = instantiate({"_target_": name, "_partial_": True}).func
+    except Exception as error:
+        raise UserError(f"{key}: {explain_import(name, error)}") from error
+    packages = {module.partition(".")[0] for module in trusted}
+    if not is_inside(getattr(target, "__module__", None) or "", packages):
+        raise UserError(f"{key}: '{name}' is defined outside the trusted modules; {allowed}")
+    return target
+
+
+def is_inside(name: str, modules: collections.abc.Iterable[str]) -> bool:
+    """Whether a dotted name lies in one of the modules."""
+    return any(name == module or name.startswith(f"{module}.") for module in modules)
+
+
+def explain_import(name: str, error: BaseException) -> str:
+    """One line for a target that cannot be imported, with the nearest name in its module."""
+    for cause in iterate_causes(error):
+        if isinstance(cause, UserError):
+            return str(cause)
+    module_name, _, attribute = name.rpartition(".")
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as cause:
+        return f"cannot import '{module_name}': {type(cause).__name__}: {cause}"
+    if hasattr(module, attribute):
+        return f"cannot use '{name}': {error}"
+    return f"'{module_name}' has no '{attribute}'{did_you_mean(attribute, vars(module))}"
+
+
+def iterate_causes(error: BaseException | None) -> Iterator[BaseException]:
+    """The error, what caused it, what caused that, ..."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def check_node(value: Any, path: str, trusted: Sequence[str]) -> None:
+    """Check a plain config value and all that lies in it."""
+    if value == "???":
+        raise UserError(f"{path} has no value; give it: {path}=...")
+    if isinstance(value, list):
+        for index, item in enumerate(value):
+            check_node(item, f"{path}[{index}]", trusted)
+    if not isinstance(value, dict):
+        return
+    for key, item in value.items():
+        check_node(item, join(path, str(key)), trusted)
+    if "_target_" in value:
+        check_call(value, path, locate(value["_target_"], path, trusted))
+
+
+def check_call(node: dict[str, Any], path: str, target: Callable[..., Any]) -> None:
+    """Check the node's keys and the types of its values against its target's signature."""
+    try:
+        parameters = inspect.signature(target).parameters
+    except (TypeError, ValueError):
+        return  # some builtins have no signature
+    given = {key: value for key, value in node.items() if key not in SPECIAL_KEYS}
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    named = [p for p in parameters.values() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    if not open_ended:
+        check_keys(given, {p.name for p in named}, path)
+    supplied = len(node.get("_args_", []))
+    positional = [p.name for p in named if p.kind is p.POSITIONAL_OR_KEYWORD]
+    by_code = set(positional) if node.get("_partial_", False) else set(positional[:supplied])
+    for parameter in named:
+        required = parameter.default is parameter.empty and parameter.name not in by_code
+        if required and parameter.name not in given:
+            key = join(path, parameter.name)
+            raise UserError(f"{key} is missing; {node['_target_']} needs it")
+    hints = type_hints(target)
+    for key, value in given.items():
+        check_type(value, hints.get(key, Any), join(path, key))
+
+
+def check_keys(given: Mapping[str, Any], known: set[str], path: str) -> None:
+    """Refuse a key that is not known, with the nearest one that is."""
+    for key in given:
+        if key not in known:
+            allowed = ", ".join(sorted(known))
+            guess = did_you_mean(key, known)
+            raise UserError(f"{join(path, key)} is not a known key; allowed: {allowed}{guess}")
+
+
+def check_type(value: Any, annotation: Any, path: str) -> None:
+    """Refuse a value that its annotation does not admit."""
+    if not matches(value, annotation):
+        hint = f"; write {int(value)}" if is_whole_float(value) and matches(0, annotation) else ""
+        choices = typing.get_args(annotation) if isinstance(value, str) else ()
+        raise UserError(
+            f"{path} must be {describe(annotation)}, got {value!r}{hint}"
+            f"{did_you_mean(value, choices)}"
+        )
+
+
+def describe(annotation: Any) -> str:
+    """An annotation in the words of somebody who writes YAML."""
+    arguments = typing.get_args(annotation)
+    if typing.get_origin(annotation) is Literal:
+        return f"one of {', '.join(map(str, arguments))}"
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        return " or ".join(describe(argument) for argument in arguments)
+    if annotation in (None, type(None)):
+        return "null"
+    if inspect.isclass(annotation) and not arguments:
+        return {
+            "int": "an integer",
+            "float": "a number",
+            "bool": "true or false",
+            "str": "text",
+        }.get(annotation.__name__, annotation.__name__)
+    return str(annotation).replace("typing.", "").replace("collections.abc.", "")
+
+
+def matches(value: Any, annotation: Any) -> bool:
+    """Whether a plain config value may stand for ``annotation``; true where that cannot be told."""
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin in (typing.Union, types.UnionType):
+        return any(matches(value, argument) for argument in arguments)
+    if origin is Literal:
+        return value in arguments
+    if annotation in (None, type(None)):
+        return value is None
+    if isinstance(value, dict) and "_target_" in value:
+        return annotation not in (int, float, bool, str)
+    if annotation is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if annotation is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if annotation in (bool, str):
+        return isinstance(value, annotation)
+    if origin in (list, tuple, collections.abc.Sequence):
+        items = arguments[:1] if len(set(arguments) - {...}) == 1 else ()
+        return isinstance(value, list) and all(matches(v, a) for v in value for a in items)
+    if origin in (dict, collections.abc.Mapping):
+        return isinstance(value, dict) and all(matches(v, arguments[1]) for v in value.values())
+    if origin is collections.abc.Callable:
+        return isinstance(value, dict)
+    return True
+
+
+def is_whole_float(value: Any) -> bool:
+    """Whether a value is a float without a fraction, such as 1e6."""
+    return isinstance(value, float) and value.is_integer()
+
+
+def type_hints(target: Callable[..., Any]) -> Mapping[str, Any]:
+    """The annotations of a target's parameters; none where they cannot be evaluated."""
+    try:
+        return typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
+    except Exception:  # a library's annotation may name what only its type checker imports
+        return {}
+
+
+def join(path: str, key: str) -> str:
+    """``path.key``."""
+    return f"{path}.{key}" if path else key

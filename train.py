@@ -1,0 +1,33 @@
+"""Train what the config names: ``python train.py alg=td3 env=cheetah``. Add ``-m`` to sweep."""
+
+from functools import partial
+
+from omegaconf import DictConfig
+
+from research.app import command
+from research.config import build
+from research.training.run import Run
+
+
+@command
+def main(cfg: DictConfig, run: Run) -> float:
+    """Build each part in data-flow order, train, and return the score that a sweep optimises."""
+    from research.training.device import choose_device
+    from research.training.seed import seed_everything
+
+    device = choose_device(cfg.device)
+    seed_everything(run.seed)
+    env = build(cfg.env)
+    processor = build(cfg.processor, env.single_observation_space, env.single_action_space)
+    processor = processor.to(device)
+    network = build(cfg.network, processor.observation_space, processor.action_space).to(device)
+    alg = build(cfg.alg, network)
+    dataset = build(cfg.dataset, env, run.seed)
+    logger = build(cfg.logger, run.folder)
+    make_env = partial(build, cfg.env)  # for evaluation, made when it is first needed
+    trainer = build(cfg.trainer, alg, processor, dataset, env, make_env, logger, run)
+    return trainer.train()
+
+
+if __name__ == "__main__":
+    main()
