@@ -1,0 +1,62 @@
+"""What every algorithm is: a module that acts and updates itself from batches."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from research.batches import Tree
+
+Metrics: TypeAlias = dict[str, Tensor]
+"""Detached tensors without dimensions, by name."""
+
+OptimFactory: TypeAlias = Callable[[Iterable[nn.Parameter]], Optimizer]
+
+
+class Algorithm(nn.Module, ABC):
+    """A learning rule. Its ``state_dict`` holds its weights; its optimizers are attributes."""
+
+    @abstractmethod
+    def act(self, obs: Tree, step: int, explore: bool) -> Tensor:
+        """Actions (B, A) for observations (B, O), with exploration noise or without."""
+
+    @abstractmethod
+    def update(self, batch: Any, *, step: int, updates: int) -> Metrics:
+        """Learn from one batch.
+
+        Args:
+            batch: as the processor returns it, on the device.
+            step: environment steps taken so far, for schedules.
+            updates: updates made before this one, for periods.
+
+        """
+
+    def validate(self, batch: Any) -> Metrics:
+        """How good the algorithm is on one batch that it does not learn from.
+
+        Raises:
+            NotImplementedError: an algorithm that is evaluated in environments has no such measure.
+
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no validation on batches")
+
+    @property
+    def optimizers(self) -> dict[str, Optimizer]:
+        """The optimizers by their attribute's name."""
+        return {name: value for name, value in vars(self).items() if isinstance(value, Optimizer)}
+
+
+def take_step(optim: Optimizer, loss: Tensor) -> None:
+    """One optimizer step down the gradient of ``loss``, for this optimizer's parameters alone.
+
+    No other parameter gets a gradient, so a frozen critic costs nothing in an actor's update.
+    """
+    parameters = [p for group in optim.param_groups for p in group["params"]]
+    for parameter, grad in zip(
+        parameters, torch.autograd.grad(loss, parameters, allow_unused=True), strict=True
+    ):
+        parameter.grad = grad
+    optim.step()

@@ -1,0 +1,107 @@
+"""A deterministic actor with an ensemble of action-value critics, on flat observations."""
+
+from collections.abc import Sequence
+
+import gymnasium
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from research.networks.mlp import MLP, Activation, EnsembleMLP, Init
+
+
+class ActorCritic(nn.Module):
+    """``actor`` maps observations to actions in [-1, 1]; ``critic`` rates pairs of both.
+
+    Args:
+        observation_space: a flat Box of floats, (O,).
+        action_space: a Box in [-1, 1], (A,).
+        hidden_dims: widths of the hidden layers of actor and critics.
+        num_critics: members of the critic ensemble, at least 1.
+        activation: makes the activation after each hidden layer.
+        layer_norm: whether hidden layers are normalised before their activation.
+        init: fills the weight matrices; None leaves torch's own.
+
+    Raises:
+        ValueError: for spaces that it cannot take.
+
+    """
+
+    def __init__(
+        self,
+        observation_space: gymnasium.Space,
+        action_space: gymnasium.Space,
+        *,
+        hidden_dims: Sequence[int],
+        num_critics: int,
+        activation: Activation,
+        layer_norm: bool,
+        init: Init | None,
+    ) -> None:
+        super().__init__()
+        obs_dim, action_dim = flat_dim(observation_space), bounded_action_dim(action_space)
+        if num_critics < 1:
+            raise ValueError(f"num_critics must be at least 1, got {num_critics}")
+        self.actor = nn.Sequential(
+            MLP(
+                obs_dim,
+                action_dim,
+                hidden_dims=hidden_dims,
+                activation=activation,
+                layer_norm=layer_norm,
+                init=init,
+            ),
+            nn.Tanh(),
+        )
+        self.critics = EnsembleMLP(
+            num_critics,
+            obs_dim + action_dim,
+            1,
+            hidden_dims=hidden_dims,
+            activation=activation,
+            layer_norm=layer_norm,
+            init=init,
+        )
+
+    def critic(self, obs: Tensor, action: Tensor) -> Tensor:
+        """Every critic's value of (B, O) and (B, A), (N, B)."""
+        return self.critics(torch.cat([obs, action], dim=-1)).squeeze(-1)
+
+    def first_critic(self, obs: Tensor, action: Tensor) -> Tensor:
+        """The first critic's value alone, (B,)."""
+        return self.critics.forward_member(torch.cat([obs, action], dim=-1), 0).squeeze(-1)
+
+
+def flat_dim(space: gymnasium.Space) -> int:
+    """The width of a flat Box of floats.
+
+    Raises:
+        ValueError: for any other space, with the override that mends it.
+
+    """
+    if (
+        not isinstance(space, gymnasium.spaces.Box)
+        or len(space.shape) != 1
+        or not np.issubdtype(space.dtype, np.floating)
+    ):
+        raise ValueError(
+            f"observations must be flat floats (O,), got {space}; "
+            "try env.flatten_obs=true, or a network for such observations"
+        )
+    return space.shape[0]
+
+
+def bounded_action_dim(space: gymnasium.Space) -> int:
+    """The width of a flat action space in [-1, 1].
+
+    Raises:
+        ValueError: for a discrete, nested or otherwise bounded action space.
+
+    """
+    if not isinstance(space, gymnasium.spaces.Box) or len(space.shape) != 1:
+        raise ValueError(
+            f"actions must be continuous (A,), got {space}; choose an env with a Box action space"
+        )
+    if not (np.all(space.low == -1) and np.all(space.high == 1)):
+        raise ValueError(f"actions must lie in [-1, 1], got {space}")
+    return space.shape[0]

@@ -1,0 +1,23 @@
+"""Target networks: slow copies that bootstrapped values come from."""
+
+import copy
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def frozen_copy(module: M) -> M:
+    """A copy that takes no gradients."""
+    return copy.deepcopy(module).requires_grad_(False)
+
+
+@torch.no_grad()
+def polyak_update(source: nn.Module, target: nn.Module, tau: float) -> None:
+    """Move every parameter of ``target`` by the share ``tau`` towards ``source``; copy buffers."""
+    old, new = list(target.parameters()), list(source.parameters())
+    torch._foreach_lerp_(old, new, tau)  # type: ignore[reportPrivateImportUsage]
+    for old, new in zip(target.buffers(), source.buffers(), strict=True):
+        old.copy_(new)
