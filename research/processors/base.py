@@ -1,0 +1,39 @@
+"""Modules between dataset and algorithm: whole batches, on the device, changing the spaces."""
+
+from typing import Any
+
+import gymnasium
+from torch import Tensor, nn
+
+from research.batches import Tree
+
+
+class Processor(nn.Module):
+    """Turns a dataset's batches into an algorithm's; this one leaves them as they are.
+
+    Attributes:
+        observation_space: of the observations after processing.
+        action_space: of the actions after processing, those the algorithm acts in.
+
+    """
+
+    def __init__(self, observation_space: gymnasium.Space, action_space: gymnasium.Space) -> None:
+        super().__init__()
+        self.observation_space = observation_space
+        self.action_space = action_space
+
+    def forward(self, batch: Any) -> Any:
+        """A training batch as the algorithm takes it; in training mode statistics are updated."""
+        return batch
+
+    def process_obs(self, obs: Tree) -> Tree:
+        """Observations (B, O) to act on; no statistics are updated."""
+        return obs
+
+    def unprocess_action(self, action: Tensor) -> Tensor:
+        """The environment's actions (B, A) for the algorithm's."""
+        return action
+
+
+class Identity(Processor):
+    """Leaves everything as it is."""

@@ -1,0 +1,52 @@
+"""Processors one after the other."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias, cast
+
+import gymnasium
+from torch import Tensor, nn
+
+from research.batches import Tree
+from research.processors.base import Processor
+
+ProcessorFactory: TypeAlias = Callable[[gymnasium.Space, gymnasium.Space], Processor]
+
+
+class Chain(Processor):
+    """Each processor is made for the spaces of the one before; actions go back the other way.
+
+    Args:
+        observation_space: the environment's.
+        action_space: the environment's.
+        processors: each makes a processor from an observation and an action space.
+
+    """
+
+    def __init__(
+        self,
+        observation_space: gymnasium.Space,
+        action_space: gymnasium.Space,
+        *,
+        processors: Sequence[ProcessorFactory],
+    ) -> None:
+        links: list[Processor] = []
+        for make in processors:
+            links.append(make(observation_space, action_space))
+            observation_space, action_space = links[-1].observation_space, links[-1].action_space
+        super().__init__(observation_space, action_space)
+        self.links = cast(Sequence[Processor], nn.ModuleList(links))
+
+    def forward(self, batch: Any) -> Any:
+        for link in self.links:
+            batch = link(batch)
+        return batch
+
+    def process_obs(self, obs: Tree) -> Tree:
+        for link in self.links:
+            obs = link.process_obs(obs)
+        return obs
+
+    def unprocess_action(self, action: Tensor) -> Tensor:
+        for link in reversed(self.links):
+            action = link.unprocess_action(action)
+        return action

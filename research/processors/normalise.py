@@ -1,0 +1,121 @@
+"""Observations shifted and scaled by their running mean and standard deviation."""
+
+from collections import OrderedDict
+from typing import Any, TypeGuard
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium.spaces import Box, Dict
+from torch import Tensor, nn
+
+from research.batches import Tree
+from research.processors.base import Processor
+
+
+class RunningMoments(nn.Module):
+    """Mean and variance of all that was seen, merged batch by batch.
+
+    Chan, Golub and LeVeque, 1979, "Updating formulae and a pairwise algorithm for computing sample
+    variances", equation 2.1. The statistics are buffers, so checkpoints hold them.
+    """
+
+    count: Tensor
+    mean: Tensor
+    variance: Tensor
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.register_buffer("count", torch.zeros((), dtype=torch.float64))
+        self.register_buffer("mean", torch.zeros(shape, dtype=torch.float64))
+        self.register_buffer("variance", torch.ones(shape, dtype=torch.float64))
+
+    @torch.no_grad()
+    def update(self, values: Tensor) -> None:
+        """Take in B values, (B, ...)."""
+        values = values.double()
+        count = self.count + len(values)
+        difference = values.mean(dim=0) - self.mean
+        sum_of_squares = (
+            self.variance * self.count
+            + values.var(dim=0, correction=0) * len(values)
+            + difference.square() * self.count * len(values) / count
+        )
+        self.mean += difference * len(values) / count
+        self.variance.copy_(sum_of_squares / count)
+        self.count.copy_(count)
+
+
+class NormaliseObservations(Processor):
+    """Shift and scale every float observation by the statistics of the training batches.
+
+    Statistics come from the ``obs`` of each training batch, once per update, so they follow what
+    the algorithm learns from. Entries of a Dict that are not float are left as they are.
+
+    Args:
+        observation_space: a Box, or a Dict of such.
+        action_space: left as it is.
+        clip: bound on the result, in standard deviations, above 0.
+        epsilon: added to the variance, above 0.
+
+    Raises:
+        ValueError: no part of the space is a float Box, or a number is outside its range.
+
+    """
+
+    def __init__(
+        self,
+        observation_space: gymnasium.Space,
+        action_space: gymnasium.Space,
+        *,
+        clip: float,
+        epsilon: float,
+    ) -> None:
+        if min(clip, epsilon) <= 0:
+            raise ValueError(f"clip and epsilon must be above 0, got {clip} and {epsilon}")
+        parts = observation_space.spaces if isinstance(observation_space, Dict) else None
+        boxes = parts or {"obs": observation_space}
+        # ordered, since a Dict space sorts the keys of a plain dict
+        normalised = OrderedDict((key, self.bounded(space, clip)) for key, space in boxes.items())
+        super().__init__(Dict(normalised) if parts else normalised["obs"], action_space)
+        self.moments = {
+            key: RunningMoments(space.shape) for key, space in boxes.items() if is_float(space)
+        }
+        if not self.moments:
+            raise ValueError(f"there is no float observation to normalise in {observation_space}")
+        # a ModuleDict would refuse keys with a dot, and names such as "type"
+        self.registered = nn.ModuleList(self.moments.values())
+        self.clip = clip
+        self.epsilon = epsilon
+
+    @staticmethod
+    def bounded(space: gymnasium.Space, clip: float) -> gymnasium.Space:
+        return Box(-clip, clip, space.shape, np.float32) if is_float(space) else space
+
+    def forward(self, batch: Any) -> Any:
+        if self.training:
+            parts = batch.obs if isinstance(batch.obs, dict) else {"obs": batch.obs}
+            for key, moments in self.moments.items():
+                moments.update(parts[key])
+        processed = {"obs": self.process_obs(batch.obs)}
+        if hasattr(batch, "next_obs"):
+            processed["next_obs"] = self.process_obs(batch.next_obs)
+        return batch._replace(**processed)
+
+    def process_obs(self, obs: Tree) -> Tree:
+        if isinstance(obs, dict):
+            return {key: self.normalise(key, value) for key, value in obs.items()}
+        return self.normalise("obs", obs)
+
+    def normalise(self, key: str, value: Tensor) -> Tensor:
+        """One part of the observation, (B, O)."""
+        if key not in self.moments:
+            return value
+        moments = self.moments[key]
+        scale = (moments.variance + self.epsilon).rsqrt().float()
+        return ((value.float() - moments.mean.float()) * scale).clamp(-self.clip, self.clip)
+
+
+def is_float(space: gymnasium.Space) -> TypeGuard[Box]:
+    """Whether a space is a Box of floats."""
+    return isinstance(space, Box) and np.issubdtype(space.dtype, np.floating)
