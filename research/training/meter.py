@@ -1,0 +1,80 @@
+"""Metrics and time between two log rows."""
+
+import time
+from operator import itemgetter
+
+import torch
+from torch import Tensor
+
+from research.errors import UserError
+
+
+class Metrics:
+    """Collects the metrics of updates as tensors; nothing waits for the device until they are read.
+
+    A value that is not finite is found at the next reading, with the step at which it came.
+
+    Args:
+        group: what the names are logged under, for that message.
+
+    """
+
+    def __init__(self, group: str) -> None:
+        self.group = group
+        self.values: dict[str, list[Tensor]] = {}
+        self.steps: dict[str, list[int]] = {}
+
+    def add(self, metrics: dict[str, Tensor], step: int) -> None:
+        """Take in the metrics of one update."""
+        for name, value in metrics.items():
+            self.values.setdefault(name, []).append(value)
+            self.steps.setdefault(name, []).append(step)
+
+    def check(self) -> dict[str, float]:
+        """The means so far.
+
+        Raises:
+            UserError: a value was NaN or infinite; names the first such metric and its step.
+
+        """
+        stacked = {name: torch.stack(values).cpu() for name, values in self.values.items()}
+        wrong = [
+            (self.steps[name][index], name, values[index].item())
+            for name, values in stacked.items()
+            for index in values.isfinite().logical_not().nonzero()[:1, 0].tolist()
+        ]
+        if wrong:
+            step, name, value = min(wrong, key=itemgetter(0))
+            raise UserError(
+                f"{self.group}/{name} became {value} at step {step}; "
+                "training stopped, no checkpoint holds it"
+            )
+        return {name: values.double().mean().item() for name, values in stacked.items()}
+
+    def take(self) -> dict[str, float]:
+        """The means since the last taking, checked; the next ones start at nothing."""
+        means = self.check()
+        self.values, self.steps = {}, {}
+        return means
+
+
+class Phases:
+    """Where the time goes: call ``lap(name)`` at the end of each phase."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self.last = self.start = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        """Count the time since the last lap to ``name``."""
+        now = time.perf_counter()
+        self.seconds[name] = self.seconds.get(name, 0.0) + now - self.last
+        self.last = now
+
+    def take(self) -> dict[str, float]:
+        """Each phase's share of the time since the last taking; ``other`` has what is left."""
+        self.lap("other")
+        elapsed = max(self.last - self.start, 1e-9)
+        shares = {name: seconds / elapsed for name, seconds in self.seconds.items()}
+        self.seconds, self.start = {}, self.last
+        return shares

@@ -1,0 +1,122 @@
+"""The state of a run as one small file, which launchers, sweeps and people read."""
+
+import json
+import math
+import os
+import socket
+import time
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from research.errors import UserError, did_you_mean
+from research.files import write_whole
+
+State = Literal["pending", "running", "completed", "failed", "preempted"]
+
+BLANK: Mapping[str, Any] = {
+    "state": "pending",
+    "attempt": 0,
+    "step": 0,
+    "total_steps": None,
+    "host": None,
+    "pid": None,
+    "started": None,
+    "updated": None,
+    "ended": None,
+    "exit_reason": None,
+    "score": None,
+    "speed": None,
+}
+
+
+class Status:
+    """``status.json`` of a run directory, always whole, one writer at a time.
+
+    Raises:
+        UserError: the file is there and is not a run's status.
+
+    """
+
+    def __init__(self, run_dir: Path) -> None:
+        self.path = run_dir / "status.json"
+        self.fields = dict(read_status(run_dir) or BLANK)
+        self.written_s = -math.inf
+
+    def submit(self) -> None:
+        """Say that the run waits for its turn."""
+        self.fields.update(
+            state="pending", host=None, pid=None, started=None, ended=None, exit_reason=None
+        )
+        self.write()
+
+    def start(self, *, total_steps: int | None = None) -> None:
+        """Say that this process makes the next attempt; step and score stay until updated."""
+        self.fields.update(
+            state="running",
+            attempt=self.fields["attempt"] + 1,
+            total_steps=total_steps if total_steps is not None else self.fields["total_steps"],
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            started=utc_now(),
+            ended=None,
+            exit_reason=None,
+        )
+        self.write()
+
+    def update(self, *, step: int, score: float | None = None, speed: float | None = None) -> None:
+        """Note the progress; it is written at most once a second.
+
+        Args:
+            step: the steps done.
+            score: the latest; None leaves the one before. No number becomes null in the file.
+            speed: in steps per second; None leaves the one before.
+
+        """
+        self.fields.update(step=step)
+        if score is not None:
+            self.fields.update(score=score if math.isfinite(score) else None)
+        if speed is not None:
+            self.fields.update(speed=speed if math.isfinite(speed) else None)
+        if time.monotonic() - self.written_s >= 1.0:
+            self.write()
+
+    def end(self, state: Literal["completed", "failed", "preempted"], exit_reason: str) -> None:
+        """Say that this attempt is over, and why."""
+        self.fields.update(state=state, ended=utc_now(), exit_reason=exit_reason)
+        self.write()
+
+    def write(self) -> None:
+        """Replace the file."""
+        self.fields["updated"] = utc_now()
+        write_whole(self.path, json.dumps(self.fields, indent=2) + "\n")
+        self.written_s = time.monotonic()
+
+
+def read_status(run_dir: Path) -> Mapping[str, Any] | None:
+    """The fields of ``status.json``, every one of them, or None if there is no such file.
+
+    Raises:
+        UserError: the file is not a run's status.
+
+    """
+    path = run_dir / "status.json"
+    try:
+        fields = json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise UserError(f"{path} is not a run's status: {error}") from error
+    if not isinstance(fields, dict) or not isinstance(fields.get("attempt"), int):
+        raise UserError(f"{path} is not a run's status: it has no attempt number")
+    state, states = fields.get("state"), get_args(State)
+    if state not in states:
+        hint = did_you_mean(state, states)
+        raise UserError(f"{path}: state is '{state}', not one of {', '.join(states)}{hint}")
+    return {**BLANK, **fields}
+
+
+def utc_now() -> str:
+    """The time, as ISO 8601 in UTC."""
+    return datetime.now(timezone.utc).isoformat(timespec="milliseconds")

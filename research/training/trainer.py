@@ -1,0 +1,371 @@
+"""The one loop: online, offline and supervised learning."""
+
+import logging
+import math
+import os
+import time
+import warnings
+from collections.abc import Callable
+from contextlib import closing
+from typing import Any, Literal, TypeAlias
+
+import torch
+from gymnasium.vector import VectorEnv
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+
+from research.algs.base import Algorithm
+from research.batches import to_device
+from research.datasets.base import Dataset, ValidationDataset
+from research.errors import UserError, did_you_mean
+from research.processors.base import Processor
+from research.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from research.training.collector import Collector
+from research.training.episodes import mean_metrics
+from research.training.evaluation import evaluate, validate
+from research.training.logger import Clock, Logger
+from research.training.meter import Metrics, Phases
+from research.training.policy import Policy
+from research.training.progress import Progress
+from research.training.run import Run
+from research.training.seed import preserve_random_state, random_state, restore_random_state
+
+CollectorFactory: TypeAlias = Callable[..., Collector]
+ScheduleFactory: TypeAlias = Callable[[Optimizer], LRScheduler]
+
+log = logging.getLogger(__name__)
+
+
+class Trainer:
+    """Trains to ``total_steps``, evaluating, logging and saving on the way.
+
+    With a collector a step is an environment step (summed over the environments), without one it
+    is an update. A period counts steps; with several environments its event comes at the first
+    step that reaches it.
+
+    Args:
+        alg: learns from processed batches.
+        processor: processes batches and observations.
+        dataset: gives batches; the collector fills it.
+        env: what training acts in, or only spaces.
+        make_env: makes the evaluation environment, when it is first needed.
+        logger: gets every metric.
+        run: the run directory, its status, the seed.
+        total_steps: when training ends; exactly, so a multiple of the number of environments.
+        collector: makes the collector; None for learning from the dataset as it is.
+        schedule: makes a learning-rate schedule for each optimizer, stepped once per update.
+        max_grad_norm: bound on the norm of each optimizer's gradients, above 0; None for none.
+        log_every: steps between rows of metrics; a checkpoint has one too, so that none is lost.
+        eval_every: steps between evaluations; the last step has one too.
+        eval_episodes: episodes of an evaluation, at least 1.
+        checkpoint_every: steps between checkpoints; the last step has one too.
+        metric: what makes a checkpoint the best, such as ``eval/return``.
+        mode: whether a larger (``max``) or smaller (``min``) metric is better.
+
+    Raises:
+        ValueError: for a number outside its range, or parts that do not go together.
+
+    """
+
+    def __init__(
+        self,
+        alg: Algorithm,
+        processor: Processor,
+        dataset: Dataset,
+        env: Any,
+        make_env: Callable[[], Any],
+        logger: Logger,
+        run: Run,
+        *,
+        total_steps: int,
+        collector: CollectorFactory | None,
+        schedule: ScheduleFactory | None,
+        max_grad_norm: float | None,
+        log_every: int,
+        eval_every: int,
+        eval_episodes: int,
+        checkpoint_every: int,
+        metric: str,
+        mode: Literal["max", "min"],
+    ) -> None:
+        positive = {
+            "total_steps": total_steps,
+            "log_every": log_every,
+            "eval_every": eval_every,
+            "eval_episodes": eval_episodes,
+            "checkpoint_every": checkpoint_every,
+            "max_grad_norm": 1 if max_grad_norm is None else max_grad_norm,
+        }
+        for name, value in positive.items():
+            if value <= 0:
+                raise ValueError(f"{name} must be above 0, got {value}")
+        if mode not in ("max", "min"):
+            raise ValueError(f"mode must be max or min, got {mode}")
+        self.alg = alg
+        self.processor = processor
+        self.dataset = dataset
+        self.env = env
+        self.make_env = make_env
+        self.eval_env: Any = None
+        self.logger = logger
+        self.run = run
+        self.total_steps = total_steps
+        self.log_every = log_every
+        self.eval_every = eval_every
+        self.eval_episodes = eval_episodes
+        self.checkpoint_every = checkpoint_every
+        self.metric = metric
+        self.mode = mode
+        self.policy = Policy(alg, processor)
+        self.collector: Collector | None = None
+        self.step_size = 1
+        if collector is not None:
+            if not isinstance(env, VectorEnv):
+                raise ValueError(f"a collector needs an environment to step, got {env}")
+            self.collector = collector(env, self.policy, dataset, run.seed)
+            self.step_size = env.num_envs
+        if total_steps % self.step_size:
+            raise ValueError(
+                f"total_steps must be a multiple of env.num_envs={self.step_size}, "
+                f"got {total_steps}"
+            )
+        if not isinstance(env, VectorEnv):
+            if not isinstance(dataset, ValidationDataset):
+                raise ValueError("nothing to evaluate on: no environment, no validation batches")
+            if type(alg).validate is Algorithm.validate:
+                raise ValueError(f"{type(alg).__name__} is evaluated in environments alone")
+        self.action_repeat = getattr(env, "metadata", {}).get("action_repeat", 1)
+        # a delayed actor's optimizer has made no step when its schedule first does
+        warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
+        self.schedules = [schedule(optim) for optim in alg.optimizers.values() if schedule]
+        if any(isinstance(each, ReduceLROnPlateau) for each in self.schedules):
+            raise ValueError("schedule must depend on the number of updates alone")
+        if max_grad_norm is not None:
+            for optim in alg.optimizers.values():
+                clip_gradients(optim, max_grad_norm)
+        self.step = 0
+        self.updates = 0
+        self.seconds = 0.0
+        self.best_score: float | None = None
+        self.evaluated_step = 0
+        self.last_eval: dict[str, float] = {}
+        self.finished: list[dict[str, float]] = []
+        self.metrics = Metrics("train")
+
+    def train(self) -> float:
+        """Run to ``total_steps``, from the run directory's last checkpoint if it has one.
+
+        Returns:
+            the best value of ``metric``.
+
+        Raises:
+            UserError: a metric or a weight became NaN or infinite, ``metric`` is none of the
+                evaluation's, or the checkpoint is damaged, of other code, or past the end.
+
+        """
+        try:
+            self.start()
+            with closing(Progress(self.total_steps, self.step)) as self.progress:
+                while self.step < self.total_steps:
+                    self.advance()
+                if self.evaluated_step < self.total_steps:  # resumed where a longer run passed
+                    self.evaluate_and_save()
+        finally:
+            self.close()
+        assert self.best_score is not None
+        self.logger.finish(self.run.config, {"best/score": self.best_score})
+        return self.best_score
+
+    def start(self) -> None:
+        """Go on from the last checkpoint, or from nothing."""
+        self.alg.train()
+        self.processor.train()
+        if os.path.lexists(self.run.folder / "checkpoints" / "last"):
+            self.resume()
+        else:
+            self.logger.rewind(-1)
+        if self.collector is not None:
+            self.collector.start()
+        self.phases = Phases()
+        self.started = time.monotonic() - self.seconds
+
+    def advance(self) -> None:
+        """Take a step, make its updates, and do what it is time for."""
+        self.collect()
+        self.learn()
+        self.progress.update(self.step)
+        evaluates = self.reached(self.eval_every)
+        saves = evaluates or self.reached(self.checkpoint_every)
+        if saves or self.reached(self.log_every):
+            self.log_training()
+        if evaluates:
+            self.evaluate_and_save()
+        elif saves:
+            self.save(is_best=False)
+
+    def reached(self, every: int) -> bool:
+        """Whether the last step reached a multiple of ``every``, or the end."""
+        crossed = self.step // every > (self.step - self.step_size) // every
+        return crossed or self.step >= self.total_steps
+
+    def collect(self) -> None:
+        """Take a step, in the environments if there are any to learn from."""
+        if self.collector is not None:
+            self.finished += self.collector.step(self.step)
+            self.phases.lap("environment")
+        self.step += self.step_size
+
+    def learn(self) -> None:
+        """Make the updates that are due."""
+        due = self.step if self.collector is None else self.collector.updates_due(self.step)
+        while self.updates < due:
+            batch = self.dataset.sample()
+            self.phases.lap("sample")
+            batch = self.processor(to_device(batch, self.policy.device))
+            metrics = self.alg.update(batch, step=self.step, updates=self.updates)
+            self.metrics.add(metrics, self.step)
+            self.updates += 1
+            for schedule in self.schedules:
+                schedule.step()
+            self.phases.lap("update")
+
+    def log_training(self) -> None:
+        """Log what came since the last row."""
+        clock = self.clock()
+        means = self.metrics.take()
+        episodes, self.finished = mean_metrics(self.finished), []
+        if self.schedules:
+            means |= {
+                f"{name}_lr": optim.param_groups[0]["lr"]
+                for name, optim in self.alg.optimizers.items()
+            }
+        if means:
+            self.logger.log("train", means, clock)
+        if episodes:
+            self.logger.log("env", episodes, clock)
+        self.logger.log("time", self.phases.take(), clock)
+        self.run.status.update(step=self.step, score=self.best_score)
+        shown = {"return": episodes["return"]} if episodes else {}
+        self.progress.report({**shown, **means})
+
+    def evaluate_and_save(self) -> None:
+        """Score the policy; save a checkpoint, and keep the best."""
+        self.phases.lap("other")
+        metrics = self.evaluate()
+        self.phases.lap("evaluate")
+        self.logger.log("eval", metrics, self.clock())
+        names = [f"eval/{name}" for name in metrics]
+        if self.metric not in names:
+            raise UserError(
+                f"trainer.metric={self.metric} is none of the evaluation's; "
+                f"allowed: {', '.join(names)}{did_you_mean(self.metric, names)}"
+            )
+        score = metrics[self.metric.removeprefix("eval/")]
+        if not math.isfinite(score):
+            raise UserError(f"{self.metric} became {score} at step {self.step}; training stopped")
+        sign = 1 if self.mode == "max" else -1
+        is_best = self.best_score is None or sign * score > sign * self.best_score
+        self.best_score = score if is_best else self.best_score
+        self.last_eval, self.evaluated_step = metrics, self.step
+        self.progress.report({"score": score})
+        self.save(is_best=is_best)
+
+    def evaluate(self) -> dict[str, float]:
+        """The evaluation's metrics by name."""
+        seed, step = self.run.seed, self.step
+        if not isinstance(self.env, VectorEnv):
+            assert isinstance(self.dataset, ValidationDataset)
+            return validate(self.policy, self.dataset.validation_batches(), seed=seed, step=step)
+        if self.eval_env is None:
+            with preserve_random_state():
+                self.eval_env = self.make_env()
+        return evaluate(
+            self.policy, self.eval_env, num_episodes=self.eval_episodes, seed=seed, step=step
+        )
+
+    def clock(self) -> Clock:
+        """Where training stands, for a log row."""
+        frames = self.step * self.action_repeat if self.collector else 0
+        per_epoch = self.dataset.batches_per_epoch
+        epoch = self.updates // per_epoch if per_epoch else 0
+        self.seconds = time.monotonic() - self.started
+        return Clock(self.step, frames, self.updates, epoch, self.seconds)
+
+    def save(self, *, is_best: bool) -> None:
+        """Write a checkpoint of everything, unless a weight is not finite.
+
+        An infinite gradient of a finite loss makes such a weight, which no metric shows yet.
+        """
+        for name, parameter in self.alg.named_parameters():
+            if not parameter.isfinite().all():
+                raise UserError(
+                    f"weight {name} became NaN or infinite by step {self.step}; "
+                    "training stopped, no checkpoint holds it"
+                )
+        self.clock()
+        weights = {"alg": self.alg.state_dict(), "processor": self.processor.state_dict()}
+        state = {
+            "step": self.step,
+            "updates": self.updates,
+            "seconds": self.seconds,
+            "best_score": self.best_score,
+            "evaluated_step": self.evaluated_step,
+            "last_eval": self.last_eval,
+            "optimizers": {name: o.state_dict() for name, o in self.alg.optimizers.items()},
+            "schedules": [schedule.state_dict() for schedule in self.schedules],
+            "dataset": self.dataset.state_dict(),
+            "collector": self.collector.state_dict() if self.collector else None,
+            "random": random_state(),
+        }
+        save_checkpoint(self.run.folder, self.step, Checkpoint(weights, state), is_best=is_best)
+        self.run.status.update(step=self.step, score=self.best_score)
+        self.phases.lap("checkpoint")
+
+    def resume(self) -> None:
+        """Go on from the run directory's last checkpoint; open episodes are cut there."""
+        folder = self.run.folder / "checkpoints" / "last"
+        checkpoint = load_checkpoint(folder)
+        try:
+            self.load(checkpoint)
+        except (KeyError, RuntimeError, ValueError) as error:
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            raise UserError(f"{folder} does not fit this code: {reason}") from error
+        if self.step > self.total_steps:
+            raise UserError(
+                f"trainer.total_steps={self.total_steps} is below the {self.step} steps of {folder}"
+            )
+        self.logger.rewind(self.step)
+        log.info("resumed at step %d of %d", self.step, self.total_steps)
+
+    def load(self, checkpoint: Checkpoint) -> None:
+        """Take over everything that ``save`` wrote."""
+        weights, state = checkpoint
+        self.alg.load_state_dict(weights["alg"])
+        self.processor.load_state_dict(weights["processor"])
+        for name, optim in self.alg.optimizers.items():
+            optim.load_state_dict(state["optimizers"][name])
+        for schedule, saved in zip(self.schedules, state["schedules"], strict=True):
+            schedule.load_state_dict(saved)
+        self.dataset.load_state_dict(state["dataset"])
+        if self.collector is not None:
+            self.collector.load_state_dict(state["collector"])
+        restore_random_state(state["random"])
+        self.step, self.updates = state["step"], state["updates"]
+        self.seconds, self.best_score = state["seconds"], state["best_score"]
+        self.evaluated_step, self.last_eval = state["evaluated_step"], state["last_eval"]
+
+    def close(self) -> None:
+        """Close the environments."""
+        for env in (self.env, self.eval_env):
+            if isinstance(env, VectorEnv):
+                env.close()
+
+
+def clip_gradients(optim: Optimizer, max_norm: float) -> None:
+    """Bound the norm of the gradients that every later step of ``optim`` takes."""
+    parameters = [p for group in optim.param_groups for p in group["params"]]
+
+    def clip(*_: Any) -> None:
+        torch.nn.utils.clip_grad_norm_(parameters, max_norm)
+
+    optim.register_step_pre_hook(clip)
