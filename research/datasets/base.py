@@ -1,0 +1,68 @@
+"""What the trainer asks of a dataset."""
+
+from collections.abc import Iterable
+from typing import Any, Protocol, TypeVar, runtime_checkable
+
+import numpy as np
+
+from research.batches import Transition
+
+Batch = TypeVar("Batch", covariant=True)
+
+
+class Dataset(Protocol[Batch]):
+    """Anything that hands out batches.
+
+    Attributes:
+        batches_per_epoch: how many batches show every example once; None where no such number
+            exists, as for a growing replay buffer. An epoch is that many calls of ``sample``.
+
+    """
+
+    batches_per_epoch: int | None
+
+    def sample(self) -> Batch:
+        """The next batch; it never changes afterwards."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain numbers from which the same batches follow."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from where ``state_dict`` was called."""
+        ...
+
+
+class OnlineDataset(Dataset[Transition], Protocol):
+    """A dataset that E environments fill; its length counts what ``sample`` chooses from."""
+
+    def __len__(self) -> int: ...
+
+    def start_episodes(self, obs: np.ndarray | dict[str, np.ndarray], mask: np.ndarray) -> None:
+        """Begin an episode in every environment where ``mask`` (E,) is true."""
+        ...
+
+    def add(
+        self,
+        action: np.ndarray,
+        reward: np.ndarray,
+        terminated: np.ndarray,
+        truncated: np.ndarray,
+        next_obs: np.ndarray | dict[str, np.ndarray],
+    ) -> None:
+        """Store one step of all environments, each with a running episode."""
+        ...
+
+    def end_open_episodes(self) -> None:
+        """Truncate every running episode at its newest observation."""
+        ...
+
+
+@runtime_checkable
+class ValidationDataset(Protocol):
+    """A dataset that keeps examples apart which are never learned from."""
+
+    def validation_batches(self) -> Iterable[Any]:
+        """Batches that show every one of them once."""
+        ...

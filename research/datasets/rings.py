@@ -1,0 +1,143 @@
+"""Which row holds which step of which episode, and where transitions may start."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from research.datasets.row_set import RowSet
+
+NOT_RUNNING = -1
+
+
+class EpisodeRings:
+    """One ring of rows per environment, each holding the newest rows of its episodes in order.
+
+    An episode of T steps takes T + 1 rows. The ring of environment e starts at row ``e * (R + n)``;
+    its first n rows are repeated behind its last, so that no window of n + 1 rows has to wrap.
+
+    Args:
+        num_envs: E, the number of rings.
+        ring_rows: R, rows per ring, more than ``n_step``.
+        n_step: n, the most steps that a transition spans.
+
+    """
+
+    def __init__(self, num_envs: int, *, ring_rows: int, n_step: int) -> None:
+        self.num_envs = num_envs
+        self.ring_rows = ring_rows
+        self.n_step = n_step
+        self.num_rows = count_rows(num_envs, ring_rows=ring_rows, n_step=n_step)
+        self.starts = RowSet(self.num_rows)
+        # int32 as the members of the set; no array where it would hold nothing but ones.
+        self._num_steps = torch.empty(self.num_rows if n_step > 1 else 0, dtype=torch.int32)
+        self._num_steps_array = self._num_steps.numpy()
+        self._num_written = [0] * num_envs
+        self._episode_steps = [NOT_RUNNING] * num_envs
+
+    def start(self, envs: Sequence[int]) -> tuple[list[int], list[int]]:
+        """Begin episodes; environments and the rows to write their first observations to.
+
+        Raises:
+            ValueError: one of them has a running episode.
+
+        """
+        running = [env for env in envs if self._episode_steps[env] != NOT_RUNNING]
+        if running:
+            raise ValueError(f"the episodes of environments {running} are still running")
+        for env in envs:
+            self._episode_steps[env] = 0
+        return self._advance(envs)
+
+    def step(self, ended: Sequence[bool]) -> tuple[list[int], list[int]]:
+        """Continue all episodes; environments and the rows to write their steps to.
+
+        Args:
+            ended: (E,), which episodes end with this step.
+
+        Raises:
+            ValueError: an environment has no running episode.
+
+        """
+        if NOT_RUNNING in self._episode_steps:
+            idle = [env for env, steps in enumerate(self._episode_steps) if steps == NOT_RUNNING]
+            raise ValueError(f"environments {idle} must start an episode before their next step")
+        written = self._advance(range(self.num_envs))
+        for env, over in enumerate(ended):
+            steps = self._episode_steps[env] + 1
+            self._complete(env, range(1 if over else self.n_step, min(steps, self.n_step) + 1))
+            self._episode_steps[env] = NOT_RUNNING if over else steps
+        return written
+
+    def end_running(self) -> None:
+        """End every running episode at its newest row."""
+        for env, steps in enumerate(self._episode_steps):
+            self._complete(env, range(1, min(steps, self.n_step - 1) + 1))
+            self._episode_steps[env] = NOT_RUNNING
+
+    def num_steps(self, starts: Tensor) -> Tensor:
+        """How many steps the transitions span that start at these rows; only for n above 1."""
+        return self._num_steps.index_select(0, starts)
+
+    def written_ranges(self) -> list[tuple[int, int]]:
+        """Start and stop of every range of rows that hold something."""
+        ranges = []
+        for env, written in enumerate(self._num_written):
+            first = env * (self.ring_rows + self.n_step)
+            repeated = first + self.ring_rows
+            ranges.append((first, first + min(written, self.ring_rows)))
+            ranges.append((repeated, repeated + min(written, self.n_step)))
+        return ranges
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and lists of numbers; the tensors share memory with the rings."""
+        starts = self.starts.members()
+        return {
+            "num_written": list(self._num_written),
+            "episode_steps": list(self._episode_steps),
+            "starts": starts,
+            "num_steps": self.num_steps(starts) if self.n_step > 1 else self._num_steps,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from ``state_dict``, of rings of the same sizes."""
+        self._num_written = list(state["num_written"])
+        self._episode_steps = list(state["episode_steps"])
+        self.starts.replace(state["starts"])
+        if self.n_step > 1:
+            self._num_steps[state["starts"].long()] = state["num_steps"]
+
+    def _advance(self, envs: Iterable[int]) -> tuple[list[int], list[int]]:
+        sources, rows = [], []
+        for env in envs:
+            place = self._num_written[env] % self.ring_rows
+            row = env * (self.ring_rows + self.n_step) + place
+            self.starts.discard(row)
+            sources.append(env)
+            rows.append(row)
+            if place < self.n_step:
+                sources.append(env)
+                rows.append(row + self.ring_rows)
+            self._num_written[env] += 1
+        return sources, rows
+
+    def _complete(self, env: int, distances: range) -> None:
+        """Let transitions start at these distances before the newest row, and end there."""
+        newest = self._num_written[env] - 1
+        for distance in distances:
+            place = (newest - distance) % self.ring_rows
+            row = env * (self.ring_rows + self.n_step) + place
+            self.starts.add(row)
+            if self.n_step > 1:
+                self._num_steps_array[row] = distance
+
+
+def count_rows(num_envs: int, *, ring_rows: int, n_step: int) -> int:
+    """Rows of all rings, the repeated ones included."""
+    return num_envs * (ring_rows + n_step)
+
+
+def compute_bookkeeping_bytes(num_rows: int, *, n_step: int) -> int:
+    """Host memory that the rings take beside the rows."""
+    return num_rows * (RowSet.bytes_per_row + (4 if n_step > 1 else 0))
