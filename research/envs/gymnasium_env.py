@@ -1,0 +1,50 @@
+"""Any environment registered with gymnasium, by its id."""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import gymnasium
+from gymnasium.error import DependencyNotInstalled, Error
+
+from research.envs.vector import Vector, vectorize
+from research.errors import UserError, did_you_mean
+
+
+def make_gymnasium(
+    *,
+    id: str,
+    kwargs: Mapping[str, Any],
+    num_envs: int,
+    subprocesses: bool,
+    action_repeat: int,
+    flatten_obs: bool,
+) -> Vector:
+    """``num_envs`` copies of ``gymnasium.make(id, **kwargs)``, Box actions scaled to [-1, 1]."""
+    return vectorize(
+        partial(make_one, id, dict(kwargs)),
+        num_envs=num_envs,
+        subprocesses=subprocesses,
+        action_repeat=action_repeat,
+        flatten_obs=flatten_obs,
+    )
+
+
+def make_one(id: str, kwargs: dict[str, Any]) -> gymnasium.Env:
+    """``gymnasium.make`` with errors of one line.
+
+    Raises:
+        ValueError: there is no such environment, or it does not take these arguments.
+        UserError: the environment needs a package that is not installed.
+
+    """
+    try:
+        return gymnasium.make(id, **kwargs)
+    except (DependencyNotInstalled, ImportError) as error:
+        raise UserError(f"env.id={id}: {error}") from error
+    except Error as error:
+        reason = str(error).partition(" Did you mean")[0].rstrip(".")
+        guess = did_you_mean(id, gymnasium.registry)
+        raise ValueError(f"'{id}' cannot be made by gymnasium: {reason}{guess}") from error
+    except TypeError as error:
+        raise ValueError(f"kwargs must suit '{id}': {error}") from error

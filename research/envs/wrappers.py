@@ -1,0 +1,114 @@
+"""What every environment wears: repeated actions, actions in [-1, 1], float32 observations."""
+
+import operator
+from collections import OrderedDict
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+from gymnasium.wrappers import FlattenObservation, TransformAction, TransformObservation
+
+
+def standardise(env: gymnasium.Env, *, action_repeat: int, flatten_obs: bool) -> gymnasium.Env:
+    """Repeat actions, scale Box actions to [-1, 1], give float64 observations as float32.
+
+    ``flatten_obs`` makes one vector of any observation that is not an array yet.
+
+    Raises:
+        ValueError: an action has no finite bound.
+
+    """
+    if action_repeat > 1:
+        env = ActionRepeat(env, action_repeat)
+    env = rescale_action(env)
+    if flatten_obs and not isinstance(env.observation_space, spaces.Box):
+        env = FlattenObservation(env)
+    return cast_obs(env)
+
+
+class ActionRepeat(gymnasium.Wrapper):
+    """Applies an action ``repeats`` times, or until the episode ends, and sums the rewards.
+
+    Of the numbers in the infos ``success`` keeps its maximum, those whose name begins with
+    ``distance`` their last value, and all others their sum; anything else keeps its last value.
+    """
+
+    def __init__(self, env: gymnasium.Env, repeats: int) -> None:
+        super().__init__(env)
+        self.repeats = repeats
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        """Step up to ``repeats`` times; the observation is that of the last step."""
+        total, infos = 0.0, {}
+        for _ in range(self.repeats):
+            obs, reward, terminated, truncated, info = self.env.step(action)
+            total += float(reward)
+            infos = combine_infos(infos, info)
+            if terminated or truncated:
+                break
+        return obs, total, terminated, truncated, infos
+
+
+def combine_infos(earlier: Mapping[str, Any], later: Mapping[str, Any]) -> dict[str, Any]:
+    """One info for two consecutive stretches of an episode."""
+    combined = {**earlier, **later}
+    for key in earlier.keys() & later.keys():
+        if not key.startswith("distance") and is_number(earlier[key]) and is_number(later[key]):
+            combine = max if key == "success" else operator.add
+            combined[key] = combine(earlier[key], later[key])
+    return combined
+
+
+def is_number(value: object) -> bool:
+    """Whether ``value`` is a scalar number, of Python or NumPy; a Boolean counts as one."""
+    return isinstance(value, (bool, int, float, np.number, np.bool_))
+
+
+def rescale_action(env: gymnasium.Env) -> gymnasium.Env:
+    """``env`` with float32 actions in [-1, 1], if its actions are a Box.
+
+    Unlike gymnasium's RescaleAction it does not pass a bound by a rounding error, which
+    environments that check their actions refuse.
+    """
+    box = env.action_space
+    if not isinstance(box, spaces.Box):
+        return env
+    if not np.issubdtype(box.dtype, np.floating) or not box.is_bounded():
+        raise ValueError(f"actions must be floats with finite bounds, got {box}")
+    unit = spaces.Box(-1.0, 1.0, box.shape, np.float32)
+    return env if box == unit else TransformAction(env, partial(scale_to, box), unit)
+
+
+def scale_to(box: spaces.Box, action: np.ndarray) -> np.ndarray:
+    """The point of ``box`` where ``action`` lies in [-1, 1]; what lies outside is clipped."""
+    share = (np.asarray(action, np.float64) + 1) / 2  # float32 would round small actions away
+    scaled = (1 - share) * box.low + share * box.high
+    return np.clip(scaled.astype(box.dtype), box.low, box.high)
+
+
+def cast_obs(env: gymnasium.Env) -> gymnasium.Env:
+    """``env`` with observations in float32 where they were float64, also within a Dict."""
+    space = float32_space(env.observation_space)
+    if space == env.observation_space:
+        return env
+    return TransformObservation(env, partial(cast_to, space), space)
+
+
+def float32_space(space: spaces.Space) -> spaces.Space:
+    """``space`` with a float32 box for every float64 one."""
+    if isinstance(space, spaces.Dict):
+        return spaces.Dict(OrderedDict((key, float32_space(space[key])) for key in space))
+    if not isinstance(space, spaces.Box) or space.dtype != np.float64:
+        return space
+    with np.errstate(over="ignore"):  # a bound beyond float32 is none
+        return spaces.Box(space.low.astype(np.float32), space.high.astype(np.float32))
+
+
+def cast_to(space: spaces.Space, obs: Any) -> Any:
+    """``obs`` in the dtypes of ``space``."""
+    if isinstance(space, spaces.Dict):
+        return {key: cast_to(space[key], obs[key]) for key in space}
+    return np.asarray(obs, space.dtype) if isinstance(space, spaces.Box) else obs

@@ -1,0 +1,71 @@
+"""What holds for every environment that has a yaml."""
+
+from pathlib import Path
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium.utils.env_checker import check_env
+from gymnasium.vector import AutoresetMode, VectorEnv
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+
+from research.config import build
+from research.envs.spaces import DeclaredSpaces
+
+CONF = Path(__file__).parents[2] / "conf"
+NAMES = sorted(path.stem for path in (CONF / "env").glob("*.yaml"))
+USER_GIVES = {
+    "dmc": ["env.domain=fish", "env.task=swim"],
+    "gymnasium": ["env.id=Hopper-v5"],
+    "gym": ["env.id=MountainCarContinuous-v0"],
+    "none": ["env.observation_space.shape=[17]", "env.action_space.shape=[6]"],
+}
+
+
+def compose_env(name: str, *overrides: str) -> DictConfig:
+    if name == "gym":
+        pytest.importorskip("gym", reason="needs pip install -e '.[gym]'")
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose(f"env/{name}", [*USER_GIVES.get(name, []), *overrides]).env
+
+
+@pytest.mark.filterwarnings("ignore:.*different from the unwrapped version")
+@pytest.mark.filterwarnings("ignore:.*(minimum|maximum) value is -?infinity")
+@pytest.mark.filterwarnings("ignore:.*not able to test alternative render modes")
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "none"])
+def test_every_environment_obeys_gymnasium(name: str) -> None:
+    env = build(compose_env(name))
+    assert isinstance(env, VectorEnv)
+    assert env.num_envs == env.metadata["action_repeat"] == 1
+    assert env.metadata["autoreset_mode"] is AutoresetMode.DISABLED
+    assert isinstance(env.single_observation_space, gymnasium.spaces.Box)
+    assert env.single_observation_space.dtype == np.float32
+    box = env.single_action_space
+    if isinstance(box, gymnasium.spaces.Box):
+        assert box == gymnasium.spaces.Box(-1, 1, box.shape, np.float32)
+    check_env(env.envs[0], skip_render_check=True)  # type: ignore[attr-defined]
+    env.close()
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "none"])
+def test_every_environment_has_the_keys_that_all_share(name: str) -> None:
+    keys = compose_env(name)
+    assert (keys.num_envs, keys.subprocesses, keys.action_repeat, keys.flatten_obs) == (
+        1,
+        False,
+        1,
+        True,
+    )
+
+
+def test_declared_spaces_build_from_their_yaml() -> None:
+    env = build(compose_env("none"))
+    assert isinstance(env, DeclaredSpaces)
+    assert env.single_observation_space == gymnasium.spaces.Box(-np.inf, np.inf, (17,))
+    assert env.single_action_space == gymnasium.spaces.Box(-1, 1, (6,))
+
+
+def test_a_task_can_be_swapped_on_the_command_line() -> None:
+    env = build(compose_env("cartpole", "env.task=two_poles", "env.num_envs=2"))
+    assert env.observation_space.shape == (2, 8)

@@ -1,0 +1,221 @@
+"""Vectors: the same numbers in process and out, no episode mixed, nobody orphaned."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cloudpickle
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium import spaces
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode
+
+from research.envs.dm_control import make_dm_control
+from research.envs.vector import Vector, vectorize
+
+# A subprocess cannot import this file by its name.
+cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+NO_ACTION = np.zeros((3, 1), np.float32)
+
+
+class Count(gymnasium.Env):
+    """Observes (seed, steps since the reset, process); an episode has ``seed % 4 + 1`` steps."""
+
+    observation_space = spaces.Box(-np.inf, np.inf, (3,), np.float64)
+    action_space = spaces.Box(-1, 1, (1,), np.float32)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        assert seed is not None
+        self.seed, self.steps = seed, 0
+        return self.observe(), {}
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        assert self.steps <= self.seed % 4, "the episode was over"
+        self.steps += 1
+        over = self.steps > self.seed % 4
+        return self.observe(), float(self.steps), over, False, {}
+
+    def observe(self) -> np.ndarray:
+        return np.array([self.seed, self.steps, os.getpid()], np.float64)
+
+
+class Broken(Count):
+    """Fails at its first step."""
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        raise ZeroDivisionError("broken on purpose")
+
+
+def make(
+    env_class: Callable[[], gymnasium.Env] = Count,
+    *,
+    num_envs: int = 3,
+    subprocesses: bool,
+    action_repeat: int = 1,
+) -> Vector:
+    return vectorize(
+        env_class,
+        num_envs=num_envs,
+        subprocesses=subprocesses,
+        action_repeat=action_repeat,
+        flatten_obs=False,
+    )
+
+
+@pytest.mark.parametrize("subprocesses", [False, True])
+def test_a_reset_by_mask_touches_the_finished_episodes_only(subprocesses: bool) -> None:
+    env = make(subprocesses=subprocesses)
+    seeds = np.array([0, 1, 6])  # episodes of 1, 2 and 3 steps
+    obs, _ = env.reset(seed=seeds.tolist())
+    steps = np.zeros(3)
+    for next_seed in range(10, 30):
+        np.testing.assert_array_equal(obs[:, :2].T, [seeds, steps])
+        obs, reward, terminated, truncated, _ = env.step(NO_ACTION)
+        steps += 1
+        np.testing.assert_array_equal(obs[:, :2].T, [seeds, steps])
+        np.testing.assert_array_equal(reward, steps)
+        np.testing.assert_array_equal(terminated, steps > seeds % 4)
+        assert not truncated.any()
+        if terminated.any():
+            seeds[terminated], steps[terminated] = next_seed, 0
+            obs, _ = env.reset(seed=seeds.tolist(), options={"reset_mask": terminated})
+    processes = {int(process) for process in obs[:, 2]}
+    assert (os.getpid() not in processes) == subprocesses
+    assert len(processes) == (3 if subprocesses else 1)
+    env.close()
+
+
+def test_subprocesses_give_the_numbers_of_one_process() -> None:
+    streams = []
+    for subprocesses in (False, True):
+        env = make_dm_control(
+            domain="reacher",
+            task="hard",
+            num_envs=3,
+            subprocesses=subprocesses,
+            action_repeat=2,
+            flatten_obs=True,
+            height=9,
+            width=9,
+            camera_id=0,
+        )
+        rng, mask = np.random.default_rng(0), np.array([False, True, False])
+        stream = [env.reset(seed=[5, 6, 7])[0]]
+        for _ in range(3):
+            for _ in range(5):
+                obs, reward, *_ = env.step(rng.uniform(-1, 1, (3, 2)).astype(np.float32))
+                stream += [obs, reward]
+            stream.append(env.reset(seed=[8, 9, 10], options={"reset_mask": mask.copy()})[0])
+        streams.append(stream)
+        env.close()
+    for here, there in zip(*streams, strict=True):
+        np.testing.assert_array_equal(here, there)
+
+
+@pytest.mark.parametrize("subprocesses", [False, True])
+def test_a_vector_tells_its_action_repeat(subprocesses: bool) -> None:
+    env = make(subprocesses=subprocesses, action_repeat=2, num_envs=1)
+    assert env.metadata["action_repeat"] == 2
+    assert env.metadata["autoreset_mode"] is AutoresetMode.DISABLED
+    assert "action_repeat" not in Count.metadata
+    env.reset(seed=[7])
+    obs, reward, *_ = env.step(NO_ACTION[:1])
+    assert (obs[0, 1], reward[0]) == (2, 1 + 2)
+    assert (env.num_envs, env.single_observation_space.dtype) == (1, np.float32)
+    env.close()
+
+
+def test_ctrl_c_is_for_the_parent_alone() -> None:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    env = make(num_envs=1, subprocesses=True)
+    assert isinstance(env, AsyncVectorEnv)
+    assert signal.signal(signal.SIGINT, before) is signal.default_int_handler
+    for process in env.processes:
+        os.kill(process.pid or 0, signal.SIGINT)
+    assert env.reset(seed=[3])[0][0, 0] == 3
+    env.close()
+
+
+@pytest.mark.parametrize(("num_envs", "action_repeat"), [(0, 1), (1, 0)])
+def test_counts_below_one_are_refused(num_envs: int, action_repeat: int) -> None:
+    key = "action_repeat" if num_envs else "num_envs"
+    with pytest.raises(ValueError, match=f"{key} must be at least 1, got 0"):
+        make(num_envs=num_envs, subprocesses=False, action_repeat=action_repeat)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # how gymnasium shows the child's traceback
+def test_a_subprocess_reports_its_exception() -> None:
+    env = make(Broken, num_envs=2, subprocesses=True)
+    env.reset(seed=[0, 1])
+    with pytest.raises(ZeroDivisionError, match="broken on purpose"):
+        env.step(NO_ACTION[:2])
+    assert isinstance(env, AsyncVectorEnv)
+    env.close(terminate=True)
+
+
+PARENT = """
+import os, sys, time
+from functools import partial
+import gymnasium
+from research.envs.vector import vectorize
+
+class Slow(gymnasium.Wrapper):
+    def step(self, action):
+        time.sleep(600)
+
+def make_slow():
+    return Slow(gymnasium.make("Pendulum-v1"))
+
+if __name__ == "__main__":
+    make = partial(vectorize, num_envs=2, subprocesses=True, action_repeat=1, flatten_obs=False)
+    idle, busy = make(partial(gymnasium.make, "Pendulum-v1")), make(make_slow)
+    idle.reset(seed=0)
+    busy.reset(seed=0)
+    busy.step_async(busy.action_space.sample())
+    print(*[process.pid for env in (idle, busy) for process in env.processes], flush=True)
+    time.sleep(600)
+"""
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process runs; one that has ended may wait for ever for somebody to ask for it."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_subprocesses_end_with_their_parent(how: int, tmp_path: Path) -> None:
+    program = tmp_path / "parent.py"
+    program.write_text(PARENT)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    parent = subprocess.Popen(
+        [sys.executable, str(program)], env=environment, stdout=subprocess.PIPE, text=True
+    )
+    assert parent.stdout
+    children = [int(pid) for pid in parent.stdout.readline().split()]
+    try:
+        assert len(children) == 4
+        assert all(map(is_alive, children))
+        parent.send_signal(how)
+        parent.wait()
+        deadline = time.monotonic() + 10
+        while any(map(is_alive, children)) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert not any(map(is_alive, children))
+    finally:
+        parent.kill()
+        parent.stdout.close()
+        for pid in filter(is_alive, children):
+            os.kill(pid, signal.SIGKILL)
