@@ -1,0 +1,165 @@
+"""What holds for every algorithm that has a yaml."""
+
+import copy
+import io
+from typing import Any, NamedTuple
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from omegaconf import DictConfig
+from torch import Tensor
+
+from research.algs.base import Algorithm
+from research.config import build, check
+from research.processors.base import Processor
+from tests.conftest import Load, options
+
+
+class Parts(NamedTuple):
+    """What an algorithm's config builds."""
+
+    env: Any
+    processor: Processor
+    alg: Algorithm
+    dataset: Any
+
+    def update(self, first: int = 0, count: int = 1) -> list[dict[str, Tensor]]:
+        """Make ``count`` updates, of which the first is number ``first``."""
+        return [
+            self.alg.update(self.processor(self.dataset.sample()), step=100 + n, updates=n)
+            for n in range(first, first + count)
+        ]
+
+
+@pytest.fixture(params=options("alg"), scope="module")
+def cfg(request: pytest.FixtureRequest, load: Load) -> DictConfig:
+    """What ``alg=x`` alone composes to, but for the size of its dataset."""
+    return load(f"alg={request.param}", "dataset.capacity=400", "dataset.batch_size=16")
+
+
+def make(cfg: DictConfig, seed: int = 0) -> Parts:
+    """The parts in the order of ``train.py``, with 100 random steps in the dataset."""
+    torch.manual_seed(seed)
+    env = build(cfg.env)
+    processor = build(cfg.processor, env.single_observation_space, env.single_action_space)
+    network = build(cfg.network, processor.observation_space, processor.action_space)
+    alg = build(cfg.alg, network)
+    dataset = build(cfg.dataset, env, seed)
+    fill(dataset, env, num_steps=100, seed=seed)
+    return Parts(env, processor, alg, dataset)
+
+
+def fill(dataset: Any, env: gymnasium.vector.VectorEnv, *, num_steps: int, seed: int) -> None:
+    """Act at random; episodes are cut every 40 steps, and one ends for good."""
+    env.action_space.seed(seed)
+    everywhere, nowhere = np.ones(env.num_envs, np.bool_), np.zeros(env.num_envs, np.bool_)
+    for step in range(num_steps):
+        if step % 40 == 0:
+            obs, _ = env.reset(seed=seed + step)
+            dataset.start_episodes(obs, everywhere)
+        action = env.action_space.sample()
+        obs, reward, *_ = env.step(action)
+        terminated = everywhere if step == 79 else nowhere
+        truncated = everywhere if step % 40 == 39 else nowhere
+        dataset.add(action, reward, terminated, truncated, obs)
+
+
+def saved_and_loaded(state: Any) -> Any:
+    """A state after its way through a checkpoint's file."""
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+def assert_same(one: Algorithm, other: Algorithm) -> None:
+    """Compare two algorithms' weights to the last bit."""
+    torch.testing.assert_close(dict(one.state_dict()), dict(other.state_dict()), rtol=0, atol=0)
+
+
+def test_the_algorithm_alone_brings_companions_that_suit_it(cfg: DictConfig) -> None:
+    check(cfg)
+    parts = make(cfg)
+    assert isinstance(parts.alg, Algorithm)
+    assert len(parts.dataset) > 0
+
+
+def test_metrics_are_finite_detached_and_without_dimensions(cfg: DictConfig) -> None:
+    for metrics in make(cfg).update(count=4):
+        assert metrics
+        for name, value in metrics.items():
+            assert value.shape == (), name
+            assert not value.requires_grad, name
+            assert torch.isfinite(value), name
+
+
+def test_updates_change_the_weights_and_leave_them_finite(cfg: DictConfig) -> None:
+    parts = make(cfg)
+    before = copy.deepcopy(parts.alg)
+    parts.update(count=4)
+    for (name, value), old in zip(parts.alg.named_parameters(), before.parameters(), strict=True):
+        assert torch.isfinite(value).all(), name
+        assert not (value.requires_grad and torch.equal(value, old)), name
+
+
+def test_a_reloaded_algorithm_goes_on_exactly(cfg: DictConfig) -> None:
+    parts, twin = make(cfg, seed=0), make(cfg, seed=1)
+    parts.update(count=3)
+    twin.alg.load_state_dict(saved_and_loaded(parts.alg.state_dict()))
+    twin.processor.load_state_dict(saved_and_loaded(parts.processor.state_dict()))
+    twin.dataset.load_state_dict(saved_and_loaded(parts.dataset.state_dict()))
+    for name, optim in twin.alg.optimizers.items():
+        optim.load_state_dict(saved_and_loaded(parts.alg.optimizers[name].state_dict()))
+    assert_same(twin.alg, parts.alg)
+    for each in (parts, twin):
+        torch.manual_seed(7)
+        each.update(first=3, count=3)
+    assert_same(twin.alg, parts.alg)
+
+
+def test_the_same_seed_gives_the_same_weights_to_the_last_bit(cfg: DictConfig) -> None:
+    one, other = make(cfg, seed=3), make(cfg, seed=3)
+    for each in (one, other):
+        torch.manual_seed(7)
+        each.update(count=4)
+    assert_same(one.alg, other.alg)
+
+
+def test_another_seed_gives_other_weights(cfg: DictConfig) -> None:
+    one, other = make(cfg, seed=3), make(cfg, seed=4)
+    with pytest.raises(AssertionError):
+        assert_same(one.alg, other.alg)
+
+
+@pytest.mark.parametrize("explore", [False, True])
+@pytest.mark.parametrize("scale", [1.0, 1e6])
+def test_actions_lie_in_the_action_space(cfg: DictConfig, explore: bool, scale: float) -> None:
+    parts = make(cfg)
+    obs = torch.as_tensor(parts.env.single_observation_space.sample()) * scale
+    obs = parts.processor.process_obs(obs.expand(50, *obs.shape))
+    action = parts.processor.unprocess_action(parts.alg.act(obs, 0, explore))
+    assert not action.requires_grad
+    assert len(action) == 50
+    assert all(parts.env.single_action_space.contains(row) for row in action.numpy())
+
+
+def test_acting_without_exploration_is_always_the_same(cfg: DictConfig) -> None:
+    parts = make(cfg)
+    obs = torch.as_tensor(parts.env.single_observation_space.sample())[None]
+    obs = parts.processor.process_obs(obs)
+    one, other = (parts.alg.act(obs, 0, explore=False) for _ in range(2))
+    assert torch.equal(one, other)
+
+
+def test_every_trained_parameter_has_one_optimizer(cfg: DictConfig) -> None:
+    alg = make(cfg).alg
+    owned = [
+        parameter
+        for optim in alg.optimizers.values()
+        for group in optim.param_groups
+        for parameter in group["params"]
+    ]
+    assert len(owned) == len(set(owned))
+    assert set(owned) == {parameter for parameter in alg.parameters() if parameter.requires_grad}

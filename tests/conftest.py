@@ -1,0 +1,59 @@
+"""What tests share: the config tree, small spaces, and randomness that is the same every time."""
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeAlias
+
+import hypothesis
+import numpy as np
+import pytest
+import torch
+from gymnasium.spaces import Box
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+
+CONF = Path(__file__).parents[1] / "conf"
+
+Load: TypeAlias = Callable[..., DictConfig]
+"""Composes the root config with overrides."""
+
+Spaces: TypeAlias = tuple[Box, Box]
+"""Of the observations and of the actions."""
+
+# A machine shared with others has no deadlines.
+hypothesis.settings.register_profile("here", deadline=None, derandomize=True, database=None)
+hypothesis.settings.load_profile("here")
+
+
+def options(group: str) -> list[str]:
+    """The choices of a config group, such as ``alg``."""
+    names = sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+    assert names, f"no such config group: {group}"
+    return names
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    """Start every test from the same state of the global generators."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def load() -> Load:
+    """Compose the root config: ``load("alg=td3", "env=pendulum")``."""
+
+    def load(*overrides: str) -> DictConfig:
+        # the name, unless it is given, asks Hydra which choices a running program has made
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            return compose("config", ["name=test", *overrides])
+
+    return load
+
+
+@pytest.fixture
+def spaces() -> Spaces:
+    """Three unbounded observations and two actions in [-1, 1]."""
+    return Box(-np.inf, np.inf, (3,), np.float32), Box(-1, 1, (2,), np.float32)

@@ -1,0 +1,221 @@
+"""The command line as its user types it: what it prints, where it writes, how it ends."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+
+import train
+
+ROOT = Path(__file__).parent.parent
+SMALL = [
+    "network.hidden_dims=[16]",
+    "dataset.capacity=1000",
+    "dataset.batch_size=8",
+    "trainer.collector.warmup_steps=20",
+    "trainer.log_every=20",
+    "trainer.eval_every=30",
+    "trainer.checkpoint_every=40",
+    "trainer.eval_episodes=1",
+]
+
+
+class Outcome(NamedTuple):
+    """How a command ended."""
+
+    status: int
+    out: str
+    err: str
+
+
+Cli = Callable[..., Outcome]
+
+
+@pytest.fixture
+def cli(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Cli:
+    """Runs ``train.py`` in this process, on a small pendulum run."""
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+
+    def run(*arguments: str, full_error: bool = False) -> Outcome:
+        monkeypatch.setattr(sys, "argv", [str(ROOT / "train.py"), *SMALL, *arguments])
+        GlobalHydra.instance().clear()
+        status = 0
+        try:
+            train.main()
+        except SystemExit as end:
+            status = int(end.code or 0)
+        monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+        printed = capfd.readouterr()
+        return Outcome(status, str(printed.out), str(printed.err))
+
+    return run
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    """A CSV file's rows, without the columns that tell time."""
+    with path.open() as file:
+        return [
+            {key: value for key, value in row.items() if key != "seconds"}
+            for row in csv.DictReader(file)
+        ]
+
+
+def test_a_run_leaves_what_the_design_promises(cli: Cli, tmp_path: Path) -> None:
+    outcome = cli("trainer.total_steps=100", f"hydra.run.dir={tmp_path}")
+    assert outcome.status == 0
+    names = {path.name for path in tmp_path.iterdir()}
+    expected = ("train.log", "train.csv", "eval.csv", "status.json", "provenance.json")
+    assert {*expected, ".hydra", "checkpoints"} <= names
+    assert any(name.startswith("events.out.tfevents") for name in names)
+    assert {path.name for path in (tmp_path / ".hydra").iterdir()} == {
+        "config.yaml",
+        "hydra.yaml",
+        "overrides.yaml",
+    }
+    status = json.loads((tmp_path / "status.json").read_text())
+    assert (status["state"], status["step"], status["attempt"]) == ("completed", 100, 1)
+    scores = [float(row["return"]) for row in rows(tmp_path / "eval.csv")]
+    assert status["score"] == max(scores)
+    assert [row["step"] for row in rows(tmp_path / "eval.csv")] == ["30", "60", "90", "100"]
+    assert "step 100/100" in outcome.err + outcome.out
+
+
+def test_same_seed_same_numbers_other_seed_other_numbers(cli: Cli, tmp_path: Path) -> None:
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        cli("trainer.total_steps=60", f"seed={seed}", f"hydra.run.dir={tmp_path / name}")
+    for group in ("train", "eval"):
+        a, b, c = (rows(tmp_path / name / f"{group}.csv") for name in "abc")
+        assert a == b
+        assert a != c
+
+
+def test_a_complete_run_is_left_alone_and_a_longer_one_goes_on(cli: Cli, tmp_path: Path) -> None:
+    run_dir = f"hydra.run.dir={tmp_path}"
+    cli("trainer.total_steps=60", run_dir)
+    before = (tmp_path / "train.csv").read_text()
+    again = cli("trainer.total_steps=60", run_dir)
+    assert again.status == 0
+    assert "nothing to do" in again.out + again.err
+    assert (tmp_path / "train.csv").read_text() == before
+    assert cli("trainer.total_steps=100", run_dir).status == 0
+    steps = [int(row["step"]) for row in rows(tmp_path / "eval.csv")]
+    assert steps == [30, 60, 90, 100]
+    assert json.loads((tmp_path / "status.json").read_text())["attempt"] == 2
+
+
+def test_another_config_is_refused_with_the_difference(cli: Cli, tmp_path: Path) -> None:
+    run_dir = f"hydra.run.dir={tmp_path}"
+    cli("trainer.total_steps=40", run_dir)
+    config = (tmp_path / ".hydra" / "config.yaml").read_text()
+    outcome = cli("trainer.total_steps=40", "alg.tau=0.5", run_dir)
+    assert outcome.status == 1
+    assert "alg.tau: 0.005 -> 0.5" in outcome.err
+    assert (tmp_path / ".hydra" / "config.yaml").read_text() == config
+    assert json.loads((tmp_path / "status.json").read_text())["state"] == "completed"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["env=chetah"], ["env=chetah", "allowed", "did you mean 'cheetah'?"]),
+        (["alg.ltau=3"], ["alg.ltau", "did you mean 'tau'?"]),
+        (["+alg.ltau=3"], ["alg.ltau", "did you mean 'tau'?"]),
+        (["~alg.tau"], ["alg.tau is missing"]),
+        (["alg.tau=fast"], ["alg.tau must be a number", "'fast'"]),
+        (["alg.tau=3"], ["alg: tau must be in (0, 1], got 3"]),
+        (["envv=cheetah"], ["envv", "did you mean 'env'?"]),
+        (["env=dmc"], ["env.domain has no value"]),
+        (["env=dmc", "env.domain=cheetah", "env.task=rn"], ["'rn'", "did you mean 'run'?"]),
+        (["env=cartpole_gym"], ["network: actions must be continuous", "Discrete(2)"]),
+        (["env=cheetah", "env.flatten_obs=false"], ["network:", "env.flatten_obs=true"]),
+        (["alg.optim._target_=os.system"], ["alg.optim._target_", "trusted"]),
+        (["env.num_envs=3", "trainer.total_steps=20"], ["total_steps", "env.num_envs=3"]),
+        (["dataset.capacity=1000000000"], ["dataset.capacity"]),
+        (["trainer.metric=eval/retrn"], ["trainer.metric", "did you mean 'eval/return'?"]),
+        (["device=gpu"], ["device=gpu"]),
+        (["resume=must"], ["resume=must"]),
+        (["foo"], ["'foo'"]),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_input_ends_in_one_line(
+    cli: Cli, tmp_path: Path, arguments: list[str], words: list[str]
+) -> None:
+    outcome = cli("trainer.total_steps=40", f"hydra.run.dir={tmp_path / 'run'}", *arguments)
+    assert outcome.status == 1
+    lines = [line for line in outcome.err.splitlines() if line]
+    assert len(lines) == 1, outcome.err
+    assert all(word in lines[0] for word in words), lines[0]
+
+
+def test_fewer_steps_than_reached_are_refused(cli: Cli, tmp_path: Path) -> None:
+    run_dir = f"hydra.run.dir={tmp_path}"
+    cli("trainer.total_steps=60", run_dir)
+    outcome = cli("trainer.total_steps=40", run_dir)
+    assert outcome.status == 1
+    assert "trainer.total_steps=40 is below the 60 steps" in outcome.err
+    assert cli("trainer.total_steps=60", "resume=never", run_dir).status == 1
+
+
+def test_a_run_that_failed_before_its_first_checkpoint_starts_anew(
+    cli: Cli, tmp_path: Path
+) -> None:
+    run_dir = f"hydra.run.dir={tmp_path}"
+    assert cli("trainer.total_steps=40", "trainer.metric=eval/none", run_dir).status == 1
+    status = json.loads((tmp_path / "status.json").read_text())
+    assert status["state"] == "failed"
+    assert "eval/none" in status["exit_reason"]
+    assert cli("trainer.total_steps=40", run_dir).status == 0
+    assert [row["step"] for row in rows(tmp_path / "eval.csv")] == ["30", "40"]
+
+
+def test_a_programming_error_shows_its_traceback(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr("research.algs.td3.TD3.update", broken)
+    outcome = cli("trainer.total_steps=40", f"hydra.run.dir={tmp_path}")
+    assert outcome.status == 1
+    assert "Traceback" in outcome.err
+    assert "ZeroDivisionError: a bug" in outcome.err
+    assert json.loads((tmp_path / "status.json").read_text())["state"] == "failed"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
+def test_a_full_disk_is_one_line_and_damages_nothing(cli: Cli, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(disk)])
+    if mounted.returncode:
+        pytest.skip("this container may not mount")
+    try:
+        outcome = cli(
+            "trainer.total_steps=100",
+            f"hydra.run.dir={disk}",
+            "dataset.capacity=20000",
+            "network.hidden_dims=[64,64]",
+            "trainer.total_steps=20000",
+            "trainer.collector.warmup_steps=19990",
+            "trainer.checkpoint_every=500",
+        )
+        assert outcome.status == 1
+        assert "No space left on device" in outcome.err
+        last = disk / "checkpoints" / "last"
+        assert not last.exists() or (last / "state.pt").exists()
+    finally:
+        subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+def test_help_lists_groups_and_run_wide_keys(cli: Cli) -> None:
+    outcome = cli("--help")
+    assert outcome.status == 0
+    assert all(word in outcome.out for word in ("cheetah", "td3", "seed", "device", "resume"))

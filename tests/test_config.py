@@ -1,0 +1,163 @@
+"""Config nodes are checked against what they call, and built only from trusted modules."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import pytest
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from research.config import build, check, locate
+from research.errors import UserError
+from tests.conftest import options
+
+HERE = __name__
+PARTS = ("alg", "network", "dataset", "processor", "trainer", "logger")
+
+
+class Part:
+    """A target for these tests."""
+
+    def __init__(
+        self,
+        supplied: object,
+        *,
+        rate: float,
+        count: int,
+        sizes: Sequence[int],
+        mode: Literal["max", "min"],
+        inner: Callable[[], object] | None,
+    ) -> None:
+        if rate < 0:
+            raise ValueError(f"rate must be at least 0, got {rate}")
+        self.supplied, self.rate, self.inner, self.sizes = supplied, rate, inner, sizes
+
+
+def node(**changes: object) -> DictConfig:
+    """The valid node of a ``Part``, with changes; None removes a key."""
+    valid: dict[str, Any] = {
+        "_target_": "research.test_part.Part",
+        "_partial_": True,
+        "rate": 0.5,
+        "count": 3,
+        "sizes": [1, 2],
+        "mode": "max",
+        "inner": {"_target_": "torch.nn.ReLU", "_partial_": True},
+    }
+    merged = {key: value for key, value in (valid | changes).items() if value != "gone"}
+    return OmegaConf.create({"part": merged, "trusted_modules": []}).part
+
+
+@pytest.fixture(autouse=True)
+def _part_is_importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+    import types
+
+    module = types.ModuleType("research.test_part")
+    module.Part = Part  # type: ignore[attr-defined]
+    monkeypatch.setattr(Part, "__module__", "research.test_part")
+    monkeypatch.setitem(sys.modules, "research.test_part", module)
+    import research
+
+    monkeypatch.setattr(research, "test_part", module, raising=False)
+
+
+def test_a_partial_is_completed_by_its_collaborators() -> None:
+    part = build(node(), "collaborator")
+    assert (part.supplied, part.rate, part.sizes) == ("collaborator", 0.5, [1, 2])
+
+
+def test_partials_are_plain_and_hold_no_omegaconf() -> None:
+    part = build(node())
+    assert type(part) is functools.partial
+    assert type(part.keywords["inner"]) is functools.partial
+    assert type(part.keywords["sizes"]) is list
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"ratee": 1}, ["part.ratee", "is not a known key", "did you mean 'rate'"]),
+        ({"rate": "gone"}, ["part.rate is missing"]),
+        ({"rate": "fast"}, ["part.rate must be a number", "'fast'"]),
+        ({"rate": True}, ["part.rate must be a number", "True"]),
+        ({"count": 1.5}, ["part.count must be an integer", "1.5"]),
+        ({"count": 1e6}, ["part.count", "write 1000000"]),
+        ({"count": True}, ["part.count must be an integer"]),
+        ({"count": "???"}, ["part.count has no value"]),
+        ({"sizes": 3}, ["part.sizes", "3"]),
+        ({"sizes": ["a"]}, ["part.sizes", "'a'"]),
+        ({"mode": "maxx"}, ["part.mode must be one of max, min", "did you mean 'max'"]),
+        ({"inner": 3}, ["part.inner", "3"]),
+        ({"inner": {"_target_": "torch.nn.Rlu"}}, ["part.inner._target_", "'ReLU'"]),
+        ({"inner": {"_target_": "torch.nn.ReLU", "in_place": True}}, ["part.inner.in_place"]),
+        ({"rate": -1.0}, ["part: rate must be at least 0, got -1"]),
+        ({"_target_": "research.nowhere.Part"}, ["part._target_", "research.nowhere"]),
+    ],
+)
+def test_a_wrong_node_is_refused_by_its_full_path(changes: dict, words: list[str]) -> None:
+    with pytest.raises(UserError) as refusal:
+        build(node(**changes), "collaborator")
+    assert all(word in str(refusal.value) for word in words)
+    assert "\n" not in str(refusal.value)
+
+
+def test_null_and_integers_stand_where_they_may() -> None:
+    part = build(node(inner=None, rate=2), "collaborator")
+    assert (part.inner, part.rate) == (None, 2)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "os.system",
+        "builtins.eval",
+        "subprocess.Popen",
+        "pathlib.Path.write_text",
+        "research.files.os.system",
+        "research.config.importlib.import_module",
+        "research.config.build.__globals__",
+        "research.config.functools.partial",
+        "researchers.steal",
+        "torch.load",
+        "torch.nn.functional.warnings.warn",
+    ],
+)
+def test_an_untrusted_target_is_refused_and_not_run(name: str) -> None:
+    with pytest.raises(UserError, match="_target_"):
+        build(node(inner={"_target_": name}), "collaborator")
+
+
+def test_trusted_modules_open_the_door_for_what_they_name() -> None:
+    assert locate("fractions.Fraction", "", ("fractions",)).__name__ == "Fraction"
+    cfg = OmegaConf.create({"trusted_modules": ["fractions"], "x": {"_target_": "fractions.gcd"}})
+    with pytest.raises(UserError, match="'fractions' has no 'gcd'"):
+        build(cfg.x)
+
+
+@pytest.mark.parametrize(
+    ("group", "choice"),
+    [(group, choice) for group in PARTS for choice in options(group)],
+)
+def test_every_yaml_binds_to_its_target(
+    group: str, choice: str, load: Callable[..., DictConfig]
+) -> None:
+    check(load(f"{group}={choice}"))
+
+
+def test_what_has_no_target_is_checked_too(load: Callable[..., DictConfig]) -> None:
+    with pytest.raises(UserError, match=r"sed is not a known key.*did you mean 'seed'"):
+        check(load("+sed=1"))
+    with pytest.raises(UserError, match="seed must be an integer, got 'one'"):
+        check(load("seed=one"))
+    with pytest.raises(UserError, match=r"resume must be one of auto, must, never"):
+        check(load("resume=maybe"))
+
+
+def test_alg_brings_companions_and_the_command_line_wins(load: Callable[..., DictConfig]) -> None:
+    cfg = load("alg=td3", "processor=normalise", "dataset.batch_size=32")
+    assert cfg.processor._target_.endswith("NormaliseObservations")
+    assert cfg.dataset.batch_size == 32
+    optimizer = build(cfg.alg.optim)([torch.nn.Parameter(torch.zeros(1))])
+    assert isinstance(optimizer, torch.optim.Adam)

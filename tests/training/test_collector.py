@@ -1,0 +1,207 @@
+"""What the environments did is what the dataset gets."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from research.training.collector import Collector
+from research.training.seed import derive_seed
+from tests.training.toys import Count, Step, Tape, Toy, make_policy, vector
+
+
+def make_collector(
+    env: SyncVectorEnv,
+    *,
+    seed: int = 0,
+    warmup_steps: int = 0,
+    updates_per_step: int = 1,
+    steps_per_update: int = 1,
+) -> tuple[Collector, Tape]:
+    tape = Tape()
+    collector = Collector(
+        env,
+        make_policy(Toy()),
+        tape,
+        seed,
+        warmup_steps=warmup_steps,
+        updates_per_step=updates_per_step,
+        steps_per_update=steps_per_update,
+    )
+    collector.start()
+    return collector, tape
+
+
+def episodes(tape: Tape, env: int) -> Iterator[list[Step]]:
+    """The finished episodes of one environment."""
+    episode: list[Step] = []
+    for step in tape.steps:
+        if step.env == env:
+            episode.append(step)
+            if step.terminated or step.truncated:
+                yield episode
+                episode = []
+
+
+@pytest.mark.parametrize("num_envs", [1, 3])
+def test_every_transition_is_one_that_the_environment_made(num_envs: int) -> None:
+    collector, tape = make_collector(vector(num_envs), warmup_steps=20 * num_envs)
+    for step in range(0, 40 * num_envs, num_envs):
+        collector.step(step)
+    assert len(tape) == 40 * num_envs
+    for step in tape.steps:
+        seed, episode, time, _ = step.obs
+        expected = [seed, episode, time + 1, np.float32(step.action)]
+        assert step.next_obs.tolist() == expected
+        assert step.reward == time + 1
+
+
+@pytest.mark.parametrize("truncates", [False, True])
+def test_the_end_of_an_episode_is_its_own_and_not_the_next_ones_beginning(truncates: bool) -> None:
+    collector, tape = make_collector(vector(3, length=4, truncates=truncates))
+    for step in range(0, 36, 3):
+        collector.step(step)
+    for step in tape.steps:
+        is_last = step.next_obs[2] == 4
+        assert (step.terminated, step.truncated) == (
+            is_last and not truncates,
+            is_last and truncates,
+        )
+        assert step.next_obs[:2].tolist() == step.obs[:2].tolist()
+
+
+def test_every_episode_of_every_environment_starts_from_a_seed_of_its_own() -> None:
+    collector, tape = make_collector(vector(3), seed=5)
+    for step in range(0, 120, 3):
+        collector.step(step)
+    seen = set()
+    for env in range(3):
+        for count, episode in enumerate(episodes(tape, env)):
+            seed = derive_seed(5, "episode", env, count)
+            seen.add(seed)
+            assert [step.obs[0] for step in episode] == [seed % 2**20] * len(episode)
+            assert [step.obs[1] for step in episode] == [count + 1] * len(episode)
+            assert [step.obs[2] for step in episode] == list(range(len(episode)))
+            assert len(episode) == seed % 4 + 1
+    assert len(seen) > 30
+
+
+def test_finished_episodes_are_told_once_with_their_numbers() -> None:
+    collector, tape = make_collector(vector(2))
+    told = [episode for step in range(0, 60, 2) for episode in collector.step(step)]
+    lengths = [len(episode) for env in range(2) for episode in episodes(tape, env)]
+    assert sorted(episode["length"] for episode in told) == sorted(lengths)
+    for episode in told:
+        length = episode["length"]
+        assert episode["return"] == episode["bonus"] == length * (length + 1) / 2
+
+
+def collect_actions(seed: int, num_steps: int) -> list[float]:
+    collector, tape = make_collector(vector(), seed=seed, warmup_steps=num_steps)
+    for step in range(num_steps):
+        collector.step(step)
+    return [step.action for step in tape.steps]
+
+
+def test_warmup_actions_are_uniform() -> None:
+    counts, _ = np.histogram(collect_actions(seed=0, num_steps=2000), bins=4, range=(-1, 1))
+    assert counts.sum() == 2000
+    assert np.abs(counts - 500).max() < 80  # four standard deviations
+
+
+def test_warmup_actions_follow_the_run_seed() -> None:
+    first = collect_actions(seed=0, num_steps=20)
+    assert collect_actions(seed=0, num_steps=20) == first
+    assert not set(collect_actions(seed=1, num_steps=20)) & set(first)
+
+
+@pytest.mark.parametrize(("warmup_steps", "num_random"), [(0, 0), (6, 6), (7, 9)])
+def test_the_policy_explores_as_soon_as_the_warmup_is_over(
+    warmup_steps: int, num_random: int
+) -> None:
+    collector, tape = make_collector(vector(3), warmup_steps=warmup_steps)
+    calls = []
+    policy = collector.policy
+
+    def spy(obs: np.ndarray, *, step: int, explore: bool) -> np.ndarray:
+        calls.append((step, explore))
+        return 0 * policy(obs, step=step, explore=explore) + 0.5
+
+    collector.policy = spy  # type: ignore[assignment]
+    for step in range(0, 18, 3):
+        collector.step(step)
+    assert calls == [(step, True) for step in range(num_random, 18, 3)]
+    assert [step.action == 0.5 for step in tape.steps] == [False] * num_random + [True] * (
+        18 - num_random
+    )
+
+
+def test_the_policy_sees_the_newest_observation_also_after_a_reset() -> None:
+    collector, tape = make_collector(vector(2))
+    seen = []
+    policy = collector.policy
+
+    def spy(obs: np.ndarray, *, step: int, explore: bool) -> np.ndarray:
+        seen.extend(obs.tolist())
+        return policy(obs, step=step, explore=explore)
+
+    collector.policy = spy  # type: ignore[assignment]
+    for step in range(0, 40, 2):
+        collector.step(step)
+    assert seen == [step.obs.tolist() for step in tape.steps]
+
+
+@settings(max_examples=30)
+@given(st.integers(0, 50), st.integers(1, 5), st.booleans(), st.integers(0, 200))
+def test_updates_are_due_in_the_ratio_asked_for(
+    warmup_steps: int, ratio: int, more_updates: bool, step: int
+) -> None:
+    collector, _ = make_collector(
+        vector(),
+        warmup_steps=warmup_steps,
+        updates_per_step=ratio if more_updates else 1,
+        steps_per_update=1 if more_updates else ratio,
+    )
+    after = max(0, step - warmup_steps)
+    assert collector.updates_due(step) == (after * ratio if more_updates else after // ratio)
+
+
+@pytest.mark.parametrize("ratio", [(0, 1), (1, 0), (2, 2), (-1, 1), (3, 2)])
+def test_a_ratio_that_is_no_ratio_of_integers_is_refused(ratio: tuple[int, int]) -> None:
+    with pytest.raises(ValueError, match=f"one of them 1, got {ratio[0]} and {ratio[1]}"):
+        make_collector(vector(), updates_per_step=ratio[0], steps_per_update=ratio[1])
+
+
+def test_a_negative_warmup_is_refused() -> None:
+    with pytest.raises(ValueError, match="warmup_steps must be at least 0, got -1"):
+        make_collector(vector(), warmup_steps=-1)
+
+
+@pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP])
+def test_an_environment_that_resets_itself_is_refused(mode: AutoresetMode) -> None:
+    with pytest.raises(ValueError, match="must leave resets to the collector"):
+        make_collector(SyncVectorEnv([Count], autoreset_mode=mode))
+
+
+def test_a_resumed_collector_goes_on_with_new_episodes_and_new_actions() -> None:
+    collector, tape = make_collector(vector(2, length=3), warmup_steps=100)
+    for step in range(0, 8, 2):
+        collector.step(step)
+    state = collector.state_dict()
+    for step in range(8, 20, 2):
+        collector.step(step)
+    other, other_tape = make_collector(vector(2, length=3), warmup_steps=100)
+    other.load_state_dict(state)
+    assert other_tape.cut == 2
+    other.start()
+    for step in range(8, 20, 2):
+        other.step(step)
+    assert [s.action for s in other_tape.steps] == [s.action for s in tape.steps[8:]]
+    starts = [s.obs[0] for s in other_tape.steps if s.obs[2] == 0]
+    # episodes 0 and 1 had begun, the second was cut
+    assert starts == [
+        derive_seed(0, "episode", env, count) % 2**20 for count in (2, 3) for env in (0, 1)
+    ]

@@ -1,0 +1,707 @@
+"""The one loop: exact, resumable, the same every time, and never disturbed by evaluation."""
+
+import os
+import random
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+import torch
+from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import (
+    CosineAnnealingLR,
+    ExponentialLR,
+    LinearLR,
+    LRScheduler,
+    OneCycleLR,
+    ReduceLROnPlateau,
+)
+
+from research.algs.base import Algorithm, Metrics, OptimFactory, take_step
+from research.batches import Transition
+from research.datasets.replay import ReplayBuffer
+from research.envs.spaces import DeclaredSpaces
+from research.errors import UserError
+from research.processors.base import Identity, Processor
+from research.training.checkpoint import load_checkpoint
+from research.training.collector import Collector
+from research.training.logger import Logger
+from research.training.run import Run
+from research.training.seed import seed_everything
+from research.training.status import Status
+from research.training.trainer import Trainer, clip_gradients
+from tests.training.toys import (
+    ACTION_SPACE,
+    OBS_SPACE,
+    Count,
+    Points,
+    Regression,
+    Tape,
+    Toy,
+    make_policy,
+    rows,
+    vector,
+)
+
+SPACES = DeclaredSpaces(observation_space=OBS_SPACE, action_space=ACTION_SPACE)
+SGD = partial(torch.optim.SGD, lr=1.0)
+
+
+@pytest.fixture(autouse=True)
+def _no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+
+
+def make_trainer(
+    folder: Path,
+    alg: Algorithm,
+    dataset: Any,
+    env: Any,
+    *,
+    total_steps: int,
+    seed: int = 0,
+    make_env: Callable[[], VectorEnv] = vector,
+    processor: Processor | None = None,
+    collector: Callable[..., Collector] | None = None,
+    schedule: Callable[[torch.optim.Optimizer], LRScheduler] | None = None,
+    max_grad_norm: float | None = None,
+    log_every: int = 10,
+    eval_every: int = 10,
+    eval_episodes: int = 2,
+    checkpoint_every: int = 10,
+    metric: str = "eval/return",
+    mode: Literal["max", "min"] = "max",
+) -> Trainer:
+    folder.mkdir(exist_ok=True)
+    return Trainer(
+        alg,
+        processor or Identity(OBS_SPACE, ACTION_SPACE),
+        dataset,
+        env,
+        make_env,
+        Logger(folder, tensorboard=False, wandb=None),
+        Run(folder, Status(folder), seed, {}),
+        total_steps=total_steps,
+        collector=collector,
+        schedule=schedule,
+        max_grad_norm=max_grad_norm,
+        log_every=log_every,
+        eval_every=eval_every,
+        eval_episodes=eval_episodes,
+        checkpoint_every=checkpoint_every,
+        metric=metric,
+        mode=mode,
+    )
+
+
+def collecting(
+    warmup_steps: int = 4, updates_per_step: int = 1, steps_per_update: int = 1
+) -> Callable[..., Collector]:
+    return partial(
+        Collector,
+        warmup_steps=warmup_steps,
+        updates_per_step=updates_per_step,
+        steps_per_update=steps_per_update,
+    )
+
+
+def make_online(
+    folder: Path,
+    *,
+    num_envs: int = 1,
+    seed: int = 0,
+    alg: Algorithm | None = None,
+    collector: Callable[..., Collector] | None = None,
+    dataset: Any = None,
+    **options: Any,
+) -> Trainer:
+    """Toy on ``Count`` with a replay buffer."""
+    seed_everything(seed)
+    env = vector(num_envs)
+    if dataset is None:
+        dataset = ReplayBuffer(
+            env, seed, capacity=60, batch_size=8, discount=0.9, n_step=2, device="cpu"
+        )
+    return make_trainer(
+        folder,
+        alg or Toy(),
+        dataset,
+        env,
+        seed=seed,
+        collector=collector or collecting(),
+        **options,
+    )
+
+
+def make_supervised(
+    folder: Path, *, alg: Algorithm | None = None, seed: int = 0, **options: Any
+) -> Trainer:
+    """A regression, without an environment."""
+    seed_everything(seed)
+    alg = alg or Regression()
+    options = {"metric": "eval/error", "mode": "min", **options}
+    return make_trainer(folder, alg, Points(seed), SPACES, seed=seed, **options)
+
+
+def steps(path: Path) -> list[int]:
+    return [int(row["step"]) for row in rows(path)]
+
+
+def logged(folder: Path) -> dict[str, list[dict[str, float]]]:
+    """Every row of every log but for the times of this machine."""
+    return {
+        path.name: [{k: v for k, v in row.items() if k != "seconds"} for row in rows(path)]
+        for path in folder.glob("*.csv")
+        if path.name != "time.csv"
+    }
+
+
+def checkpoint_step(folder: Path, name: str) -> int:
+    return load_checkpoint(folder / "checkpoints" / name).state["step"]
+
+
+# How far a run goes
+
+
+@pytest.mark.parametrize(("num_envs", "total_steps"), [(1, 25), (3, 27)])
+def test_a_run_takes_exactly_the_steps_asked_for(
+    tmp_path: Path, num_envs: int, total_steps: int
+) -> None:
+    tape = Tape()
+    trainer = make_online(tmp_path, num_envs=num_envs, dataset=tape, total_steps=total_steps)
+    trainer.train()
+    assert len(tape) == trainer.step == total_steps
+    assert checkpoint_step(tmp_path, "last") == total_steps
+    assert steps(tmp_path / "train.csv")[-1] == steps(tmp_path / "eval.csv")[-1] == total_steps
+
+
+def test_steps_that_environments_cannot_share_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"total_steps must be a multiple of .*=3, got 25"):
+        make_online(tmp_path, num_envs=3, total_steps=25)
+
+
+@pytest.mark.parametrize(
+    ("updates_per_step", "steps_per_update", "updates"), [(1, 1, 26), (3, 1, 78), (1, 4, 6)]
+)
+def test_updates_come_in_the_ratio_asked_for_once_the_warmup_is_over(
+    tmp_path: Path, updates_per_step: int, steps_per_update: int, updates: int
+) -> None:
+    collector = collecting(4, updates_per_step, steps_per_update)
+    trainer = make_online(tmp_path, collector=collector, total_steps=30)
+    trainer.train()
+    assert trainer.updates == updates
+    assert rows(tmp_path / "train.csv")[-1]["updates"] == updates
+
+
+class Clocked(Toy):
+    """Notes at which step and after how many updates it was updated."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[int, int]] = []
+
+    def update(self, batch: Transition, *, step: int, updates: int) -> Metrics:
+        assert self.training
+        self.calls.append((step, updates))
+        return super().update(batch, step=step, updates=updates)
+
+
+def test_an_update_knows_the_steps_taken_and_the_updates_before_it(tmp_path: Path) -> None:
+    alg = Clocked()
+    make_online(
+        tmp_path, alg=alg, num_envs=3, collector=collecting(warmup_steps=4), total_steps=9
+    ).train()
+    assert alg.calls == [(6, 0), (6, 1), (9, 2), (9, 3), (9, 4)]
+
+
+def test_periods_that_environments_jump_over_come_at_the_first_step_behind(tmp_path: Path) -> None:
+    make_online(
+        tmp_path,
+        num_envs=3,
+        collector=collecting(warmup_steps=0),
+        total_steps=33,
+        log_every=4,
+        eval_every=10,
+        checkpoint_every=100,
+    ).train()
+    assert steps(tmp_path / "eval.csv") == [12, 21, 30, 33]
+    assert steps(tmp_path / "train.csv") == [6, 9, 12, 18, 21, 24, 30, 33]
+
+
+def test_periods_are_exact_and_the_end_is_always_evaluated_logged_and_saved(tmp_path: Path) -> None:
+    make_supervised(
+        tmp_path, total_steps=23, log_every=5, eval_every=10, checkpoint_every=100
+    ).train()
+    assert steps(tmp_path / "train.csv") == [5, 10, 15, 20, 23]
+    assert steps(tmp_path / "eval.csv") == [10, 20, 23]
+    assert checkpoint_step(tmp_path, "last") == 23
+
+
+def test_checkpoints_come_between_evaluations(tmp_path: Path) -> None:
+    trainer = make_supervised(tmp_path, total_steps=30, eval_every=20, checkpoint_every=7)
+    saved = []
+    save = trainer.save
+    trainer.save = lambda *, is_best: (saved.append(trainer.step), save(is_best=is_best))[1]
+    trainer.train()
+    assert saved == [7, 14, 20, 21, 28, 30]
+
+
+def test_rows_count_steps_frames_updates_and_epochs(tmp_path: Path) -> None:
+    trainer = make_online(tmp_path, total_steps=20)
+    trainer.action_repeat = 4
+    trainer.train()
+    row = rows(tmp_path / "train.csv")[-1]
+    assert (row["step"], row["frames"], row["updates"], row["epoch"]) == (20, 80, 16, 0)
+    make_supervised(tmp_path / "b", total_steps=24).train()
+    row = rows(tmp_path / "b" / "train.csv")[-1]
+    # five batches are an epoch, and no environment has made a frame
+    assert (row["step"], row["frames"], row["updates"], row["epoch"]) == (24, 0, 24, 4)
+
+
+def test_every_episode_is_logged_once(tmp_path: Path) -> None:
+    tape = Tape()
+    trainer = make_online(tmp_path, dataset=tape, total_steps=40, log_every=1, eval_every=100)
+    trainer.train()
+    lengths = [step.next_obs[2] for step in tape.steps if step.terminated]
+    assert [row["length"] for row in rows(tmp_path / "env.csv")] == lengths
+
+
+def test_time_is_divided_among_the_phases(tmp_path: Path) -> None:
+    make_online(tmp_path, total_steps=20).train()
+    first, second = rows(tmp_path / "time.csv")
+    names = {"environment", "sample", "update", "other"}
+    for row, expected in [(first, names), (second, names | {"evaluate", "checkpoint"})]:
+        shares = {name: row[name] for name in expected}
+        assert all(share > 0 for share in shares.values())
+        assert sum(shares.values()) == pytest.approx(1.0)
+
+
+# What is kept
+
+
+class Scripted(Regression):
+    """Its validation error is what the script says for the updates made."""
+
+    def __init__(self, script: dict[int, float]) -> None:
+        super().__init__()
+        self.script = script
+        self.register_buffer("updates", torch.tensor(0))
+
+    def update(self, batch: tuple[Tensor, Tensor], *, step: int, updates: int) -> Metrics:
+        self.updates += 1
+        return super().update(batch, step=step, updates=updates)
+
+    def validate(self, batch: tuple[Tensor, Tensor]) -> Metrics:
+        return {"error": torch.tensor(self.script[int(self.updates)]), "size": torch.tensor(1.0)}
+
+
+@pytest.mark.parametrize(("mode", "step", "score"), [("min", 20, -3.0), ("max", 30, 5.0)])
+def test_the_best_checkpoint_is_the_best_by_metric_and_mode(
+    tmp_path: Path, mode: str, step: int, score: float
+) -> None:
+    alg = Scripted({10: 4.0, 20: -3.0, 30: 5.0, 40: 1.0})
+    assert make_supervised(tmp_path, alg=alg, mode=mode, total_steps=40).train() == score
+    assert checkpoint_step(tmp_path, "best") == step
+    assert checkpoint_step(tmp_path, "last") == 40
+
+
+def test_of_equal_scores_the_first_is_the_best(tmp_path: Path) -> None:
+    make_supervised(tmp_path, alg=Scripted({10: 1.0, 20: 1.0}), total_steps=20).train()
+    assert checkpoint_step(tmp_path, "best") == 10
+
+
+def test_an_unknown_metric_stops_at_the_first_evaluation_and_names_the_nearest(
+    tmp_path: Path,
+) -> None:
+    trainer = make_online(tmp_path, metric="eval/retrun", total_steps=40)
+    with pytest.raises(UserError, match=r"metric=eval/retrun .*; did you mean 'eval/return'\?$"):
+        trainer.train()
+    assert trainer.step == 10
+
+
+@pytest.mark.parametrize("mode", ["min", "max"])
+@pytest.mark.parametrize("score", [float("nan"), float("inf"), float("-inf")])
+def test_a_score_that_is_no_number_stops_the_run(tmp_path: Path, mode: str, score: float) -> None:
+    alg = Scripted({10: 1.0, 20: score})
+    trainer = make_supervised(tmp_path, alg=alg, mode=mode, total_steps=40)
+    with pytest.raises(UserError, match=f"eval/error became {score} at step 20; training stopped"):
+        trainer.train()
+    assert checkpoint_step(tmp_path, "last") == checkpoint_step(tmp_path, "best") == 10
+
+
+class Exploding(Regression):
+    """Its loss, or only its gradient, is not finite at one update."""
+
+    def __init__(self, *, at: int, loss: float) -> None:
+        super().__init__()
+        self.at = at
+        self.loss = loss
+
+    def update(self, batch: tuple[Tensor, Tensor], *, step: int, updates: int) -> Metrics:
+        metrics = super().update(batch, step=step, updates=updates)
+        if updates == self.at:
+            nn.init.constant_(self.line.weight, float("nan"))
+            metrics["loss"] = torch.tensor(self.loss)
+        return metrics
+
+
+@pytest.mark.parametrize("loss", [float("nan"), float("inf")])
+@pytest.mark.parametrize("log_every", [1, 100])
+def test_a_loss_that_is_not_finite_stops_the_run_and_reaches_no_checkpoint(
+    tmp_path: Path, loss: float, log_every: int
+) -> None:
+    alg = Exploding(at=12, loss=loss)
+    trainer = make_supervised(tmp_path, alg=alg, total_steps=40, log_every=log_every)
+    with pytest.raises(UserError, match=f"^train/loss became {loss} at step 13;"):
+        trainer.train()
+    weights, state = load_checkpoint(tmp_path / "checkpoints" / "last")
+    assert state["step"] == 10
+    assert all(value.isfinite().all() for value in weights["alg"].values())
+
+
+def test_a_weight_that_no_loss_shows_yet_reaches_no_checkpoint(tmp_path: Path) -> None:
+    alg = Exploding(at=19, loss=0.5)
+    trainer = make_supervised(tmp_path, alg=alg, total_steps=40, eval_every=100)
+    with pytest.raises(UserError, match=r"^weight line.weight became NaN or infinite by step 20;"):
+        trainer.train()
+    assert checkpoint_step(tmp_path, "last") == 10
+
+
+# Without an environment, or without collecting
+
+
+def test_a_regression_is_learned_by_the_same_loop(tmp_path: Path) -> None:
+    error = make_supervised(tmp_path, total_steps=200, eval_every=50).train()
+    errors = [row["error"] for row in rows(tmp_path / "eval.csv")]
+    assert errors[0] > 0.02
+    assert error == min(errors) < 0.002
+
+
+def test_the_processor_learns_from_training_batches_alone(tmp_path: Path) -> None:
+    seen = []
+
+    class Noting(Processor):
+        def forward(self, batch: Any) -> Any:
+            seen.append((len(batch[0]), self.training))
+            return batch
+
+    processor = Noting(OBS_SPACE, ACTION_SPACE)
+    make_supervised(tmp_path, processor=processor, total_steps=2, eval_every=2).train()
+    assert seen == [(4, True), (4, True), (3, False), (1, False)]
+
+
+def test_offline_learning_evaluates_in_an_environment_and_never_trains_in_it(
+    tmp_path: Path,
+) -> None:
+    tape = Tape()
+    make_online(tmp_path / "online", dataset=tape, total_steps=30).train()
+    env, eval_env = vector(3), vector()
+    trainer = make_trainer(
+        tmp_path / "offline", Toy(), tape, env, make_env=lambda: eval_env, total_steps=25
+    )
+    trainer.train()
+    train_env, evaluated = env.envs[0], eval_env.envs[0]
+    assert isinstance(train_env, Count)
+    assert isinstance(evaluated, Count)
+    assert len(tape) == 30
+    assert train_env.episodes == 0
+    assert evaluated.episodes == 3 * 2
+    row = rows(tmp_path / "offline" / "eval.csv")[-1]
+    assert (row["step"], row["frames"], row["updates"]) == (25, 0, 25)
+    assert "return" in row
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"dataset": Tape()}, "nothing to evaluate on"),
+        ({"alg": Toy()}, "Toy is evaluated in environments alone"),
+        ({"collector": collecting()}, "a collector needs an environment to step"),
+        ({"mode": "maximum"}, "mode must be max or min, got maximum"),
+        ({"total_steps": 0}, "total_steps must be above 0, got 0"),
+        ({"log_every": 0}, "log_every must be above 0, got 0"),
+        ({"eval_every": -1}, "eval_every must be above 0, got -1"),
+        ({"eval_episodes": 0}, "eval_episodes must be above 0, got 0"),
+        ({"checkpoint_every": 0}, "checkpoint_every must be above 0, got 0"),
+        ({"max_grad_norm": 0.0}, r"max_grad_norm must be above 0, got 0\.0"),
+        ({"schedule": ReduceLROnPlateau}, "schedule must depend on the number of updates alone"),
+    ],
+)
+def test_parts_that_do_not_go_together_are_refused_before_the_first_step(
+    tmp_path: Path, changes: dict[str, Any], reason: str
+) -> None:
+    options: Any = {"alg": Regression(), "dataset": Points(), "env": SPACES, "total_steps": 10}
+    with pytest.raises(ValueError, match=reason):
+        make_trainer(tmp_path, **{**options, **changes})
+
+
+# Learning rates and gradients
+
+
+class Falling(Regression):
+    """Two weights whose losses have the gradients 1 and ``slope`` everywhere."""
+
+    def __init__(self, slope: float = 10.0, *, optim: OptimFactory = SGD) -> None:
+        super().__init__()
+        self.weights = nn.ParameterList([torch.zeros(1), torch.zeros(1)])
+        self.slope = slope
+        self.first_optim, self.second_optim = optim([self.weights[0]]), optim([self.weights[1]])
+
+    def update(self, batch: tuple[Tensor, Tensor], *, step: int, updates: int) -> Metrics:
+        take_step(self.first_optim, self.weights[0].sum())
+        take_step(self.second_optim, self.slope * self.weights[1].sum())
+        return {"first": self.weights[0].detach().sum(), "second": self.weights[1].detach().sum()}
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        partial(LinearLR, start_factor=1.0, end_factor=0.1, total_iters=8),
+        partial(CosineAnnealingLR, T_max=12),
+        partial(ExponentialLR, gamma=0.7),
+        partial(OneCycleLR, max_lr=0.5, total_steps=13, cycle_momentum=False),
+    ],
+)
+def test_each_update_has_the_rate_that_torchs_own_schedule_gives_it(
+    tmp_path: Path, schedule: Callable[[torch.optim.Optimizer], LRScheduler]
+) -> None:
+    optim = SGD([nn.Parameter(torch.zeros(1))])
+    reference = schedule(optim)
+    rates = []
+    for _ in range(12):
+        rates.append(optim.param_groups[0]["lr"])
+        optim.step()
+        reference.step()
+    make_supervised(tmp_path, alg=Falling(), schedule=schedule, total_steps=12, log_every=1).train()
+    log = rows(tmp_path / "train.csv")
+    assert [row["first"] for row in log] == pytest.approx(-np.cumsum(rates), rel=1e-5)
+    following = [*rates[1:], optim.param_groups[0]["lr"]]
+    assert [row["first_optim_lr"] for row in log] == following
+    assert [row["second_optim_lr"] for row in log] == following
+
+
+def test_gradients_are_bounded_for_each_optimizer_and_small_ones_left_alone(
+    tmp_path: Path,
+) -> None:
+    alg = Falling(slope=10.0)
+    make_supervised(tmp_path, alg=alg, max_grad_norm=2.5, total_steps=4).train()
+    assert alg.weights[0].item() == pytest.approx(-4 * 1.0)
+    assert alg.weights[1].item() == pytest.approx(-4 * 2.5)
+
+
+def test_the_bound_is_on_the_norm_of_all_gradients_of_an_optimizer() -> None:
+    weights = [nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))]
+    optim = SGD(weights)
+    clip_gradients(optim, 1.0)
+    take_step(optim, 3 * weights[0].sum() + 4 * weights[1].sum())
+    assert [weight.item() for weight in weights] == pytest.approx([-0.6, -0.8])
+
+
+# Randomness
+
+
+@pytest.mark.parametrize("make", [make_online, make_supervised])
+def test_the_same_seed_gives_the_same_numbers_to_the_last_bit(
+    tmp_path: Path, make: Callable[..., Trainer]
+) -> None:
+    for name in ("a", "b"):
+        make(tmp_path / name, total_steps=40).train()
+    assert logged(tmp_path / "a") == logged(tmp_path / "b")
+    assert len(logged(tmp_path / "a")["train.csv"]) == 4
+
+
+def test_seeds_differ_in_the_first_action_and_the_first_state(tmp_path: Path) -> None:
+    tapes = Tape(), Tape()
+    for seed, tape in enumerate(tapes):
+        collector = collecting(warmup_steps=20)
+        make_online(
+            tmp_path / str(seed), seed=seed, dataset=tape, collector=collector, total_steps=20
+        ).train()
+    first, second = (tape.steps[0] for tape in tapes)
+    assert first.action != second.action
+    assert first.obs[0] != second.obs[0]
+    assert logged(tmp_path / "0")["eval.csv"] != logged(tmp_path / "1")["eval.csv"]
+
+
+class Careless(Count):
+    """Uses and seeds the global generators."""
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        for seed_generator in (random.seed, np.random.seed, torch.manual_seed):
+            seed_generator(0)
+        return super().reset(seed=seed, options=options)
+
+
+def make_careless() -> SyncVectorEnv:
+    random.random()
+    np.random.rand()
+    torch.rand(1)
+    return SyncVectorEnv([Careless], autoreset_mode=AutoresetMode.DISABLED)
+
+
+def test_training_is_the_same_however_often_it_is_evaluated(tmp_path: Path) -> None:
+    for name, eval_every in [("seldom", 24), ("often", 3)]:
+        make_online(
+            tmp_path / name,
+            make_env=make_careless,
+            eval_every=eval_every,
+            checkpoint_every=24,
+            log_every=1,
+            total_steps=24,
+        ).train()
+    for log in ("train.csv", "env.csv"):
+        assert logged(tmp_path / "seldom")[log] == logged(tmp_path / "often")[log]
+
+
+# Stopping and going on
+
+
+class Killed(Exception):
+    """Stands for whatever ends a process."""
+
+
+def kill(trainer: Trainer, *, at: int) -> None:
+    """Train until the update at this step."""
+    update = trainer.alg.update
+
+    def mortal(batch: Any, *, step: int, updates: int) -> Metrics:
+        if step == at:
+            raise Killed
+        return update(batch, step=step, updates=updates)
+
+    trainer.alg.update = mortal  # type: ignore[method-assign]
+    with pytest.raises(Killed):
+        trainer.train()
+
+
+@pytest.mark.parametrize("at", [5, 14, 20, 35])
+def test_a_run_that_was_killed_ends_as_if_it_had_not_been(tmp_path: Path, at: int) -> None:
+    """Weights, optimizer, schedule, generators and every row, although no period fits another."""
+    periods: Any = {"log_every": 7, "eval_every": 15, "checkpoint_every": 9, "total_steps": 40}
+    schedule = partial(ExponentialLR, gamma=0.9)
+    whole = make_supervised(tmp_path / "whole", schedule=schedule, **periods)
+    score = whole.train()
+    kill(make_supervised(tmp_path / "killed", schedule=schedule, **periods), at=at)
+    # another seed shows that everything comes from the checkpoint, if there was one
+    seed = 0 if at == 5 else 1
+    resumed = make_supervised(tmp_path / "killed", schedule=schedule, seed=seed, **periods)
+    resumed.run = resumed.run._replace(seed=0)
+    assert resumed.train() == score
+    assert logged(tmp_path / "killed") == logged(tmp_path / "whole")
+    for name, value in whole.alg.state_dict().items():
+        assert value.equal(resumed.alg.state_dict()[name])
+    assert checkpoint_step(tmp_path / "killed", "best") == checkpoint_step(
+        tmp_path / "whole", "best"
+    )
+
+
+def test_a_longer_run_goes_on_from_a_complete_one(tmp_path: Path) -> None:
+    periods: Any = {"log_every": 10, "eval_every": 10, "checkpoint_every": 10}
+    make_supervised(tmp_path / "whole", total_steps=40, **periods).train()
+    make_supervised(tmp_path / "parts", total_steps=20, **periods).train()
+    trainer = make_supervised(tmp_path / "parts", total_steps=40, **periods)
+    trainer.train()
+    assert trainer.updates == 40
+    assert logged(tmp_path / "parts") == logged(tmp_path / "whole")
+
+
+def test_a_resumed_collector_takes_the_steps_that_are_left(tmp_path: Path) -> None:
+    kill(make_online(tmp_path, num_envs=3, total_steps=60, checkpoint_every=12), at=45)
+    assert checkpoint_step(tmp_path, "last") == 42
+    saved = load_checkpoint(tmp_path / "checkpoints" / "last").state
+    trainer = make_online(tmp_path, num_envs=3, total_steps=60, checkpoint_every=12)
+    trainer.train()
+    counts = [env.total_steps for env in trainer.env.envs]
+    assert counts == [6, 6, 6]
+    assert trainer.step == 60
+    assert trainer.updates == 60 - 4
+    assert steps(tmp_path / "train.csv") == sorted(set(steps(tmp_path / "train.csv")))
+    assert steps(tmp_path / "eval.csv") == [12, 21, 30, 42, 51, 60]
+    assert trainer.collector is not None
+    # an episode each was cut, and its successor has a number of its own
+    assert all(trainer.collector.num_episodes > saved["collector"]["num_episodes"])
+    assert trainer.seconds > saved["seconds"]
+
+
+def test_a_resumed_run_remembers_its_best(tmp_path: Path) -> None:
+    script = {10: 1.0, 20: 3.0, 30: 2.0}
+    kill(make_supervised(tmp_path, alg=Scripted(script), total_steps=30), at=25)
+    assert make_supervised(tmp_path, alg=Scripted(script), total_steps=30).train() == 1.0
+    assert checkpoint_step(tmp_path, "best") == 10
+
+
+def test_a_run_that_died_before_its_first_checkpoint_leaves_no_rows_behind(
+    tmp_path: Path,
+) -> None:
+    kill(make_supervised(tmp_path, total_steps=20, log_every=2), at=9)
+    make_supervised(tmp_path, total_steps=20, log_every=2).train()
+    assert steps(tmp_path / "train.csv") == list(range(2, 21, 2))
+
+
+def test_a_run_that_was_only_not_finished_officially_is_evaluated_and_returns(
+    tmp_path: Path,
+) -> None:
+    """A checkpoint between evaluations may be where a shortened run ends."""
+    kill(make_supervised(tmp_path, total_steps=40, eval_every=15, checkpoint_every=10), at=12)
+    trainer = make_supervised(tmp_path, total_steps=10, eval_every=15, checkpoint_every=10)
+    trainer.train()
+    assert steps(tmp_path / "eval.csv") == [10]
+    assert checkpoint_step(tmp_path, "best") == checkpoint_step(tmp_path, "last") == 10
+
+
+def test_an_end_that_is_passed_is_refused(tmp_path: Path) -> None:
+    make_supervised(tmp_path, total_steps=30).train()
+    before = (tmp_path / "train.csv").read_text()
+    with pytest.raises(UserError, match=r"trainer.total_steps=20 is below the 30 steps"):
+        make_supervised(tmp_path, total_steps=20).train()
+    assert (tmp_path / "train.csv").read_text() == before
+
+
+def test_a_checkpoint_that_is_lost_or_of_other_code_is_refused_and_nothing_overwritten(
+    tmp_path: Path,
+) -> None:
+    make_supervised(tmp_path, total_steps=10).train()
+    with pytest.raises(UserError, match=r"checkpoints/last does not fit this code: .*weights.0"):
+        make_supervised(tmp_path, alg=Falling(), total_steps=20).train()
+    (tmp_path / "checkpoints" / "0000000010").rename(tmp_path / "checkpoints" / "moved")
+    with pytest.raises(UserError, match=r"weights\.pt is missing"):
+        make_supervised(tmp_path, total_steps=20).train()
+    assert steps(tmp_path / "train.csv") == [10]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_environments_are_closed_however_the_run_ends(tmp_path: Path, fails: bool) -> None:
+    eval_env = vector()
+    trainer = make_online(tmp_path, make_env=lambda: eval_env, total_steps=20)
+    kill(trainer, at=15) if fails else trainer.train()
+    assert trainer.env.closed
+    assert eval_env.closed
+
+
+def test_environments_are_closed_when_a_run_cannot_even_start(tmp_path: Path) -> None:
+    make_online(tmp_path, total_steps=20).train()
+    trainer = make_online(tmp_path, total_steps=10)
+    with pytest.raises(UserError):
+        trainer.train()
+    assert trainer.env.closed
+
+
+def test_the_status_tells_step_and_score(tmp_path: Path) -> None:
+    trainer = make_supervised(tmp_path, alg=Scripted({10: 4.0, 20: 5.0}), total_steps=20)
+    trainer.train()
+    assert trainer.run.status.fields["step"] == 20
+    assert trainer.run.status.fields["score"] == 4.0
+
+
+def test_the_policy_acts_for_the_weights_that_are_trained(tmp_path: Path) -> None:
+    trainer = make_online(tmp_path, total_steps=10)
+    trainer.train()
+    obs = np.ones((1, 4), np.float32)
+    action = trainer.policy(obs, step=0, explore=False)
+    assert action == make_policy(trainer.alg)(obs, step=0, explore=False)

@@ -1,0 +1,227 @@
+"""Environments, datasets and algorithms whose every number can be told in advance."""
+
+import csv
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium.spaces import Box
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from torch import Tensor, nn
+
+from research.algs.base import Algorithm, Metrics, OptimFactory, take_step
+from research.batches import Transition
+from research.processors.base import Identity
+from research.training.policy import Policy
+
+OBS_SPACE = Box(-np.inf, np.inf, (4,), np.float32)
+ACTION_SPACE = Box(-1, 1, (1,), np.float32)
+ADAM = partial(torch.optim.Adam, lr=0.05)
+
+
+class Count(gymnasium.Env):
+    """Observes (seed modulo 2**20, episodes begun, steps since the reset, last action).
+
+    The reward is the number of steps, and so is ``info["bonus"]``. An episode has ``length`` steps;
+    None for 1 to 4, by its seed.
+    """
+
+    observation_space = OBS_SPACE
+    action_space = ACTION_SPACE
+
+    def __init__(self, *, length: int | None = None, truncates: bool = False) -> None:
+        self.length = length
+        self.truncates = truncates
+        self.episodes = 0
+        self.total_steps = 0
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        assert seed is not None, "every episode has a seed"
+        self.seed, self.steps, self.action = seed, 0, 0.0
+        self.episodes += 1
+        return self.observe(), {}
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        assert self.steps < self.last_step, "the episode is over"
+        self.steps += 1
+        self.total_steps += 1
+        self.action = float(action[0])
+        over = self.steps == self.last_step
+        terminated, truncated = over and not self.truncates, over and self.truncates
+        return self.observe(), float(self.steps), terminated, truncated, {"bonus": self.steps}
+
+    @property
+    def last_step(self) -> int:
+        return self.seed % 4 + 1 if self.length is None else self.length
+
+    def observe(self) -> np.ndarray:
+        return np.array([self.seed % 2**20, self.episodes, self.steps, self.action], np.float32)
+
+
+def vector(
+    num_envs: int = 1, *, length: int | None = None, truncates: bool = False
+) -> SyncVectorEnv:
+    """Copies of ``Count`` that leave resets to their caller."""
+    make = partial(Count, length=length, truncates=truncates)
+    return SyncVectorEnv([make] * num_envs, autoreset_mode=AutoresetMode.DISABLED)
+
+
+class Step(NamedTuple):
+    """One step of one environment, as it came to the dataset."""
+
+    env: int
+    obs: np.ndarray
+    action: float
+    reward: float
+    terminated: bool
+    truncated: bool
+    next_obs: np.ndarray
+
+
+class Tape:
+    """Keeps every step that comes, in order."""
+
+    batches_per_epoch: int | None = None
+
+    def __init__(self) -> None:
+        self.steps: list[Step] = []
+        self.obs: dict[int, np.ndarray] = {}
+        self.cut = 0
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def start_episodes(self, obs: np.ndarray | dict[str, np.ndarray], mask: np.ndarray) -> None:
+        assert isinstance(obs, np.ndarray)
+        for env in np.flatnonzero(mask).tolist():
+            assert env not in self.obs, "an episode is running"
+            self.obs[env] = obs[env].copy()
+
+    def add(
+        self,
+        action: np.ndarray,
+        reward: np.ndarray,
+        terminated: np.ndarray,
+        truncated: np.ndarray,
+        next_obs: np.ndarray | dict[str, np.ndarray],
+    ) -> None:
+        assert isinstance(next_obs, np.ndarray)
+        for env in range(len(reward)):
+            over = bool(terminated[env]), bool(truncated[env])
+            step = Step(
+                env,
+                self.obs.pop(env),
+                float(action[env, 0]),
+                float(reward[env]),
+                *over,
+                next_obs[env].copy(),
+            )
+            self.steps.append(step)
+            if not any(over):
+                self.obs[env] = step.next_obs
+
+    def end_open_episodes(self) -> None:
+        self.cut += len(self.obs)
+        self.obs.clear()
+
+    def sample(self) -> Transition:
+        """The newest step."""
+        step = self.steps[-1]
+        return Transition(
+            torch.from_numpy(step.obs)[None],
+            torch.tensor([[step.action]]),
+            torch.tensor([step.reward]),
+            torch.tensor([0.0]),
+            torch.from_numpy(step.next_obs)[None],
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        assert state == {}
+
+
+class Toy(Algorithm):
+    """Predicts the reward by a linear map with dropout, and acts by another one with noise."""
+
+    def __init__(self, *, optim: OptimFactory = ADAM) -> None:
+        super().__init__()
+        self.actor = nn.Linear(4, 1)
+        self.critic = nn.Sequential(nn.Dropout(0.5), nn.Linear(4, 1))
+        self.optim = optim(self.critic.parameters())
+
+    def act(self, obs: Any, step: int, explore: bool) -> Tensor:
+        action = self.actor(obs / 2**20)
+        noise = torch.randn_like(action) if explore else 0.0
+        return (action + noise).clamp(-1, 1)
+
+    def update(self, batch: Transition, *, step: int, updates: int) -> Metrics:
+        loss = (self.critic(batch.obs / 2**20)[:, 0] - batch.reward).square().mean()
+        take_step(self.optim, loss)
+        return {"loss": loss.detach()}
+
+
+class Points:
+    """x in [0, 1), y = 2 x - 1: batches of 4 for learning, and 3 + 1 examples apart."""
+
+    batches_per_epoch: int | None = 5
+
+    def __init__(self, seed: int = 0) -> None:
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def sample(self) -> tuple[Tensor, Tensor]:
+        x = torch.rand(4, 1, generator=self.generator)
+        return x, 2 * x - 1
+
+    def validation_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for x in (torch.tensor([[0.0], [0.1], [0.2]]), torch.tensor([[1.0]])):
+            yield x, 2 * x - 1
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"generator": self.generator.get_state()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.generator.set_state(state["generator"])
+
+
+class Regression(Algorithm):
+    """y = a x + b by gradient descent, with a pinch of the global generator's noise."""
+
+    def __init__(self, *, optim: OptimFactory = ADAM) -> None:
+        super().__init__()
+        self.line = nn.Linear(1, 1)
+        self.optim = optim(self.line.parameters())
+
+    def act(self, obs: Any, step: int, explore: bool) -> Tensor:
+        return self.line(obs)
+
+    def update(self, batch: tuple[Tensor, Tensor], *, step: int, updates: int) -> Metrics:
+        x, y = batch
+        loss = (self.line(x + 1e-3 * torch.randn_like(x)) - y).square().mean()
+        take_step(self.optim, loss)
+        return {"loss": loss.detach()}
+
+    def validate(self, batch: tuple[Tensor, Tensor]) -> Metrics:
+        x, y = batch
+        return {"error": (self.line(x) - y).square().mean()}
+
+
+def make_policy(alg: Algorithm) -> Policy:
+    """``alg`` without processing."""
+    return Policy(alg, Identity(OBS_SPACE, ACTION_SPACE))
+
+
+def rows(path: Path) -> list[Mapping[str, float]]:
+    """A log's rows, without their empty cells."""
+    with path.open() as file:
+        return [
+            {name: float(cell) for name, cell in row.items() if cell}
+            for row in csv.DictReader(file)
+        ]
