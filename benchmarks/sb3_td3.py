@@ -1,0 +1,116 @@
+"""TD3 of Stable-Baselines3 (Raffin et al., 2021, https://jmlr.org/papers/v22/20-1364.html).
+
+It takes the command line of train.py and reads every setting from the config that this composes:
+
+    python benchmarks/sb3_td3.py FOLDER alg=td3 env=cheetah trainer.total_steps=50000
+
+Environment and evaluation are ours, so both are the same for the two; ``FOLDER/eval.csv`` has the
+columns of ours. What remains of its own: uniformly random warm-up actions get exploration noise
+too, and only the first episode of training is seeded.
+"""
+
+import argparse
+import time
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+from stable_baselines3 import TD3
+from stable_baselines3.common.noise import NormalActionNoise
+from torch import Tensor
+
+from benchmarks.measure import ROOT
+from research.algs.base import Algorithm, Metrics
+from research.config import build
+from research.processors.base import Identity
+from research.training.evaluation import evaluate
+from research.training.logger import Clock, Logger
+from research.training.policy import Policy
+
+
+class Actor(Algorithm):
+    """The deterministic policy of a model, for our evaluation; the model learns by itself."""
+
+    def __init__(self, model: TD3) -> None:
+        super().__init__()
+        self.model = model
+        self.network = model.policy
+
+    def act(self, obs: Any, step: int, explore: bool) -> Tensor:
+        action, _ = self.model.predict(obs.cpu().numpy(), deterministic=True)
+        return torch.as_tensor(action)
+
+    def update(self, batch: Any, *, step: int, updates: int) -> Metrics:
+        raise NotImplementedError("the model learns by itself")
+
+
+def main() -> None:
+    """Train and evaluate as the config says."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path, help="where eval.csv goes")
+    parser.add_argument("overrides", nargs="*", help="as for train.py")
+    arguments = parser.parse_args()
+    arguments.folder.mkdir(parents=True, exist_ok=True)
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        cfg = compose("config", arguments.overrides)
+    train(cfg, arguments.folder)
+
+
+def train(cfg: DictConfig, folder: Path) -> None:
+    """Learn to ``trainer.total_steps`` with evaluations on the way, from nothing."""
+    env, eval_env = build(cfg.env), build(cfg.env)
+    if env.num_envs != 1 or cfg.dataset.n_step != 1:
+        raise ValueError("this comparison is for env.num_envs=1 and dataset.n_step=1")
+    model = make_td3(cfg, env.envs[0])
+    processor = Identity(env.single_observation_space, env.single_action_space)
+    policy = Policy(Actor(model), processor)
+    logger = Logger(folder, tensorboard=False, wandb=None)
+    logger.rewind(0)
+    start = time.monotonic()
+    while (left := cfg.trainer.total_steps - model.num_timesteps) > 0:
+        model.learn(min(cfg.trainer.eval_every, left), reset_num_timesteps=False)
+        step = model.num_timesteps
+        metrics = evaluate(
+            policy, eval_env, num_episodes=cfg.trainer.eval_episodes, seed=cfg.seed, step=step
+        )
+        clock = Clock(step, step, model._n_updates, 0, time.monotonic() - start)
+        logger.log("eval", metrics, clock)
+        print(f"step {step:,}: return {metrics['return']:.1f} after {clock.seconds:.0f} s")
+
+
+def make_td3(cfg: DictConfig, env: gymnasium.Env) -> TD3:
+    """The model for our config; its own DummyVecEnv and Monitor go around ``env``."""
+    assert isinstance(env.action_space, gymnasium.spaces.Box)
+    noise_std = np.full(env.action_space.shape, cfg.alg.explore_noise)
+    return TD3(
+        "MlpPolicy",
+        env,
+        learning_rate=cfg.alg.optim.lr,
+        buffer_size=cfg.dataset.capacity,
+        learning_starts=cfg.trainer.collector.warmup_steps,
+        batch_size=cfg.dataset.batch_size,
+        tau=cfg.alg.tau,
+        gamma=cfg.dataset.discount,
+        train_freq=cfg.trainer.collector.steps_per_update,
+        gradient_steps=cfg.trainer.collector.updates_per_step,
+        action_noise=NormalActionNoise(np.zeros_like(noise_std), noise_std),
+        policy_delay=cfg.alg.actor_every,
+        target_policy_noise=cfg.alg.target_noise,
+        target_noise_clip=cfg.alg.noise_clip,
+        policy_kwargs={
+            "net_arch": list(cfg.network.hidden_dims),
+            "n_critics": cfg.network.num_critics,
+        },
+        seed=cfg.seed,
+        device=cfg.device,
+    )
+
+
+if __name__ == "__main__":
+    main()
