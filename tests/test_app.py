@@ -2,6 +2,7 @@
 
 import csv
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -42,6 +43,8 @@ Cli = Callable[..., Outcome]
 def cli(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Cli:
     """Runs ``train.py`` in this process, on a small pendulum run."""
     monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+    # Hydra's logging closes every handler there is, and absl's handler then closes pytest's capture.
+    monkeypatch.setattr(logging, "shutdown", lambda *_: None)
 
     def run(*arguments: str, full_error: bool = False) -> Outcome:
         monkeypatch.setattr(sys, "argv", [str(ROOT / "train.py"), *SMALL, *arguments])

@@ -17,11 +17,25 @@ OptimFactory: TypeAlias = Callable[[Iterable[nn.Parameter]], Optimizer]
 
 
 class Algorithm(nn.Module, ABC):
-    """A learning rule. Its ``state_dict`` holds its weights; its optimizers are attributes."""
+    """A learning rule. Its ``state_dict`` holds its weights; its optimizers are attributes.
+
+    It is built without optimizers, so acting and loading weights need none; the trainer asks for
+    them before the first update. (The first optimizer of a process makes torch import its compiler,
+    which takes about as long as importing torch.)
+    """
 
     @abstractmethod
     def act(self, obs: Tree, step: int, explore: bool) -> Tensor:
         """Actions (B, A) for observations (B, O), with exploration noise or without."""
+
+    @abstractmethod
+    def make_optimizers(self) -> None:
+        """Set the optimizers, as attributes, for the parameters where they are now.
+
+        Raises:
+            ValueError: an optimizer refuses its settings.
+
+        """
 
     @abstractmethod
     def update(self, batch: Any, *, step: int, updates: int) -> Metrics:

@@ -59,13 +59,16 @@ class TD3(Algorithm):
             raise ValueError(f"actor_every must be at least 1, got {actor_every}")
         self.network = network
         self.target = frozen_copy(network)
-        self.actor_optim = optim(network.actor.parameters())
-        self.critic_optim = optim(network.critics.parameters())
+        self.optim = optim
         self.tau = tau
         self.explore_noise = explore_noise
         self.target_noise = target_noise
         self.noise_clip = noise_clip
         self.actor_every = actor_every
+
+    def make_optimizers(self) -> None:
+        self.actor_optim = self.optim(self.network.actor.parameters())
+        self.critic_optim = self.optim(self.network.critics.parameters())
 
     @torch.no_grad()
     def act(self, obs: Tensor, step: int, explore: bool) -> Tensor:

@@ -4,18 +4,13 @@ import logging
 import math
 import os
 import time
-import warnings
 from collections.abc import Callable
 from contextlib import closing
 from typing import Any, Literal, TypeAlias
 
-import torch
 from gymnasium.vector import VectorEnv
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from research.algs.base import Algorithm
-from research.batches import to_device
 from research.datasets.base import Dataset, ValidationDataset
 from research.errors import UserError, did_you_mean
 from research.processors.base import Processor
@@ -23,15 +18,15 @@ from research.training.checkpoint import Checkpoint, load_checkpoint, save_check
 from research.training.collector import Collector
 from research.training.episodes import mean_metrics
 from research.training.evaluation import evaluate, validate
+from research.training.learner import Learner, ScheduleFactory
 from research.training.logger import Clock, Logger
-from research.training.meter import Metrics, Phases
+from research.training.meter import Phases
 from research.training.policy import Policy
 from research.training.progress import Progress
 from research.training.run import Run
 from research.training.seed import preserve_random_state, random_state, restore_random_state
 
 CollectorFactory: TypeAlias = Callable[..., Collector]
-ScheduleFactory: TypeAlias = Callable[[Optimizer], LRScheduler]
 
 log = logging.getLogger(__name__)
 
@@ -94,7 +89,6 @@ class Trainer:
             "eval_every": eval_every,
             "eval_episodes": eval_episodes,
             "checkpoint_every": checkpoint_every,
-            "max_grad_norm": 1 if max_grad_norm is None else max_grad_norm,
         }
         for name, value in positive.items():
             if value <= 0:
@@ -135,22 +129,19 @@ class Trainer:
             if type(alg).validate is Algorithm.validate:
                 raise ValueError(f"{type(alg).__name__} is evaluated in environments alone")
         self.action_repeat = getattr(env, "metadata", {}).get("action_repeat", 1)
-        # a delayed actor's optimizer has made no step when its schedule first does
-        warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
-        self.schedules = [schedule(optim) for optim in alg.optimizers.values() if schedule]
-        if any(isinstance(each, ReduceLROnPlateau) for each in self.schedules):
-            raise ValueError("schedule must depend on the number of updates alone")
-        if max_grad_norm is not None:
-            for optim in alg.optimizers.values():
-                clip_gradients(optim, max_grad_norm)
+        self.learner = Learner(
+            alg,
+            processor,
+            dataset,
+            self.policy.device,
+            schedule=schedule,
+            max_grad_norm=max_grad_norm,
+        )
         self.step = 0
-        self.updates = 0
         self.seconds = 0.0
         self.best_score: float | None = None
         self.evaluated_step = 0
-        self.last_eval: dict[str, float] = {}
         self.finished: list[dict[str, float]] = []
-        self.metrics = Metrics("train")
 
     def train(self) -> float:
         """Run to ``total_steps``, from the run directory's last checkpoint if it has one.
@@ -218,27 +209,14 @@ class Trainer:
     def learn(self) -> None:
         """Make the updates that are due."""
         due = self.step if self.collector is None else self.collector.updates_due(self.step)
-        while self.updates < due:
-            batch = self.dataset.sample()
-            self.phases.lap("sample")
-            batch = self.processor(to_device(batch, self.policy.device))
-            metrics = self.alg.update(batch, step=self.step, updates=self.updates)
-            self.metrics.add(metrics, self.step)
-            self.updates += 1
-            for schedule in self.schedules:
-                schedule.step()
-            self.phases.lap("update")
+        while self.learner.updates < due:
+            self.learner.update(self.step, self.phases)
 
     def log_training(self) -> None:
         """Log what came since the last row."""
         clock = self.clock()
-        means = self.metrics.take()
+        means = self.learner.take_metrics()
         episodes, self.finished = mean_metrics(self.finished), []
-        if self.schedules:
-            means |= {
-                f"{name}_lr": optim.param_groups[0]["lr"]
-                for name, optim in self.alg.optimizers.items()
-            }
         if means:
             self.logger.log("train", means, clock)
         if episodes:
@@ -266,7 +244,7 @@ class Trainer:
         sign = 1 if self.mode == "max" else -1
         is_best = self.best_score is None or sign * score > sign * self.best_score
         self.best_score = score if is_best else self.best_score
-        self.last_eval, self.evaluated_step = metrics, self.step
+        self.evaluated_step = self.step
         self.progress.report({"score": score})
         self.save(is_best=is_best)
 
@@ -287,9 +265,10 @@ class Trainer:
         """Where training stands, for a log row."""
         frames = self.step * self.action_repeat if self.collector else 0
         per_epoch = self.dataset.batches_per_epoch
-        epoch = self.updates // per_epoch if per_epoch else 0
+        updates = self.learner.updates
+        epoch = updates // per_epoch if per_epoch else 0
         self.seconds = time.monotonic() - self.started
-        return Clock(self.step, frames, self.updates, epoch, self.seconds)
+        return Clock(self.step, frames, updates, epoch, self.seconds)
 
     def save(self, *, is_best: bool) -> None:
         """Write a checkpoint of everything, unless a weight is not finite.
@@ -306,13 +285,10 @@ class Trainer:
         weights = {"alg": self.alg.state_dict(), "processor": self.processor.state_dict()}
         state = {
             "step": self.step,
-            "updates": self.updates,
             "seconds": self.seconds,
             "best_score": self.best_score,
             "evaluated_step": self.evaluated_step,
-            "last_eval": self.last_eval,
-            "optimizers": {name: o.state_dict() for name, o in self.alg.optimizers.items()},
-            "schedules": [schedule.state_dict() for schedule in self.schedules],
+            "learner": self.learner.state_dict(),
             "dataset": self.dataset.state_dict(),
             "collector": self.collector.state_dict() if self.collector else None,
             "random": random_state(),
@@ -342,30 +318,17 @@ class Trainer:
         weights, state = checkpoint
         self.alg.load_state_dict(weights["alg"])
         self.processor.load_state_dict(weights["processor"])
-        for name, optim in self.alg.optimizers.items():
-            optim.load_state_dict(state["optimizers"][name])
-        for schedule, saved in zip(self.schedules, state["schedules"], strict=True):
-            schedule.load_state_dict(saved)
+        self.learner.load_state_dict(state["learner"])
         self.dataset.load_state_dict(state["dataset"])
         if self.collector is not None:
             self.collector.load_state_dict(state["collector"])
         restore_random_state(state["random"])
-        self.step, self.updates = state["step"], state["updates"]
-        self.seconds, self.best_score = state["seconds"], state["best_score"]
-        self.evaluated_step, self.last_eval = state["evaluated_step"], state["last_eval"]
+        self.step, self.seconds = state["step"], state["seconds"]
+        self.best_score = state["best_score"]
+        self.evaluated_step = state["evaluated_step"]
 
     def close(self) -> None:
         """Close the environments."""
         for env in (self.env, self.eval_env):
             if isinstance(env, VectorEnv):
                 env.close()
-
-
-def clip_gradients(optim: Optimizer, max_norm: float) -> None:
-    """Bound the norm of the gradients that every later step of ``optim`` takes."""
-    parameters = [p for group in optim.param_groups for p in group["params"]]
-
-    def clip(*_: Any) -> None:
-        torch.nn.utils.clip_grad_norm_(parameters, max_norm)
-
-    optim.register_step_pre_hook(clip)

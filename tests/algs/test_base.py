@@ -1,7 +1,5 @@
 """What algorithms share: optimizer steps for their own parameters, and their optimizers by name."""
 
-from functools import partial
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -14,12 +12,16 @@ class Line(Algorithm):
 
     def __init__(self) -> None:
         super().__init__()
-        sgd = partial(torch.optim.SGD, lr=0.1)
         self.up, self.down = (nn.Parameter(torch.tensor([value])) for value in (2.0, 3.0))
-        self.up_optim, self.down_optim = sgd([self.up]), sgd([self.down])
+        self.make_optimizers()
 
     def act(self, obs: Tensor, step: int, explore: bool) -> Tensor:
         return obs * self.up
+
+    def make_optimizers(self) -> None:
+        self.up_optim, self.down_optim = (
+            torch.optim.SGD([slope], lr=0.1) for slope in (self.up, self.down)
+        )
 
     def update(self, batch: Tensor, *, step: int, updates: int) -> Metrics:
         return {}

@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from research.algs.base import Algorithm
+from research.batches import Tree
 from research.config import build, check
 from research.processors.base import Processor
 from tests.conftest import Load, options
@@ -44,16 +45,30 @@ def make(cfg: DictConfig, seed: int = 0) -> Parts:
     torch.manual_seed(seed)
     env = build(cfg.env)
     processor = build(cfg.processor, env.single_observation_space, env.single_action_space)
-    network = build(cfg.network, processor.observation_space, processor.action_space)
-    alg = build(cfg.alg, network)
+    alg = make_alg(cfg, processor)
+    alg.make_optimizers()
     dataset = build(cfg.dataset, env, seed)
     fill(dataset, env, num_steps=100, seed=seed)
     return Parts(env, processor, alg, dataset)
 
 
+def make_alg(cfg: DictConfig, processor: Processor) -> Algorithm:
+    """The algorithm, without optimizers."""
+    network = build(cfg.network, processor.observation_space, processor.action_space)
+    return build(cfg.alg, network)
+
+
+def sample_obs(parts: Parts, size: int, scale: float = 1.0) -> Tree:
+    """Processed observations (B, O), ``scale`` times what the environment gives."""
+    space = parts.env.single_observation_space
+    obs = np.stack([space.sample() * np.float32(scale) for _ in range(size)])
+    return parts.processor.process_obs(torch.as_tensor(obs))
+
+
 def fill(dataset: Any, env: gymnasium.vector.VectorEnv, *, num_steps: int, seed: int) -> None:
     """Act at random; episodes are cut every 40 steps, and one ends for good."""
     env.action_space.seed(seed)
+    env.single_observation_space.seed(seed)
     everywhere, nowhere = np.ones(env.num_envs, np.bool_), np.zeros(env.num_envs, np.bool_)
     for step in range(num_steps):
         if step % 40 == 0:
@@ -119,6 +134,16 @@ def test_a_reloaded_algorithm_goes_on_exactly(cfg: DictConfig) -> None:
     assert_same(twin.alg, parts.alg)
 
 
+def test_acting_on_loaded_weights_needs_no_optimizers(cfg: DictConfig) -> None:
+    trained = make(cfg)
+    trained.update(count=2)
+    alg = make_alg(cfg, trained.processor)
+    alg.load_state_dict(saved_and_loaded(trained.alg.state_dict()))
+    assert not alg.optimizers
+    obs = sample_obs(trained, 10)
+    assert torch.equal(alg.act(obs, 0, explore=False), trained.alg.act(obs, 0, explore=False))
+
+
 def test_the_same_seed_gives_the_same_weights_to_the_last_bit(cfg: DictConfig) -> None:
     one, other = make(cfg, seed=3), make(cfg, seed=3)
     for each in (one, other):
@@ -137,9 +162,8 @@ def test_another_seed_gives_other_weights(cfg: DictConfig) -> None:
 @pytest.mark.parametrize("scale", [1.0, 1e6])
 def test_actions_lie_in_the_action_space(cfg: DictConfig, explore: bool, scale: float) -> None:
     parts = make(cfg)
-    obs = torch.as_tensor(parts.env.single_observation_space.sample()) * scale
-    obs = parts.processor.process_obs(obs.expand(50, *obs.shape))
-    action = parts.processor.unprocess_action(parts.alg.act(obs, 0, explore))
+    action = parts.alg.act(sample_obs(parts, 50, scale), 0, explore)
+    action = parts.processor.unprocess_action(action)
     assert not action.requires_grad
     assert len(action) == 50
     assert all(parts.env.single_action_space.contains(row) for row in action.numpy())
@@ -147,8 +171,7 @@ def test_actions_lie_in_the_action_space(cfg: DictConfig, explore: bool, scale: 
 
 def test_acting_without_exploration_is_always_the_same(cfg: DictConfig) -> None:
     parts = make(cfg)
-    obs = torch.as_tensor(parts.env.single_observation_space.sample())[None]
-    obs = parts.processor.process_obs(obs)
+    obs = sample_obs(parts, 10)
     one, other = (parts.alg.act(obs, 0, explore=False) for _ in range(2))
     assert torch.equal(one, other)
 

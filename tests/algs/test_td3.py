@@ -42,7 +42,9 @@ def make(spaces: Spaces) -> Make:
             layer_norm=False,
             init=None,
         )
-        return TD3(network, optim=optim, **(NUMBERS | changes))
+        td3 = TD3(network, optim=optim, **(NUMBERS | changes))
+        td3.make_optimizers()
+        return td3
 
     return make
 

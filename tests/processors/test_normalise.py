@@ -113,11 +113,13 @@ def test_statistics_stand_still_in_evaluation_mode() -> None:
 
 
 def test_acting_moves_no_statistics_in_any_mode() -> None:
-    processor = make()
-    processor(make_batch(torch.randn(8, 3)))
-    before = saved_and_loaded(processor.state_dict())
-    processor.process_obs(torch.randn(8, 3) + 7)
-    assert_same(dict(processor.state_dict()), before)
+    for processor, obs in (
+        (make(), torch.randn(8, 3)),
+        (make(Dict({"a": FLAT})), {"a": torch.randn(8, 3)}),
+    ):
+        before = saved_and_loaded(processor.state_dict())
+        processor.process_obs(obs)
+        assert_same(dict(processor.state_dict()), before)
 
 
 def test_statistics_of_dict_observations_are_saved_and_restored_exactly() -> None:
@@ -198,7 +200,7 @@ def test_statistics_move_with_the_module() -> None:
     assert all(value.device.type == "meta" for value in processor.moments["obs"].buffers())
 
 
-@pytest.mark.parametrize("space", [PIXELS, Discrete(3), Dict({"pixels": PIXELS})])
+@pytest.mark.parametrize("space", [PIXELS, Discrete(3), Dict({"inner": Dict({"a": FLAT})})])
 def test_a_space_without_floats_is_refused(space: Space) -> None:
     with pytest.raises(ValueError, match="there is no float observation to normalise in"):
         make(space)

@@ -155,7 +155,10 @@ class Toy(Algorithm):
         super().__init__()
         self.actor = nn.Linear(4, 1)
         self.critic = nn.Sequential(nn.Dropout(0.5), nn.Linear(4, 1))
-        self.optim = optim(self.critic.parameters())
+        self.optim = optim
+
+    def make_optimizers(self) -> None:
+        self.critic_optim = self.optim(self.critic.parameters())
 
     def act(self, obs: Any, step: int, explore: bool) -> Tensor:
         action = self.actor(obs / 2**20)
@@ -164,7 +167,7 @@ class Toy(Algorithm):
 
     def update(self, batch: Transition, *, step: int, updates: int) -> Metrics:
         loss = (self.critic(batch.obs / 2**20)[:, 0] - batch.reward).square().mean()
-        take_step(self.optim, loss)
+        take_step(self.critic_optim, loss)
         return {"loss": loss.detach()}
 
 
@@ -197,7 +200,10 @@ class Regression(Algorithm):
     def __init__(self, *, optim: OptimFactory = ADAM) -> None:
         super().__init__()
         self.line = nn.Linear(1, 1)
-        self.optim = optim(self.line.parameters())
+        self.optim = optim
+
+    def make_optimizers(self) -> None:
+        self.line_optim = self.optim(self.line.parameters())
 
     def act(self, obs: Any, step: int, explore: bool) -> Tensor:
         return self.line(obs)
@@ -205,7 +211,7 @@ class Regression(Algorithm):
     def update(self, batch: tuple[Tensor, Tensor], *, step: int, updates: int) -> Metrics:
         x, y = batch
         loss = (self.line(x + 1e-3 * torch.randn_like(x)) - y).square().mean()
-        take_step(self.optim, loss)
+        take_step(self.line_optim, loss)
         return {"loss": loss.detach()}
 
     def validate(self, batch: tuple[Tensor, Tensor]) -> Metrics:

@@ -1,0 +1,134 @@
+"""The part of training that meets the batches."""
+
+import warnings
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import torch
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+
+from research.algs.base import Algorithm
+from research.batches import to_device
+from research.datasets.base import Dataset
+from research.errors import UserError
+from research.processors.base import Processor
+from research.training.meter import Metrics, Phases
+
+ScheduleFactory: TypeAlias = Callable[[Optimizer], LRScheduler]
+
+
+class Learner:
+    """Updates an algorithm from a dataset, with the schedules and limits of its optimizers.
+
+    The optimizers are made at the first update.
+
+    Args:
+        alg: learns from processed batches.
+        processor: processes batches.
+        dataset: gives batches.
+        device: where both modules are.
+        schedule: makes a learning-rate schedule for each optimizer, stepped once per update; None
+            for none.
+        max_grad_norm: bound on the norm of each optimizer's gradients, above 0; None for none.
+
+    Raises:
+        ValueError: for a number outside its range.
+
+    """
+
+    def __init__(
+        self,
+        alg: Algorithm,
+        processor: Processor,
+        dataset: Dataset,
+        device: torch.device,
+        *,
+        schedule: ScheduleFactory | None,
+        max_grad_norm: float | None,
+    ) -> None:
+        if max_grad_norm is not None and max_grad_norm <= 0:
+            raise ValueError(f"max_grad_norm must be above 0, got {max_grad_norm}")
+        self.alg = alg
+        self.processor = processor
+        self.dataset = dataset
+        self.device = device
+        self.schedule = schedule
+        self.max_grad_norm = max_grad_norm
+        self.updates = 0
+        self.metrics = Metrics("train")
+        self.optimizers: dict[str, Optimizer] | None = None
+        self.schedules: list[LRScheduler] = []
+
+    def make_optimizers(self) -> None:
+        """Make the optimizers and what belongs to each.
+
+        Raises:
+            UserError: an optimizer or a schedule refuses its settings.
+
+        """
+        try:
+            self.alg.make_optimizers()
+            self.optimizers = self.alg.optimizers
+            if self.schedule is not None:
+                self.schedules = [self.schedule(optim) for optim in self.optimizers.values()]
+        except (TypeError, ValueError) as error:
+            raise UserError(f"alg.optim or trainer.schedule: {error}") from error
+        if any(isinstance(schedule, ReduceLROnPlateau) for schedule in self.schedules):
+            raise UserError("trainer.schedule must depend on the number of updates alone")
+        # a delayed actor's optimizer has made no step when its schedule first does
+        warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
+        for optim in self.optimizers.values():
+            if self.max_grad_norm is not None:
+                clip_gradients(optim, self.max_grad_norm)
+
+    def update(self, step: int, phases: Phases) -> None:
+        """One update from one batch, at environment step ``step``."""
+        if self.optimizers is None:
+            self.make_optimizers()
+        batch = self.dataset.sample()
+        phases.lap("sample")
+        batch = self.processor(to_device(batch, self.device))
+        self.metrics.add(self.alg.update(batch, step=step, updates=self.updates), step)
+        self.updates += 1
+        for schedule in self.schedules:
+            schedule.step()
+        phases.lap("update")
+
+    def take_metrics(self) -> dict[str, float]:
+        """Means of the updates' metrics since the last taking, and scheduled learning rates."""
+        means = self.metrics.take()
+        if self.optimizers and self.schedules:
+            for name, optim in self.optimizers.items():
+                means[f"{name}_lr"] = optim.param_groups[0]["lr"]
+        return means
+
+    def state_dict(self) -> dict[str, Any]:
+        """Updates made, and the state of optimizers and schedules."""
+        return {
+            "updates": self.updates,
+            "optimizers": self.optimizers
+            and {name: optim.state_dict() for name, optim in self.optimizers.items()},
+            "schedules": [schedule.state_dict() for schedule in self.schedules],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from ``state_dict``."""
+        self.updates = state["updates"]
+        if state["optimizers"] is None:
+            return
+        self.make_optimizers()
+        for name, optim in self.alg.optimizers.items():
+            optim.load_state_dict(state["optimizers"][name])
+        for schedule, saved in zip(self.schedules, state["schedules"], strict=True):
+            schedule.load_state_dict(saved)
+
+
+def clip_gradients(optim: Optimizer, max_norm: float) -> None:
+    """Bound the norm of the gradients that every later step of ``optim`` takes."""
+    parameters = [p for group in optim.param_groups for p in group["params"]]
+
+    def clip(*_: Any) -> None:
+        torch.nn.utils.clip_grad_norm_(parameters, max_norm)
+
+    optim.register_step_pre_hook(clip)
