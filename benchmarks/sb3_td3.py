@@ -44,6 +44,9 @@ class Actor(Algorithm):
         action, _ = self.model.predict(obs.cpu().numpy(), deterministic=True)
         return torch.as_tensor(action)
 
+    def make_optimizers(self) -> None:
+        raise NotImplementedError("the model has its own")
+
     def update(self, batch: Any, *, step: int, updates: int) -> Metrics:
         raise NotImplementedError("the model learns by itself")
 

@@ -43,7 +43,7 @@ Cli = Callable[..., Outcome]
 def cli(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Cli:
     """Runs ``train.py`` in this process, on a small pendulum run."""
     monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
-    # Hydra's logging closes every handler there is, and absl's handler then closes pytest's capture.
+    # Hydra's logging closes all handlers, and absl's would close pytest's capture with it.
     monkeypatch.setattr(logging, "shutdown", lambda *_: None)
 
     def run(*arguments: str, full_error: bool = False) -> Outcome:

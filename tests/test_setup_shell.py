@@ -105,12 +105,12 @@ def test_the_first_source_installs_and_the_next_only_activate(shell: str, checko
     assert "--constraint .ci/constraints.txt" in pip_calls(checkout)[0]
     assert "making" in first.stderr
     assert "installing" in first.stderr
-    seconds = []
-    for _ in range(3):
-        start = time.perf_counter()
-        second = source(shell, checkout, then="command -v python; pwd")
-        seconds.append(time.perf_counter() - start)
-    assert min(seconds) < 0.5
+    before = os.times()
+    second = source(shell, checkout, then="command -v python; pwd")
+    after = os.times()
+    # of the processor, so that a busy machine does not fail it
+    used = after.children_user + after.children_system
+    assert used - before.children_user - before.children_system < 0.5
     assert second.stdout == f"{checkout}/.venv/bin/python\n{checkout}\nstatus 0\n"
     assert (second.stderr, len(pip_calls(checkout))) == ("", 1)
 
