@@ -45,6 +45,7 @@ def cli(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> C
     monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
     # Hydra's logging closes all handlers, and absl's would close pytest's capture with it.
     monkeypatch.setattr(logging, "shutdown", lambda *_: None)
+    monkeypatch.setattr(logging.root, "handlers", logging.root.handlers[:])
 
     def run(*arguments: str, full_error: bool = False) -> Outcome:
         monkeypatch.setattr(sys, "argv", [str(ROOT / "train.py"), *SMALL, *arguments])
