@@ -179,6 +179,7 @@ class Trainer:
             self.collector.start()
         self.phases = Phases()
         self.started = time.monotonic() - self.seconds
+        self.logged = self.clock()
 
     def advance(self) -> None:
         """Take a step, make its updates, and do what it is time for."""
@@ -221,8 +222,11 @@ class Trainer:
             self.logger.log("train", means, clock)
         if episodes:
             self.logger.log("env", episodes, clock)
-        self.logger.log("time", self.phases.take(), clock)
-        self.run.status.update(step=self.step, score=self.best_score)
+        seconds = max(clock.seconds - self.logged.seconds, 1e-9)
+        speed = (clock.step - self.logged.step) / seconds
+        self.logged = clock
+        self.logger.log("time", {**self.phases.take(), "steps_per_s": speed}, clock)
+        self.run.status.update(step=self.step, score=self.best_score, speed=speed)
         shown = {"return": episodes["return"]} if episodes else {}
         self.progress.report({**shown, **means})
 

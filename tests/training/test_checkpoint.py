@@ -147,7 +147,7 @@ def test_at_every_instant_there_is_a_checkpoint_that_loads(
             assert load_step(run_dir, "best") in {20, step}
         else:
             break
-        for later in (40, 50):  # what was left is no obstacle, and is cleared away
+        for later in (step, 40, 50):  # what was left is no obstacle, and is cleared away
             save(run_dir, later, is_best=True)
             assert load_step(run_dir, "last") == load_step(run_dir, "best") == later
         assert names(run_dir) == {"last", "best", "0000000040", "0000000050"}
