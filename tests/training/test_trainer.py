@@ -2,6 +2,7 @@
 
 import os
 import random
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -197,11 +198,17 @@ def test_updates_come_in_the_ratio_asked_for_once_the_warmup_is_over(
 
 
 class Clocked(Toy):
-    """Notes at which step and after how many updates it was updated."""
+    """Notes when it explored, and at which step and after how many updates it was updated."""
 
     def __init__(self) -> None:
         super().__init__()
+        self.explored: list[int] = []
         self.calls: list[tuple[int, int]] = []
+
+    def act(self, obs: Any, step: int, explore: bool) -> Tensor:
+        if explore:
+            self.explored.append(step)
+        return super().act(obs, step, explore)
 
     def update(self, batch: Transition, *, step: int, updates: int) -> Metrics:
         assert self.training
@@ -209,11 +216,12 @@ class Clocked(Toy):
         return super().update(batch, step=step, updates=updates)
 
 
-def test_an_update_knows_the_steps_taken_and_the_updates_before_it(tmp_path: Path) -> None:
+def test_acting_and_updating_know_the_steps_and_updates_before_them(tmp_path: Path) -> None:
     alg = Clocked()
     make_online(
         tmp_path, alg=alg, num_envs=3, collector=collecting(warmup_steps=4), total_steps=9
     ).train()
+    assert alg.explored == [6]
     assert alg.calls == [(6, 0), (6, 1), (9, 2), (9, 3), (9, 4)]
 
 
@@ -277,6 +285,27 @@ def test_time_is_divided_among_the_phases(tmp_path: Path) -> None:
         shares = {name: row[name] for name in expected}
         assert all(share > 0 for share in shares.values())
         assert sum(shares.values()) == pytest.approx(1.0)
+
+
+def test_seconds_go_on_in_a_resumed_run_and_speed_is_since_the_row_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+
+    class Slow(Regression):
+        def update(self, batch: tuple[Tensor, Tensor], *, step: int, updates: int) -> Metrics:
+            now[0] += 2.0
+            return super().update(batch, step=step, updates=updates)
+
+    for total_steps in (20, 40):
+        trainer = make_supervised(tmp_path, alg=Slow(), total_steps=total_steps, log_every=4)
+        trainer.train()
+        now[0] += 500.0
+    log = rows(tmp_path / "time.csv")
+    assert [row["seconds"] for row in log] == [2 * row["step"] for row in log]
+    assert {row["steps_per_s"] for row in log} == {0.5}
+    assert trainer.run.status.fields["speed"] == 0.5
 
 
 # What is kept
@@ -671,11 +700,16 @@ def test_a_checkpoint_that_is_lost_or_of_other_code_is_refused_and_nothing_overw
 
 @pytest.mark.parametrize("fails", [False, True])
 def test_environments_are_closed_however_the_run_ends(tmp_path: Path, fails: bool) -> None:
-    eval_env = vector()
-    trainer = make_online(tmp_path, make_env=lambda: eval_env, total_steps=20)
-    kill(trainer, at=15) if fails else trainer.train()
+    made: list[SyncVectorEnv] = []
+
+    def make_env() -> SyncVectorEnv:
+        made.append(vector())
+        return made[-1]
+
+    trainer = make_online(tmp_path, make_env=make_env, total_steps=30)
+    kill(trainer, at=25) if fails else trainer.train()
     assert trainer.env.closed
-    assert eval_env.closed
+    assert [env.closed for env in made] == [True]
 
 
 def test_environments_are_closed_when_a_run_cannot_even_start(tmp_path: Path) -> None:
