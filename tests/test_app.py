@@ -165,6 +165,7 @@ def test_fewer_steps_than_reached_are_refused(cli: Cli, tmp_path: Path) -> None:
     outcome = cli("trainer.total_steps=40", run_dir)
     assert outcome.status == 1
     assert "trainer.total_steps=40 is below the 60 steps" in outcome.err
+    assert json.loads((tmp_path / "status.json").read_text())["state"] == "completed"
     assert cli("trainer.total_steps=60", "resume=never", run_dir).status == 1
 
 
