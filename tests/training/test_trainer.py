@@ -19,6 +19,7 @@ from torch.optim.lr_scheduler import (
     LinearLR,
     LRScheduler,
     OneCycleLR,
+    StepLR,
 )
 
 from research.algs.base import Algorithm, Metrics, OptimFactory, take_step
@@ -603,11 +604,11 @@ def kill(trainer: Trainer, *, at: int) -> None:
         trainer.train()
 
 
-@pytest.mark.parametrize("at", [5, 14, 20, 35])
+@pytest.mark.parametrize("at", [5, 14, 23, 35])
 def test_a_run_that_was_killed_ends_as_if_it_had_not_been(tmp_path: Path, at: int) -> None:
     """Weights, optimizer, schedule, generators and every row, although no period fits another."""
     periods: Any = {"log_every": 7, "eval_every": 15, "checkpoint_every": 9, "total_steps": 40}
-    schedule = partial(ExponentialLR, gamma=0.9)
+    schedule = partial(StepLR, step_size=8, gamma=0.5)
     whole = make_supervised(tmp_path / "whole", schedule=schedule, **periods)
     score = whole.train()
     kill(make_supervised(tmp_path / "killed", schedule=schedule, **periods), at=at)
@@ -678,6 +679,13 @@ def test_a_run_that_was_only_not_finished_officially_is_evaluated_and_returns(
     assert checkpoint_step(tmp_path, "best") == checkpoint_step(tmp_path, "last") == 10
 
 
+def test_a_complete_run_returns_its_score_and_does_nothing(tmp_path: Path) -> None:
+    score = make_supervised(tmp_path, total_steps=25).train()
+    before = logged(tmp_path), sorted(os.listdir(tmp_path / "checkpoints"))
+    assert make_supervised(tmp_path, total_steps=25).train() == score
+    assert (logged(tmp_path), sorted(os.listdir(tmp_path / "checkpoints"))) == before
+
+
 def test_an_end_that_is_passed_is_refused(tmp_path: Path) -> None:
     make_supervised(tmp_path, total_steps=30).train()
     before = (tmp_path / "train.csv").read_text()
@@ -721,10 +729,10 @@ def test_environments_are_closed_when_a_run_cannot_even_start(tmp_path: Path) ->
 
 
 def test_the_status_tells_step_and_score(tmp_path: Path) -> None:
-    trainer = make_supervised(tmp_path, alg=Scripted({10: 4.0, 20: 5.0}), total_steps=20)
+    trainer = make_supervised(tmp_path, alg=Scripted({10: 4.0, 20: 3.0}), total_steps=20)
     trainer.train()
     assert trainer.run.status.fields["step"] == 20
-    assert trainer.run.status.fields["score"] == 4.0
+    assert trainer.run.status.fields["score"] == 3.0
 
 
 def test_the_policy_acts_for_the_weights_that_are_trained(tmp_path: Path) -> None:
