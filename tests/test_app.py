@@ -142,6 +142,10 @@ def test_another_config_is_refused_with_the_difference(cli: Cli, tmp_path: Path)
         (["alg.optim._target_=os.system"], ["alg.optim._target_", "trusted"]),
         (["env.num_envs=3", "trainer.total_steps=20"], ["total_steps", "env.num_envs=3"]),
         (["dataset.capacity=1000000000"], ["dataset.capacity"]),
+        (
+            ["env=none", "env.observation_space.shape=[3]", "env.action_space.shape=[1]"],
+            ["dataset: a replay buffer needs an environment"],
+        ),
         (["trainer.metric=eval/retrn"], ["trainer.metric", "did you mean 'eval/return'?"]),
         (["device=gpu"], ["device=gpu"]),
         (["resume=must"], ["resume=must"]),

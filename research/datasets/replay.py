@@ -279,6 +279,8 @@ def check_numbers(
     num_envs: int, capacity: int, batch_size: int, discount: float, n_step: int
 ) -> None:
     """Refuse a number outside its range with a ValueError."""
+    if num_envs < 1:
+        raise ValueError("a replay buffer needs an environment that fills it, env has none")
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     if not 0.0 <= discount <= 1.0:
