@@ -1,6 +1,7 @@
 """The command line: Hydra's own, with run directories that resume and errors of one line."""
 
 import errno
+import fcntl
 import functools
 import logging
 import os
@@ -8,6 +9,7 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
 
@@ -73,6 +75,12 @@ def run_task(task: Task, cfg: DictConfig) -> float:
     """Check the config, claim the run directory, run, and leave the truth in its status file."""
     check(cfg)
     run_dir = Path(HydraConfig.get().runtime.output_dir)
+    with sole_process(run_dir):
+        return run_in(run_dir, task, cfg)
+
+
+def run_in(run_dir: Path, task: Task, cfg: DictConfig) -> float:
+    """Run in a directory that is this process's alone."""
     completed = read_completed(cfg, run_dir)
     if completed is not None:
         log.info("%s is complete (score %s); nothing to do", run_dir, completed)
@@ -92,6 +100,25 @@ def run_task(task: Task, cfg: DictConfig) -> float:
         raise
     status.end("completed", "reached trainer.total_steps")
     return score
+
+
+@contextmanager
+def sole_process(run_dir: Path) -> Iterator[None]:
+    """Keep other processes out of a run directory, until this one ends, however it ends.
+
+    Raises:
+        UserError: another process is at work there.
+
+    """
+    with (run_dir / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            pid = (read_status(run_dir) or BLANK)["pid"]
+            raise UserError(
+                f"{run_dir} is in use by another process (pid {pid}); choose another hydra.run.dir"
+            ) from error
+        yield
 
 
 def read_completed(cfg: DictConfig, run_dir: Path) -> float | None:

@@ -1,6 +1,7 @@
 """The command line as its user types it: what it prints, where it writes, how it ends."""
 
 import csv
+import fcntl
 import json
 import logging
 import os
@@ -222,6 +223,17 @@ def test_a_full_disk_is_one_line_and_damages_nothing(cli: Cli, tmp_path: Path) -
         assert not last.exists() or (last / "state.pt").exists()
     finally:
         subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+def test_a_second_process_on_a_run_directory_is_refused(cli: Cli, tmp_path: Path) -> None:
+    run_dir = f"hydra.run.dir={tmp_path}"
+    with (tmp_path / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        outcome = cli("trainer.total_steps=40", run_dir)
+    assert outcome.status == 1
+    assert "is in use by another process" in outcome.err
+    assert not (tmp_path / "status.json").exists()
+    assert cli("trainer.total_steps=40", run_dir).status == 0
 
 
 def test_help_lists_groups_and_run_wide_keys(cli: Cli) -> None:
