@@ -1,7 +1,6 @@
 """The command line: Hydra's own, with run directories that resume and errors of one line."""
 
 import errno
-import fcntl
 import functools
 import logging
 import os
@@ -9,7 +8,6 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
 
@@ -24,7 +22,7 @@ from research.errors import UserError, did_you_mean
 from research.files import write_whole
 from research.training.provenance import write_provenance
 from research.training.run import Run
-from research.training.status import BLANK, Status, read_status
+from research.status import BLANK, Status, read_status, sole_process
 
 Task: TypeAlias = Callable[[DictConfig, Run], float]
 """Trains what a config names, as one run; returns the score."""
@@ -100,25 +98,6 @@ def run_in(run_dir: Path, task: Task, cfg: DictConfig) -> float:
         raise
     status.end("completed", "reached trainer.total_steps")
     return score
-
-
-@contextmanager
-def sole_process(run_dir: Path) -> Iterator[None]:
-    """Keep other processes out of a run directory, until this one ends, however it ends.
-
-    Raises:
-        UserError: another process is at work there.
-
-    """
-    with (run_dir / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            pid = (read_status(run_dir) or BLANK)["pid"]
-            raise UserError(
-                f"{run_dir} is in use by another process (pid {pid}); choose another hydra.run.dir"
-            ) from error
-        yield
 
 
 def read_completed(cfg: DictConfig, run_dir: Path) -> float | None:

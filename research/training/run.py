@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from research.training.status import Status
+from research.status import Status
 
 
 class Run(NamedTuple):

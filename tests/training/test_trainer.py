@@ -33,7 +33,7 @@ from research.training.collector import Collector
 from research.training.logger import Logger
 from research.training.run import Run
 from research.training.seed import seed_everything
-from research.training.status import Status
+from research.status import Status
 from research.training.trainer import Trainer
 from tests.training.toys import (
     ACTION_SPACE,

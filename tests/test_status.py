@@ -13,7 +13,7 @@ from typing import Literal
 import pytest
 
 from research.errors import UserError
-from research.training.status import Status, read_status
+from research.status import Status, read_status
 
 
 @pytest.fixture
@@ -146,7 +146,7 @@ def test_reader_finds_every_field_in_a_file_that_lacks_some(tmp_path: Path) -> N
 
 def test_sweeps_parent_reads_status_and_provenance_without_torch() -> None:
     code = (
-        "import sys, research.training.status, research.training.provenance\n"
+        "import sys, research.status, research.training.provenance\n"
         "assert 'torch' not in sys.modules and 'numpy' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

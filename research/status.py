@@ -1,14 +1,16 @@
 """The state of a run as one small file, which launchers, sweeps and people read."""
 
+import fcntl
 import json
 import math
 import os
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import IO, Any, Literal, get_args
 
 from research.errors import UserError, did_you_mean
 from research.files import write_whole
@@ -115,6 +117,55 @@ def read_status(run_dir: Path) -> Mapping[str, Any] | None:
         hint = did_you_mean(state, states)
         raise UserError(f"{path}: state is '{state}', not one of {', '.join(states)}{hint}")
     return {**BLANK, **fields}
+
+
+@contextmanager
+def sole_process(folder: Path, *, patience_s: float = 3.0) -> Iterator[None]:
+    """Keep other processes out of a run or sweep directory, until this one ends, however it ends.
+
+    Args:
+        folder: exists.
+        patience_s: how long to wait for a process that is about to end.
+
+    Raises:
+        UserError: another process is at work there.
+
+    """
+    deadline = time.monotonic() + patience_s
+    with (folder / ".lock").open("a+") as lock:
+        while not try_lock(lock):
+            if time.monotonic() > deadline:
+                raise UserError(f"{folder} is in use by another process{owner(lock)}")
+            time.sleep(0.05)
+        lock.truncate(0)
+        lock.write(f"pid {os.getpid()} on {socket.gethostname()}")
+        lock.flush()
+        yield
+
+
+def is_in_use(folder: Path) -> bool:
+    """Whether a process is at work in a run or sweep directory, as ``sole_process`` tells it."""
+    try:
+        with (folder / ".lock").open("r+") as lock:
+            return not try_lock(lock)
+    except FileNotFoundError:
+        return False
+
+
+def try_lock(file: IO[str]) -> bool:
+    """Lock an open file until it is closed, unless another process has; never waits."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def owner(lock: IO[str]) -> str:
+    """Who wrote into a lock file, in brackets; nothing where nobody did."""
+    lock.seek(0)
+    text = lock.read().strip()
+    return f" ({text})" if text else ""
 
 
 def utc_now() -> str:
