@@ -20,9 +20,9 @@ from omegaconf.errors import OmegaConfBaseException
 from research.config import check, iterate_causes, to_plain
 from research.errors import UserError, did_you_mean
 from research.files import write_whole
+from research.status import BLANK, Status, read_status, sole_process
 from research.training.provenance import write_provenance
 from research.training.run import Run
-from research.status import BLANK, Status, read_status, sole_process
 
 Task: TypeAlias = Callable[[DictConfig, Run], float]
 """Trains what a config names, as one run; returns the score."""

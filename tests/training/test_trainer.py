@@ -28,12 +28,12 @@ from research.datasets.replay import ReplayBuffer
 from research.envs.spaces import DeclaredSpaces
 from research.errors import UserError
 from research.processors.base import Identity, Processor
+from research.status import Status
 from research.training.checkpoint import load_checkpoint
 from research.training.collector import Collector
 from research.training.logger import Logger
 from research.training.run import Run
 from research.training.seed import seed_everything
-from research.status import Status
 from research.training.trainer import Trainer
 from tests.training.toys import (
     ACTION_SPACE,
