@@ -5,11 +5,13 @@ import functools
 import logging
 import os
 import re
+import resource
+import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn, TypeAlias
+from typing import NoReturn, TypeAlias
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -17,7 +19,8 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from research.config import check, iterate_causes, to_plain
+from research.config import build, check, iterate_causes, to_plain
+from research.differences import differences
 from research.errors import UserError, did_you_mean
 from research.files import write_whole
 from research.status import BLANK, Status, read_status, sole_process
@@ -53,20 +56,40 @@ def command(task: Task) -> Callable[[], None]:
                 raise
             return fail(line, status=130 if isinstance(error, KeyboardInterrupt) else 1)
 
+    for_launchers = {
+        "keeps_status": True,
+        "check_config": check,
+        "forecast_memory": forecast_memory,
+    }
+    job.__dict__.update(for_launchers)
     program = hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(job)
 
     @functools.wraps(task)
     def main() -> None:
         os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints the error in its own words
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
             program()
-        except Exception as error:
+        except (Exception, KeyboardInterrupt) as error:
             if full_error or (line := one_line(error)) is None:
                 traceback.print_exc()
                 sys.exit(1)
-            fail(line, status=1)
+            fail(line, status=130 if isinstance(error, KeyboardInterrupt) else 1)
 
     return main
+
+
+def forecast_memory(cfg: DictConfig) -> int:
+    """Bytes of host memory that a run will take: this process with its environment, and the data.
+
+    The networks are not counted: beside the libraries and a replay buffer they are small.
+    """
+    env = build(cfg.env)
+    dataset = build(cfg.dataset, env, cfg.seed)
+    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    if hasattr(env, "close"):
+        env.close()
+    return kilobytes * 1024 + getattr(dataset, "memory_bytes", 0)
 
 
 def run_task(task: Task, cfg: DictConfig) -> float:
@@ -90,7 +113,7 @@ def run_in(run_dir: Path, task: Task, cfg: DictConfig) -> float:
     try:
         score = task(cfg, Run(run_dir, status, cfg.seed, to_plain(cfg)))
     except KeyboardInterrupt:
-        status.end("preempted", "interrupted from the keyboard")
+        status.end("preempted", "interrupted")
         raise
     except Exception as error:
         log.debug("failed", exc_info=True)
@@ -116,8 +139,8 @@ def read_completed(cfg: DictConfig, run_dir: Path) -> float | None:
         return None
     if cfg.resume == "never":
         raise UserError(f"resume=never, but {run_dir} holds a run; choose another hydra.run.dir")
-    changes = list(differences(to_plain(OmegaConf.load(stored)), to_plain(cfg)))
-    if changes:
+    changes = differences(to_plain(OmegaConf.load(stored)), to_plain(cfg))
+    if changes := [change for path, change in changes if path not in EXTENDABLE]:
         raise UserError(
             f"{run_dir} belongs to another config: {'; '.join(changes)}; "
             "choose another hydra.run.dir"
@@ -130,16 +153,6 @@ def read_completed(cfg: DictConfig, run_dir: Path) -> float | None:
         )
     is_complete = status["state"] == "completed" and cfg.trainer.total_steps == reached
     return status["score"] if is_complete else None
-
-
-def differences(old: Any, new: Any, path: str = "") -> Iterator[str]:
-    """``key: old -> new`` for every key whose value differs, but for what may be extended."""
-    if isinstance(old, Mapping) and isinstance(new, Mapping):
-        for key in sorted({*old, *new}):
-            inner = f"{path}.{key}" if path else str(key)
-            yield from differences(old.get(key), new.get(key), inner)
-    elif old != new and path not in EXTENDABLE:
-        yield f"{path}: {old} -> {new}"
 
 
 def claim(cfg: DictConfig, run_dir: Path) -> None:

@@ -18,7 +18,7 @@ MAY_IMPORT = {
     "algs": {"networks", "datasets"},
     "training": {"algs", "datasets", "processors"},
 }
-SHARED = {"batches", "errors", "files", "status"}
+SHARED = {"batches", "differences", "errors", "files", "status"}
 MAY_IMPORT_HYDRA = {"config.py", "app.py", "launchers"}
 FILES = sorted((ROOT / "research").rglob("*.py"))
 

@@ -54,6 +54,9 @@ class ReplayBuffer:
         n_step: most rewards that a transition sums.
         device: where rows are kept and batches returned; what is drawn does not depend on it.
 
+    Attributes:
+        memory_bytes: taken when it is full.
+
     Raises:
         ValueError: for a number outside its range, a space whose elements are no arrays, or rows
             that do not fit in memory.
@@ -93,12 +96,13 @@ class ReplayBuffer:
         num_rows = count_rows(env.num_envs, ring_rows=ring_rows, n_step=n_step)
         row_bytes = num_rows * compute_row_bytes(leaves.values())
         index_bytes = compute_bookkeeping_bytes(num_rows, n_step=n_step)
+        self.memory_bytes = row_bytes + index_bytes
         what = f"a replay buffer of {capacity:,} rows"
         if self.device.type == "cuda":
             require_memory(row_bytes, what, self.device)
             require_memory(index_bytes, f"the index of {what}", torch.device("cpu"))
         else:
-            require_memory(row_bytes + index_bytes, what, self.device)
+            require_memory(self.memory_bytes, what, self.device)
         self._rings = EpisodeRings(env.num_envs, ring_rows=ring_rows, n_step=n_step)
         self._storage = RowStorage(
             leaves,

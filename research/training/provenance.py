@@ -128,7 +128,12 @@ def git_state(folder: Path) -> dict[str, object]:
     """Commit, branch and everything uncommitted of the repository ``folder`` lies in.
 
     Without git or a repository, the only key is ``error``. ``note`` says if the diff was cut.
+    For a launcher's snapshot of a repository it is the commit that the launcher noted.
     """
+    snapshot = folder.parent / ".commit"
+    if snapshot.exists():
+        commit, _, changed = snapshot.read_text().strip().partition("-")
+        return {"root": str(folder.parent), "commit": commit, "dirty": bool(changed)}
     try:
         if ignores(folder):
             return {"error": f"{folder} lies in a repository that ignores it"}

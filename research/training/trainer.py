@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import closing
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NoReturn, TypeAlias
 
 from gymnasium.vector import VectorEnv
 
@@ -18,6 +18,7 @@ from research.training.checkpoint import Checkpoint, load_checkpoint, save_check
 from research.training.collector import Collector
 from research.training.episodes import mean_metrics
 from research.training.evaluation import evaluate, validate
+from research.training.interruption import StopRequest
 from research.training.learner import Learner, ScheduleFactory
 from research.training.logger import Clock, Logger
 from research.training.meter import Phases
@@ -141,24 +142,33 @@ class Trainer:
         self.seconds = 0.0
         self.best_score: float | None = None
         self.evaluated_step = 0
+        self.saved_step = 0
         self.finished: list[dict[str, float]] = []
 
     def train(self) -> float:
         """Run to ``total_steps``, from the run directory's last checkpoint if it has one.
 
+        SIGINT or SIGTERM ends it after the step it is at, with a checkpoint.
+
         Returns:
             the best value of ``metric``.
 
         Raises:
+            KeyboardInterrupt: such a signal came.
             UserError: a metric or a weight became NaN or infinite, ``metric`` is none of the
                 evaluation's, or the checkpoint is damaged, of other code, or past the end.
 
         """
         try:
             self.start()
-            with closing(Progress(self.total_steps, self.step)) as self.progress:
+            with (
+                closing(Progress(self.total_steps, self.step)) as self.progress,
+                StopRequest() as stop,
+            ):
                 while self.step < self.total_steps:
                     self.advance()
+                    if stop.made:
+                        self.stop()
                 if self.evaluated_step < self.total_steps:  # resumed where a longer run passed
                     self.evaluate_and_save()
         finally:
@@ -194,6 +204,13 @@ class Trainer:
             self.evaluate_and_save()
         elif saves:
             self.save(is_best=False)
+
+    def stop(self) -> NoReturn:
+        """Save what the last checkpoint lacks, and end."""
+        if self.saved_step < self.step:
+            self.log_training()
+            self.save(is_best=False)
+        raise KeyboardInterrupt
 
     def reached(self, every: int) -> bool:
         """Whether the last step reached a multiple of ``every``, or the end."""
@@ -298,6 +315,7 @@ class Trainer:
             "random": random_state(),
         }
         save_checkpoint(self.run.folder, self.step, Checkpoint(weights, state), is_best=is_best)
+        self.saved_step = self.step
         self.run.status.update(step=self.step, score=self.best_score)
         self.phases.lap("checkpoint")
 

@@ -1,0 +1,71 @@
+"""``hydra/launcher=local``: the jobs of a sweep in the slots of this machine."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from hydra.core.utils import JobReturn
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
+
+
+@dataclass
+class LocalConf:
+    """Options of the local launcher.
+
+    Attributes:
+        gpus: ``auto`` (those here, or those that CUDA_VISIBLE_DEVICES names), a list of indices,
+            UUIDs or MIG names, or ``[]`` for none.
+        jobs_per_gpu: jobs that share a GPU.
+        cpus: ``auto`` (those this process may use), how many, or a list of them.
+        cpus_per_job: null divides them: one each without GPUs, evenly with them.
+        max_jobs: jobs at once at most; null for as many as there are slots.
+        stagger_s: least seconds between two starts.
+        retries: further attempts for a job that fails; it goes on from its last checkpoint.
+        fail_fast: stop the others when a job has failed for good.
+        timeout_s: seconds that an attempt may take; null for no limit.
+        mps: start NVIDIA's Multi-Process Service around the jobs.
+
+    """
+
+    _target_: str = "hydra_plugins.research_lightning.local.LocalLauncher"
+    gpus: Any = "auto"
+    jobs_per_gpu: int = 1
+    cpus: Any = "auto"
+    cpus_per_job: int | None = None
+    max_jobs: int | None = None
+    stagger_s: float = 0.2
+    retries: int = 0
+    fail_fast: bool = False
+    timeout_s: float | None = None
+    mps: bool = False
+
+
+ConfigStore.instance().store(
+    group="hydra/launcher", name="local", node=LocalConf, provider="research_lightning"
+)
+
+
+class LocalLauncher(Launcher):
+    """Runs each job as a process of its own, several at once."""
+
+    def __init__(self, **options: Any) -> None:
+        self.options = LocalConf(**options)
+
+    def setup(
+        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
+    ) -> None:
+        """Take the program."""
+        from research.launchers.batch import Program
+
+        self.program = Program(config, hydra_context, task_function)
+
+    def launch(
+        self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
+    ) -> Sequence[JobReturn]:
+        """Run the jobs; see ``research.launchers.local``."""
+        from research.launchers.local import launch
+
+        return launch(self.program, self.options, job_overrides)

@@ -1,0 +1,182 @@
+"""The local launcher: a pool of processes on this machine."""
+
+import logging
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Protocol
+
+from hydra.core.utils import JobReturn, configure_log
+from omegaconf import OmegaConf
+
+from research.errors import UserError
+from research.launchers.batch import Batch, Program
+from research.launchers.dry_run import is_dry_run, show_plan
+from research.launchers.ledger import Job
+from research.launchers.machine import usable_cpus, usable_gpus
+from research.launchers.mps import mps_daemon
+from research.launchers.pool import Outcome, Pool, last_lines
+from research.launchers.screen import Screen
+from research.launchers.slots import Slot, make_slots
+from research.launchers.rows import Row
+from research.launchers.table import summary, write_csv
+from research.status import BLANK, read_status, sole_process
+
+log = logging.getLogger(__name__)
+
+
+class Options(Protocol):
+    """Options of the local launcher; ``hydra_plugins.research_lightning.local`` explains them."""
+
+    gpus: Any
+    jobs_per_gpu: int
+    cpus: Any
+    cpus_per_job: int | None
+    max_jobs: int | None
+    stagger_s: float
+    retries: int
+    fail_fast: bool
+    timeout_s: float | None
+    mps: bool
+
+
+def launch(
+    program: Program, options: Options, overrides: Sequence[Sequence[str]]
+) -> Sequence[JobReturn]:
+    """Run those jobs of the batch that have not completed, and return what all of them returned.
+
+    Raises:
+        UserError: an option is wrong, a config is, or another launcher is at work on the sweep.
+        KeyboardInterrupt: a signal ended the sweep.
+
+    """
+    configure_log(program.config.hydra.hydra_logging, program.config.hydra.verbose)
+    slots = slots_for(options)
+    program.folder.mkdir(parents=True, exist_ok=True)
+    with sole_process(program.folder):
+        batch = Batch(program, overrides, sys.argv)
+        to_do = batch.to_do()
+        if is_dry_run(batch):
+            show_plan(batch, [describe(slots[i % len(slots)]) for i in range(len(to_do))], len(slots))
+            return []
+        batch.check(to_do)
+        outcomes, interrupted = run(batch, to_do, slots, options)
+    if interrupted:
+        raise KeyboardInterrupt
+    return batch.returns(outcomes)
+
+
+def slots_for(options: Options) -> list[Slot]:
+    """The slots that the options make of this machine.
+
+    Raises:
+        UserError: an option is out of range, or asks for more than there is.
+
+    """
+    for name in ("stagger_s", "retries", "timeout_s"):
+        value = getattr(options, name)
+        if value is not None and value < 0:
+            raise UserError(f"hydra.launcher.{name} must not be negative, got {value}")
+    return make_slots(
+        cpus=usable_cpus(plain(options.cpus)),
+        gpus=usable_gpus(plain(options.gpus)),
+        jobs_per_gpu=options.jobs_per_gpu,
+        cpus_per_job=options.cpus_per_job,
+        max_jobs=options.max_jobs,
+    )
+
+
+def run(
+    batch: Batch, to_do: Sequence[Job], slots: Sequence[Slot], options: Options
+) -> tuple[dict[int, Outcome], bool]:
+    """Run jobs in the slots, showing them; their outcomes, and whether a signal ended the sweep."""
+    progress = Progress(batch.jobs, Screen(sys.stderr))
+    with ExitStack() as stack:
+        stack.callback(progress.close)
+        environ = stack.enter_context(mps_daemon()) if options.mps and to_do else {}
+        pool = Pool(
+            slots,
+            stagger_s=options.stagger_s,
+            retries=options.retries,
+            fail_fast=options.fail_fast,
+            timeout_s=options.timeout_s,
+            environ=environ,
+            watch=progress,
+        )
+        done = len(batch.jobs) - len(to_do)
+        log.info(
+            "%s: %d jobs%s, %d at once",
+            batch.plan.folder,
+            len(to_do),
+            f" ({done} completed earlier)" if done else "",
+            min(len(slots), len(to_do)),
+        )
+        outcomes = pool.run(batch.tasks(to_do))
+    report(batch, outcomes)
+    return outcomes, pool.signals > 0
+
+
+class Progress:
+    """Shows the jobs of a batch from their status files."""
+
+    def __init__(self, jobs: Sequence[Job], screen: Screen) -> None:
+        self.jobs = jobs
+        self.screen = screen
+        self.rows: dict[int, Row] = {}
+
+    def __call__(self, running: Mapping[int, Slot]) -> None:
+        """Show all jobs; only what runs, or ran when last shown, is read again."""
+        for job in self.jobs:
+            row = self.rows.get(job.number)
+            if row is None or row.device or job.number in running:
+                self.rows[job.number] = read_row(job, running.get(job.number))
+        self.screen.show(list(self.rows.values()))
+
+    def close(self) -> None:
+        """Leave the last table on the screen."""
+        self.screen.close()
+
+
+def read_row(job: Job, slot: Slot | None) -> Row:
+    """A job as it stands."""
+    status = read_status(job.folder) or BLANK
+    return Row(job.number, job.varies, status, describe(slot) if slot else "", job.folder)
+
+
+def describe(slot: Slot) -> str:
+    """A slot in a few characters: ``gpu 0 cpu 0-3``."""
+    gpu = f"gpu {slot.gpu[:12]} " if slot.gpu else ""
+    first, last = (slot.cpus[0], slot.cpus[-1]) if slot.cpus else (0, 0)
+    if not slot.cpus:
+        return gpu.strip()
+    if list(slot.cpus) == list(range(first, last + 1)):
+        return f"{gpu}cpu {first}-{last}" if last > first else f"{gpu}cpu {first}"
+    return f"{gpu}cpu {','.join(map(str, slot.cpus))}"
+
+
+def report(batch: Batch, outcomes: Mapping[int, Outcome]) -> None:
+    """Write ``sweep.csv``, and say what came of the jobs and why some failed."""
+    rows = [read_row(job, None) for job in {job.number: job for job in batch.jobs}.values()]
+    write_csv(rows, batch.plan.folder / "sweep.csv")
+    for line in summary(rows):
+        log.info("%s", line)
+    for job in batch.to_do():
+        outcome = outcomes.get(job.number)
+        if outcome and outcome.state != "pending":
+            log.error("job %d (%s) %s: %s", job.number, job.name, outcome.state, outcome.reason)
+            if outcome.state == "failed":
+                explain(job.folder)
+
+
+def explain(folder: Path) -> None:
+    """Show the last lines of a job's log."""
+    for line in last_lines(folder):
+        log.error("    %s", line)
+    log.error("    (%s)", os.path.relpath(folder / "output.log"))
+
+
+def plain(value: Any) -> Any:
+    """Lists and scalars for what may be OmegaConf's."""
+    return OmegaConf.to_container(value) if OmegaConf.is_config(value) else value

@@ -1,0 +1,321 @@
+"""The CPUs and GPUs that jobs may use on this machine, and the variables that assign them."""
+
+import ctypes
+import functools
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import takewhile
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+from research.errors import UserError, did_you_mean
+from research.launchers.slots import Slot
+
+THREAD_VARIABLES = (
+    *("OMP_NUM_THREADS", "MKL_NUM_THREADS"),
+    *("OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS"),
+)
+ROOT = Path("/")
+EGL_CUDA_DEVICE_NV = 0x323A  # of the extension EGL_NV_device_cuda
+EGL_DEVICES = 10  # mujoco and dm_control look at no more
+
+
+class Gpu(NamedTuple):
+    """A GPU as NVIDIA's driver counts them, by PCI bus; ``migs``: the UUIDs of its MIG devices."""
+
+    index: int
+    uuid: str
+    migs: tuple[str, ...] = ()
+
+
+def usable_cpus(choice: str | int | Sequence[int], *, root: Path = ROOT) -> list[int]:
+    """The CPUs that ``choice`` (``auto``, a number of them, or a list) means on this machine.
+
+    ``auto`` are those this process may run on, no more than its control group pays for, ordered so
+    that the threads of a core and the cores of a socket are neighbours.
+
+    Raises:
+        UserError: a CPU is not there or not for this process.
+
+    """
+    allowed = sorted(allowed_cpus(), key=lambda cpu: (*position(cpu, root), cpu))
+    if isinstance(choice, Sequence) and not isinstance(choice, str):
+        return checked_cpus(choice, allowed)
+    quota = cpu_quota(root=root)
+    usable = allowed if quota is None else allowed[: max(1, int(quota))]
+    if choice == "auto":
+        return usable
+    if not isinstance(choice, int):
+        hint = did_you_mean(choice, ["auto"])
+        raise UserError(
+            f"hydra.launcher.cpus must be auto, a number or a list, got '{choice}'{hint}"
+        )
+    if not 1 <= choice <= len(usable):
+        raise UserError(
+            f"hydra.launcher.cpus={choice}: allowed is a number from 1 to {len(usable)}"
+            " (the CPUs this process may use), auto or a list"
+        )
+    return usable[:choice]
+
+
+def checked_cpus(choice: Sequence[int], allowed: Sequence[int]) -> list[int]:
+    """The listed CPUs, each of them usable and named once."""
+    wrong = [cpu for cpu in choice if cpu not in allowed or choice.count(cpu) > 1]
+    if wrong or not choice:
+        raise UserError(
+            f"hydra.launcher.cpus={list(choice)}: each must be named once, of those this process"
+            f" may use: {', '.join(map(str, sorted(allowed)))}"
+        )
+    return list(choice)
+
+
+def allowed_cpus() -> set[int]:
+    """The CPUs this process may run on; all of them on a system that cannot tell."""
+    if hasattr(os, "sched_getaffinity"):
+        return os.sched_getaffinity(0)
+    return set(range(os.cpu_count() or 1))
+
+
+def position(cpu: int, root: Path) -> tuple[int, ...]:
+    """Socket, die and core of a CPU; without the kernel's files every CPU is a core."""
+    folder = root / f"sys/devices/system/cpu/cpu{cpu}/topology"
+    place = []
+    for name, default in ("physical_package_id", 0), ("die_id", 0), ("core_id", cpu):
+        try:
+            place.append(int((folder / name).read_text()))
+        except (OSError, ValueError):
+            place.append(default)
+    return tuple(place)
+
+
+def cpu_quota(*, root: Path = ROOT) -> float | None:
+    """The CPUs whose time this process's control groups (v1 or v2) grant it; None: no limit."""
+    return min(filter(None, map(folder_quota, control_groups(root))), default=None)
+
+
+def folder_quota(folder: Path) -> float | None:
+    """The CPUs that one control group grants; None: no limit."""
+    for names in ("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us"):
+        try:
+            words = " ".join((folder / name).read_text() for name in names).split()
+            return int(words[0]) / int(words[1]) if int(words[0]) > 0 else None
+        except (OSError, ValueError):  # not there, or "max"
+            continue
+    return None
+
+
+def control_groups(root: Path) -> Iterator[Path]:
+    """The directories of this process's CPU control groups and of the groups around them."""
+    try:
+        groups = (root / "proc/self/cgroup").read_text().splitlines()
+        mounts = (root / "proc/self/mountinfo").read_text().splitlines()
+    except OSError:
+        return
+    for mount in mounts:
+        fields, _, system = mount.partition(" - ")
+        source, folder = fields.split()[3:5]
+        kind, *_, options = system.split()
+        controllers = {"cgroup": options, "cgroup2": ""}.get(kind, "none").split(",")
+        for group in groups:
+            _, names, path = group.split(":", 2)
+            controller = "cpu" if names else ""  # version 2 has one tree, without a name
+            if controller in names.split(",") and controller in controllers:
+                below = path_below(path, source)
+                yield from (root / folder[1:] / part for part in (below, *below.parents))
+
+
+def path_below(path: str, source: str) -> PurePosixPath:
+    """Where a group lies under its mount; seen from a container it may lie outside of it."""
+    whole = PurePosixPath(path)
+    is_below = whole.is_relative_to(source) and ".." not in whole.parts
+    return whole.relative_to(source) if is_below else PurePosixPath()
+
+
+def usable_gpus(
+    choice: str | Sequence[str | int],
+    *,
+    environ: Mapping[str, str] = os.environ,
+    root: Path = ROOT,
+) -> list[str] | None:
+    """The GPUs that ``choice`` (``auto`` or a list) means, as CUDA_VISIBLE_DEVICES names them.
+
+    ``auto`` are those of a CUDA_VISIBLE_DEVICES that is set, else all of them, each that is divided
+    by its MIG devices. Listed indices count within a CUDA_VISIBLE_DEVICES that is set, as in CUDA.
+    None: there are none; []: none are wanted, or CUDA_VISIBLE_DEVICES hides all.
+
+    Raises:
+        UserError: one of them is not there, where that can be known, or is named twice.
+
+    """
+    present = find_gpus(environ.get("PATH", os.defpath), root)
+    visible = visible_gpus(environ.get("CUDA_VISIBLE_DEVICES"), present)
+    if choice == "auto":
+        every = [name for gpu in present for name in gpu.migs or (str(gpu.index),)]
+        return (every or None) if visible is None else visible
+    if isinstance(choice, str) or not isinstance(choice, Sequence):
+        hint = did_you_mean(choice, ["auto"])
+        raise UserError(f"hydra.launcher.gpus must be auto or a list, got '{choice}'{hint}")
+    names = [chosen_gpu(str(item).strip(), visible, present) for item in choice]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UserError(
+            f"hydra.launcher.gpus names {twice[0]} twice; to share it, set"
+            " hydra.launcher.jobs_per_gpu"
+        )
+    return names
+
+
+@functools.cache
+def find_gpus(search_path: str, root: Path = ROOT) -> tuple[Gpu, ...]:
+    """The NVIDIA GPUs here, by the ``nvidia-smi`` of a PATH or else by the driver's own files."""
+    program = shutil.which("nvidia-smi", path=search_path) or "/no/nvidia-smi"
+    try:
+        text = subprocess.check_output(
+            [program, "-L"], text=True, stderr=subprocess.DEVNULL, timeout=60
+        )
+    except (OSError, subprocess.SubprocessError):
+        files = sorted(root.glob("proc/driver/nvidia/gpus/*/information"))
+        uuids = [re.findall(r"GPU-[0-9a-f-]+", path.read_text()) for path in files]
+        return tuple(Gpu(index, found[0] if found else "") for index, found in enumerate(uuids))
+    gpus = []
+    for block in re.split(r"^(?=GPU )", text, flags=re.MULTILINE):
+        if match := re.match(r"GPU (\d+): .*\(UUID: (GPU-[^)]+)\)", block):
+            gpus.append(
+                Gpu(int(match[1]), match[2], tuple(re.findall(r"UUID: (MIG-[^)]+)", block)))
+            )
+    return tuple(gpus)
+
+
+def visible_gpus(setting: str | None, present: Sequence[Gpu]) -> list[str] | None:
+    """What a CUDA_VISIBLE_DEVICES shows; None: it is not set.
+
+    As in CUDA, a word that is no GPU's hides itself and all behind it: "-1" hides every GPU.
+    """
+    if setting is None:
+        return None
+    words = takewhile(is_gpu_name, map(str.strip, setting.split(",")))
+    return [known_gpu(word, present, "CUDA_VISIBLE_DEVICES") for word in words]
+
+
+def chosen_gpu(name: str, visible: Sequence[str] | None, present: Sequence[Gpu]) -> str:
+    """What CUDA_VISIBLE_DEVICES must be for the GPU that a user lists as ``name``."""
+    key = "hydra.launcher.gpus"
+    if not is_gpu_name(name):
+        allowed = "an index, a UUID (GPU-...) or a MIG name (MIG-...)"
+        raise UserError(f"{key}: a GPU is named by {allowed}, got '{name}'")
+    if visible is None:
+        return known_gpu(name, present, key)
+    if name.isdigit():
+        found = list(visible[int(name) : int(name) + 1])
+    else:
+        full = known_gpu(name, present, key)
+        same = find_gpu(full, present) or full
+        found = [word for word in visible if (find_gpu(word, present) or word) == same]
+    if not found:
+        raise UserError(f"{key}: GPU {name} is not in CUDA_VISIBLE_DEVICES={','.join(visible)}")
+    return found[0]
+
+
+def is_gpu_name(word: str) -> bool:
+    """Whether a word looks like an index, a UUID or a MIG name."""
+    return re.fullmatch(r"\d+|(GPU|MIG)-[\w/-]+", word) is not None
+
+
+def known_gpu(name: str, present: Sequence[Gpu], source: str) -> str:
+    """The whole name of a GPU whose UUID may be cut; the same name if none can be known."""
+    if name.isdigit():
+        known = [str(gpu.index) for gpu in present]
+        found = [name] if name in known else []
+    else:
+        known = [word for gpu in present for word in (gpu.uuid, *gpu.migs) if word[:3] == name[:3]]
+        found = [word for word in known if word.startswith(name)]
+    # Old drivers say MIG-GPU-<uuid>/1/0, which nvidia-smi need not list; files list no MIG device.
+    if not known or name.startswith("MIG-GPU-"):
+        return name
+    if len(found) != 1:
+        raise UserError(f"{source}: '{name}' is not one of the GPUs here, {', '.join(known)}")
+    return found[0]
+
+
+def find_gpu(name: str, present: Sequence[Gpu]) -> Gpu | None:
+    """The GPU with this index or UUID; None for a MIG device and for what is not known."""
+    return next((gpu for gpu in present if name in (str(gpu.index), gpu.uuid)), None)
+
+
+def gpu_uuids(
+    names: Sequence[str], *, environ: Mapping[str, str] = os.environ, root: Path = ROOT
+) -> list[str]:
+    """The same GPUs by their UUIDs, which mean the same to every program; others as they are."""
+    present = find_gpus(environ.get("PATH", os.defpath), root)
+    found = [(name, find_gpu(name, present)) for name in names]
+    return [gpu.uuid if gpu and gpu.uuid else name for name, gpu in found]
+
+
+def slot_environment(
+    slot: Slot, environ: Mapping[str, str], *, root: Path = ROOT
+) -> dict[str, str]:
+    """The variables that keep a job in its slot, to be set on top of ``environ``.
+
+    A cap on threads that the user has set stays if it is lower. MUJOCO_EGL_DEVICE_ID is left alone
+    unless the GPU's place among the EGL devices is known: with it MuJoCo tries one device, without
+    it each until one works.
+    """
+    variables = {name: str(thread_cap(name, slot.threads, environ)) for name in THREAD_VARIABLES}
+    if slot.gpu is None:
+        return variables
+    variables |= {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": slot.gpu}
+    present = find_gpus(environ.get("PATH", os.defpath), root)
+    gpu = find_gpu(slot.gpu, present)
+    # With MIG, CUDA counts otherwise, and a divided GPU renders nothing.
+    if gpu and not any(each.migs for each in present) and gpu.index in egl_order():
+        variables["MUJOCO_EGL_DEVICE_ID"] = str(egl_order()[gpu.index])
+    return variables
+
+
+def thread_cap(name: str, threads: int, environ: Mapping[str, str]) -> int:
+    """The slot's threads or the user's, whichever are fewer; OMP's count for every library."""
+    setting = environ.get(name) or environ.get("OMP_NUM_THREADS", "")
+    own = re.match(r"\s*([1-9]\d*)", setting)  # OMP's may be a list: "4,2"
+    return min(threads, int(own[1])) if own else threads
+
+
+@functools.cache
+def egl_order() -> Mapping[int, int]:
+    """The EGL index of each GPU by its PCI order, as far as EGL tells.
+
+    EGL has an order of its own, which CUDA_VISIBLE_DEVICES does not change; it may list the CPU, or
+    in a container no GPU at all. It is asked in a child process, so that no driver is loaded here.
+    """
+    environment = {**os.environ, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+    environment["PYTHONPATH"] = os.pathsep.join(sys.path)
+    environment.pop("CUDA_VISIBLE_DEVICES", None)
+    command = [sys.executable, "-c", f"from {__name__} import write_egl_order as w; w()"]
+    try:
+        answer = subprocess.run(
+            command, env=environment, capture_output=True, timeout=60, check=True
+        )
+        return {int(gpu): index for gpu, index in json.loads(answer.stdout).items()}
+    except (OSError, subprocess.SubprocessError, ValueError):
+        return {}
+
+
+def write_egl_order() -> None:
+    """Write ``{CUDA index: EGL index}`` as JSON to standard output."""
+    egl = ctypes.CDLL("libEGL.so.1")
+    egl.eglGetProcAddress.restype = ctypes.c_void_p
+    number = ctypes.POINTER(ctypes.c_int)
+    list_type = ctypes.CFUNCTYPE(ctypes.c_uint, ctypes.c_int, ctypes.c_void_p, number)
+    query_type = ctypes.CFUNCTYPE(ctypes.c_uint, ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p)
+    list_devices = list_type(egl.eglGetProcAddress(b"eglQueryDevicesEXT"))
+    query = query_type(egl.eglGetProcAddress(b"eglQueryDeviceAttribEXT"))
+    devices, count, order = (ctypes.c_void_p * EGL_DEVICES)(), ctypes.c_int(), {}
+    list_devices(EGL_DEVICES, devices, ctypes.byref(count))
+    for index in range(count.value):
+        gpu = ctypes.c_ssize_t(-1)
+        if query(devices[index], EGL_CUDA_DEVICE_NV, ctypes.byref(gpu)) and gpu.value >= 0:
+            order[gpu.value] = index
+    sys.stdout.write(json.dumps(order))

@@ -1,0 +1,41 @@
+"""Ends a run between two steps when it is told to, with its work saved."""
+
+import signal
+import threading
+from types import FrameType, TracebackType
+from typing import Any
+
+
+class StopRequest:
+    """While it is entered, SIGINT and SIGTERM are noted; the second time they interrupt at once.
+
+    Attributes:
+        made: whether one came.
+
+    """
+
+    NUMBERS = (signal.SIGINT, signal.SIGTERM)
+
+    def __init__(self) -> None:
+        self.made = False
+        self.before: dict[int, Any] = {}
+
+    def __enter__(self) -> "StopRequest":
+        if threading.current_thread() is threading.main_thread():
+            self.before = {number: signal.signal(number, self.note) for number in self.NUMBERS}
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def note(self, number: int, frame: FrameType | None) -> None:
+        """Take a signal."""
+        if self.made:
+            raise KeyboardInterrupt
+        self.made = True
