@@ -4,8 +4,8 @@ import logging
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
-from pathlib import Path
+from contextlib import AbstractContextManager, ExitStack
+from math import inf
 from typing import Any, Protocol
 
 from hydra.core.utils import JobReturn, configure_log
@@ -13,14 +13,15 @@ from omegaconf import OmegaConf
 
 from research.errors import UserError
 from research.launchers.batch import Batch, Program
+from research.launchers.cpus import cpu_quota, usable_cpus
 from research.launchers.dry_run import is_dry_run, show_plan
+from research.launchers.gpus import gpu_uuids, usable_gpus
 from research.launchers.ledger import Job
-from research.launchers.machine import usable_cpus, usable_gpus
 from research.launchers.mps import mps_daemon
-from research.launchers.pool import Outcome, Pool, last_lines
+from research.launchers.pool import LOG, Outcome, Pool, last_lines
+from research.launchers.rows import Row
 from research.launchers.screen import Screen
 from research.launchers.slots import Slot, make_slots
-from research.launchers.rows import Row
 from research.launchers.table import summary, write_csv
 from research.status import BLANK, read_status, sole_process
 
@@ -59,7 +60,9 @@ def launch(
         batch = Batch(program, overrides, sys.argv)
         to_do = batch.to_do()
         if is_dry_run(batch):
-            show_plan(batch, [describe(slots[i % len(slots)]) for i in range(len(to_do))], len(slots))
+            show_plan(
+                batch, [describe(slots[i % len(slots)]) for i in range(len(to_do))], len(slots)
+            )
             return []
         batch.check(to_do)
         outcomes, interrupted = run(batch, to_do, slots, options)
@@ -79,13 +82,22 @@ def slots_for(options: Options) -> list[Slot]:
         value = getattr(options, name)
         if value is not None and value < 0:
             raise UserError(f"hydra.launcher.{name} must not be negative, got {value}")
-    return make_slots(
-        cpus=usable_cpus(plain(options.cpus)),
-        gpus=usable_gpus(plain(options.gpus)),
+    cpus, gpus = usable_cpus(plain(options.cpus)), usable_gpus(plain(options.gpus))
+    if options.mps:
+        if not gpus:
+            raise UserError("hydra.launcher.mps=true needs a GPU, and none is here")
+        gpus = gpu_uuids(gpus)  # the daemon counts the GPUs it serves anew
+    slots = make_slots(
+        cpus=cpus,
+        gpus=gpus,
         jobs_per_gpu=options.jobs_per_gpu,
         cpus_per_job=options.cpus_per_job,
         max_jobs=options.max_jobs,
     )
+    if options.cpus == "auto" and (cpu_quota() or inf) < len(os.sched_getaffinity(0)):
+        # Containers on one host all see all of its CPUs: pins would meet on the first of them.
+        return [slot._replace(cpus=()) for slot in slots]
+    return slots
 
 
 def run(
@@ -95,7 +107,7 @@ def run(
     progress = Progress(batch.jobs, Screen(sys.stderr))
     with ExitStack() as stack:
         stack.callback(progress.close)
-        environ = stack.enter_context(mps_daemon()) if options.mps and to_do else {}
+        environ = stack.enter_context(mps_for(slots)) if options.mps and to_do else {}
         pool = Pool(
             slots,
             stagger_s=options.stagger_s,
@@ -114,8 +126,13 @@ def run(
             min(len(slots), len(to_do)),
         )
         outcomes = pool.run(batch.tasks(to_do))
-    report(batch, outcomes)
+    report(batch, {number: outcome.reason for number, outcome in outcomes.items()})
     return outcomes, pool.signals > 0
+
+
+def mps_for(slots: Sequence[Slot]) -> AbstractContextManager[dict[str, str]]:
+    """NVIDIA's Multi-Process Service for the GPUs of the slots."""
+    return mps_daemon(list(dict.fromkeys(slot.gpu for slot in slots if slot.gpu)))
 
 
 class Progress:
@@ -156,25 +173,19 @@ def describe(slot: Slot) -> str:
     return f"{gpu}cpu {','.join(map(str, slot.cpus))}"
 
 
-def report(batch: Batch, outcomes: Mapping[int, Outcome]) -> None:
+def report(batch: Batch, reasons: Mapping[int, str]) -> None:
     """Write ``sweep.csv``, and say what came of the jobs and why some failed."""
     rows = [read_row(job, None) for job in {job.number: job for job in batch.jobs}.values()]
     write_csv(rows, batch.plan.folder / "sweep.csv")
-    for line in summary(rows):
+    for line in summary(rows, mode=OmegaConf.select(batch.program.config, "trainer.mode")):
         log.info("%s", line)
-    for job in batch.to_do():
-        outcome = outcomes.get(job.number)
-        if outcome and outcome.state != "pending":
-            log.error("job %d (%s) %s: %s", job.number, job.name, outcome.state, outcome.reason)
-            if outcome.state == "failed":
-                explain(job.folder)
-
-
-def explain(folder: Path) -> None:
-    """Show the last lines of a job's log."""
-    for line in last_lines(folder):
-        log.error("    %s", line)
-    log.error("    (%s)", os.path.relpath(folder / "output.log"))
+    for job, row in zip(batch.jobs, rows, strict=False):
+        if row.status["state"] == "failed":
+            reason = reasons.get(job.number) or row.status["exit_reason"]
+            log.error("job %d (%s) failed: %s", job.number, job.name, reason)
+            for line in last_lines(job.folder):
+                log.error("    %s", line)
+            log.error("    all of it: %s", os.path.relpath(job.folder / LOG))
 
 
 def plain(value: Any) -> Any:

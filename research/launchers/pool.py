@@ -12,9 +12,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Literal, NamedTuple, Protocol
 
+from research.launchers.gpus import slot_environment
 from research.launchers.guard import Guard
 from research.launchers.ledger import Job
-from research.launchers.machine import slot_environment
 from research.launchers.process import Call, Ending, Process
 from research.launchers.slots import Slot
 from research.status import BLANK, Status, read_status

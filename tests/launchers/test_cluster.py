@@ -49,6 +49,7 @@ def test_a_requeued_job_starts_again(cluster: Cluster, tmp_path: Path) -> None:
     job = cluster.submit(f"echo ${{SLURM_RESTART_COUNT:-0}} >>{tmp_path}/starts; sleep 60")
     cluster.wait_for(job, "RUNNING")
     cluster.run("scontrol", "requeue", job)
+    cluster.start_soon(job)
     wait_until(lambda: (tmp_path / "starts").read_text() == "0\n1\n")
     cluster.run("scancel", job)
     cluster.wait_for(job, "CANCELLED")

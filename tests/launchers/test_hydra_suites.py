@@ -1,5 +1,6 @@
 """Hydra's own tests of launchers, on ours."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -36,5 +37,7 @@ class TestLocalInBatches(BatchedSweeperTestSuite):
 )
 class TestLocalAsProgram(IntegrationTestSuite):
     @pytest.mark.xfail(strict=True, reason="runs a completed sweep again, which does nothing here")
-    def test_to_absolute_path_multirun(self, *arguments: Any, **options: Any) -> None:
-        super().test_to_absolute_path_multirun(*arguments, **options)
+    def test_to_absolute_path_multirun(
+        self, tmpdir: Path, task_launcher_cfg: Any, extra_flags: list[str]
+    ) -> None:
+        super().test_to_absolute_path_multirun(tmpdir, task_launcher_cfg, extra_flags)
