@@ -57,7 +57,8 @@ class HydraJob:
             job_subdir_key="hydra.sweep.subdir",
         )
         if answer.status is not JobStatus.COMPLETED:
-            raise answer._return_value
+            error = answer._return_value
+            raise error.with_traceback(error.__traceback__.tb_next)  # as if Hydra were not there
         return answer
 
     def run_with_status(self) -> JobReturn:

@@ -254,7 +254,7 @@ def record(folder: Path, outcome: Outcome) -> None:
         status.end(outcome.state, outcome.reason)
 
 
-def last_lines(folder: Path, count: int = 5) -> list[str]:
+def last_lines(folder: Path, count: int = 8) -> list[str]:
     """The last lines of a job's log."""
     try:
         with (folder / LOG).open("rb") as file:

@@ -17,12 +17,14 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from types import TracebackType
 from typing import Any, NamedTuple, NoReturn
 
 import cloudpickle
 
 ROOT = Path(__file__).parents[2]
 PR_SET_PDEATHSIG = 1
+ALWAYS = {"PYTHONFAULTHANDLER": "1", "PYTHONUNBUFFERED": "1"}  # the log of a killed job is whole
 
 
 class Call(NamedTuple):
@@ -82,7 +84,7 @@ class Process:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env={**environ, "PYTHONPATH": search_path, "PYTHONFAULTHANDLER": "1"},
+                env={**environ, "PYTHONPATH": search_path, **ALWAYS},
                 pass_fds=files,
                 start_new_session=True,
             )
@@ -157,18 +159,33 @@ def make(call: Callable[[], Any]) -> tuple[int, tuple[Any, str | None]]:
     try:
         return 0, (call(), None)
     except SystemExit as error:
-        status = error.code if isinstance(error.code, int) else int(error.code is not None)
-        return status, (None, f"exited with status {status}")
+        return exit_status(error), (None, describe(error))
     except KeyboardInterrupt:
         return 130, (None, "interrupted")
     except BaseException as error:
-        traceback.print_exc()
+        traceback.print_exception(error.with_traceback(skip_launcher(error.__traceback__)))
         return 1, (None, describe(error))
+
+
+def exit_status(error: SystemExit) -> int:
+    """The exit status that ``sys.exit`` was asked for."""
+    return error.code if isinstance(error.code, int) else int(error.code is not None)
 
 
 def describe(error: BaseException) -> str:
     """An exception in one line."""
+    if isinstance(error, SystemExit):
+        said = f": {error.code}" if isinstance(error.code, str) else ""
+        return f"exited with status {exit_status(error)}{said}"
     return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+def skip_launcher(trace: TracebackType | None) -> TracebackType | None:
+    """A traceback without the frames that every job has."""
+    own = str(Path(__file__).parent)
+    while trace and trace.tb_frame.f_code.co_filename.startswith(own):
+        trace = trace.tb_next
+    return trace
 
 
 def die_with(parent: int) -> None:
