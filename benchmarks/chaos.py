@@ -28,7 +28,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.measure import RESULTS, ROOT, write_rows
+from benchmarks.measure import RESULTS, ROOT, describe_machine, environment, write_rows
 
 MARK = "CHAOS_ROUND"
 JOB = "research.launchers.process"
@@ -163,7 +163,7 @@ class Round:
         blows: the targets that were hit.
         kills: when, in seconds since the epoch.
         statuses: of the commands, in the order of typing; None for one that was killed.
-        gone_s: the longest time from the command's end to the end of its last process.
+        to_end_s: the longest time from the command's end to the end of its last process.
         problems: what must not be.
 
     """
@@ -173,15 +173,15 @@ class Round:
     blows: list[str] = field(default_factory=list)
     kills: list[float] = field(default_factory=list)
     statuses: list[int | None] = field(default_factory=list)
-    gone_s: float = 0.0
+    to_end_s: float = 0.0
     problems: list[str] = field(default_factory=list)
     mark: str = field(default_factory=lambda: uuid.uuid4().hex)
     completed: dict[str, str] = field(default_factory=dict)
-    plan: list[object] = field(default_factory=list)
+    plan: list[dict[str, str]] = field(default_factory=list)
 
     def run(self, blows: Sequence[Blow]) -> None:
         """Type the command with each blow, while it is not done; then undisturbed, twice."""
-        self.folder.mkdir(exist_ok=True)
+        self.folder.mkdir()
         try:
             for blow in blows:
                 if not self.is_complete():
@@ -203,7 +203,7 @@ class Round:
             return subprocess.Popen(
                 [*self.sweep.command, f"hydra.sweep.dir={self.folder}"],
                 cwd=ROOT,
-                env={**os.environ, MARK: self.mark},
+                env={**environment(threads=1), MARK: self.mark},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
@@ -270,7 +270,7 @@ class Round:
                 self.sweep_up()
                 return
             time.sleep(0.01)
-        self.gone_s = max(self.gone_s, time.monotonic() - start)
+        self.to_end_s = max(self.to_end_s, time.monotonic() - start)
 
     def sweep_up(self) -> None:
         """End what must not be left when the round is over."""
@@ -404,10 +404,13 @@ def training_sweep() -> Sweep:
 def rehearse(sweep: Sweep, folder: Path) -> None:
     """Run a sweep without a blow; the others learn from it when to strike."""
     rehearsal, never = Round(sweep, folder), Blow("command", 0.0, sys.maxsize, True, 0.0)
+    rehearsal.folder.mkdir()
     start = time.monotonic()
     rehearsal.type(never)
     sweep.duration_s, sweep.changes = time.monotonic() - start, never.changes
-    rehearsal.run([])
+    rehearsal.require_no_process()
+    rehearsal.judge()
+    rehearsal.judge_jobs()
     if rehearsal.problems:
         raise RuntimeError(f"undisturbed: {rehearsal.problems}")
 
@@ -423,6 +426,7 @@ def draw_blow(sweep: Sweep, rng: random.Random) -> Blow:
 
 def run_rounds(sweep: Sweep, folder: Path, *, rounds: int, seed: int) -> list[Round]:
     """Rounds with one to three blows each; one whose first blow came too late is drawn again."""
+    folder.mkdir()
     rehearse(sweep, folder / "rehearsal")
     done: list[Round] = []
     for attempt in itertools.count():
@@ -433,16 +437,37 @@ def run_rounds(sweep: Sweep, folder: Path, *, rounds: int, seed: int) -> list[Ro
         round_.run([draw_blow(sweep, rng) for _ in range(rng.choice((1, 1, 2, 3)))])
         if round_.blows or round_.problems:
             done.append(round_)
-            log.info("%s", describe(len(done), round_))
+            values = " | ".join(map(str, as_row(round_).values()))
+            log.info("%s", "\n    ".join([f"{len(done)} | {values}", *round_.problems]))
     raise AssertionError
 
 
-def describe(number: int, round_: Round) -> str:
-    """A round in a line, and its problems in one each."""
-    statuses = ["killed" if status is None else str(status) for status in round_.statuses]
-    line = f"{number:3}  {round_.sweep.name}  {' '.join(round_.blows)}  ended {' '.join(statuses)}"
-    line += f"  gone in {round_.gone_s:.2f} s  {len(round_.problems)} problems"
-    return "\n     ".join([line, *round_.problems])
+def as_row(round_: Round) -> dict[str, object]:
+    """A round as a row of the table."""
+    ends = ["killed" if status is None else str(status) for status in round_.statuses]
+    return {
+        "sweep": round_.sweep.name,
+        "blows": " ".join(round_.blows),
+        "ends": " ".join(ends),
+        "longest_to_end_s": round(round_.to_end_s, 3),
+        "problems": len(round_.problems),
+    }
+
+
+def summary(rounds: Sequence[Round]) -> list[str]:
+    """A line for each sweep and target: how often, the longest until all had ended, problems."""
+    lines = [
+        f"{'sweep':10} {'blow':10} {'rounds':>6} {'blows':>6} {'gone in s':>9} {'problems':>8}"
+    ]
+    hit = {(each.sweep.name, blow) for each in rounds for blow in each.blows}
+    for name, blow in sorted(hit):
+        those = [each for each in rounds if each.sweep.name == name and blow in each.blows]
+        count = sum(each.blows.count(blow) for each in those)
+        longest = max(each.to_end_s for each in those)
+        problems = sum(len(each.problems) for each in those)
+        lines.append(f"{name:10} {blow:10} {len(those):6} {count:6} {longest:8.2f} {problems:8}")
+    problems = sum(len(each.problems) for each in rounds)
+    return [*lines, f"{len(rounds)} rounds, {problems} problems"]
 
 
 def main() -> None:
@@ -453,19 +478,22 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=100, help="of the small app")
     parser.add_argument("--training", type=int, default=5, help="further rounds of train.py")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the table")
     parser.add_argument("--keep", type=Path, help="folder for the sweeps; default: none is kept")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.keep or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        cases = ((small_sweep(folder), arguments.rounds), (training_sweep(), arguments.training))
         done: list[Round] = []
-        for sweep, rounds in (
-            (small_sweep(folder), arguments.rounds),
-            (training_sweep(), arguments.training),
-        ):
+        for sweep, rounds in cases:
             if rounds:
-                (folder / sweep.name).with_suffix("").mkdir(parents=True)
-                done += run_rounds(sweep, (folder / sweep.name).with_suffix(""), rounds=rounds, seed=arguments.seed)
+                sweeps = folder / sweep.name.removesuffix(".py")
+                done += run_rounds(sweep, sweeps, rounds=rounds, seed=arguments.seed)
+    print("\n".join(summary(done)))
+    facts = describe_machine(threads=1)
+    write_rows(arguments.results / "chaos.csv", [{**as_row(each), **facts} for each in done])
     sys.exit(any(round_.problems for round_ in done))
 
 

@@ -152,6 +152,12 @@ def is_in_use(folder: Path) -> bool:
         return False
 
 
+def lock_owner(folder: Path) -> tuple[int, str]:
+    """Process number and host of whoever locked a directory last, as ``sole_process`` noted."""
+    words = (folder / ".lock").read_text().split()
+    return int(words[1]), words[3]
+
+
 def try_lock(file: IO[str]) -> bool:
     """Lock an open file until it is closed, unless another process has; never waits."""
     try:

@@ -9,14 +9,20 @@ import logging
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
-from itertools import takewhile
+from functools import partial
+from itertools import groupby, takewhile
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
+from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
+from hydra.plugins.config_source import ConfigLoadError
+from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from hydra.utils import instantiate
@@ -28,6 +34,7 @@ from research.files import write_whole
 from research.status import sole_process
 
 log = logging.getLogger(__name__)
+PROVIDER = "research_lightning"
 DIRECTIONS = {"max": "maximize", "min": "minimize", "maximize": "maximize", "minimize": "minimize"}
 
 
@@ -36,9 +43,9 @@ class OptunaConf:
     """Options of the search, named as the stock Optuna sweeper's are.
 
     Attributes:
-        sampler: ``hydra/sweeper/sampler=tpe``, ``random``, ``cmaes``, ``nsgaii`` or ``motpe``. Its
-            seed, 0 unless given, makes the search repeatable.
-        direction: ``maximize`` or ``minimize``.
+        sampler: ``hydra/sweeper/sampler=tpe``, ``random``, ``cmaes`` or ``nsgaii``. Its seed,
+            0 unless given, makes the search repeatable.
+        direction: ``maximize`` or ``minimize``; the trainer's ``mode`` where there is one.
         n_trials: how many trials the search has, those before a restart included.
         n_jobs: trials per launch, chosen without knowing each other's results; null for as many
             as the local launcher has slots, for one with any other launcher.
@@ -51,18 +58,28 @@ class OptunaConf:
     _recursive_: bool = False  # the sampler is made anew for every trial
     defaults: list[Any] = field(default_factory=lambda: ["_self_", {"optional sampler": "tpe"}])
     sampler: Any = None
-    direction: str = "maximize"
+    direction: str = "${oc.select:trainer.mode,minimize}"
     n_trials: int = 20
     n_jobs: int | None = None
     max_failure_rate: float = 1.0
     params: dict[str, str] | None = None
 
 
-# The stock sweeper's config is called "optuna" already; of two with one name, the order of sys.path
-# would say which counts.
-ConfigStore.instance().store(
-    group="hydra/sweeper", name="optuna_study", node=OptunaConf, provider="research_lightning"
-)
+class OptunaChoices(SearchPathPlugin):
+    """Makes ``hydra/sweeper=optuna`` this sweeper, and the stock one ``optuna_stock``.
+
+    Of two configs of one name the last stored counts, which the order of ``sys.path`` would decide;
+    Hydra comes here when it has found all plugins.
+    """
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        """Store both configs; the search path stays as it is."""
+        store = partial(ConfigStore.instance().store, group="hydra/sweeper")
+        with suppress(ConfigLoadError):  # the extra is not installed
+            stock = ConfigStore.instance().load("hydra/sweeper/optuna.yaml")
+            if stock.provider != PROVIDER:
+                store(name="optuna_stock", node=stock.node, provider=stock.provider)
+        store(name="optuna", node=OptunaConf, provider=PROVIDER)
 
 
 class OptunaSweeper(Sweeper):
@@ -118,8 +135,9 @@ class OptunaSweeper(Sweeper):
 class Study:
     """An Optuna study in memory, made after a restart from ``study/trials.json``.
 
-    The file has an entry for every trial: ``number``, ``params``, ``overrides``, ``state``
-    (``waiting``, ``complete`` or ``failed``), ``value`` and the ``reason`` of a failure. It is
+    The file has an entry for every trial: ``number``, ``batch`` (the number of the first trial
+    chosen with it), ``params``, ``overrides``, ``state`` (``waiting``, ``complete`` or ``failed``),
+    ``value`` and the ``reason`` of a failure. It is
     written before trials start and after they end. Every trial has a sampler of its own, seeded
     by the trial's number, so that a search that was interrupted is the same as one that was not.
 
@@ -154,9 +172,8 @@ class Study:
         self.study = create_study(direction=DIRECTIONS[options.direction])
         self.trials: list[Any] = []
         self.entries = self.read()
-        for entry in self.entries:
-            self.start(entry["params"])
-            self.pass_on(entry)
+        for _, batch in groupby(list(self.entries), key=itemgetter("batch")):
+            self.repeat(list(batch))
 
     def read(self) -> list[dict[str, Any]]:
         """The entries in the file; once the search is over, those that failed wait for another try.
@@ -209,7 +226,7 @@ class Study:
         for number in range(first, first + count):
             params = self.start().params
             overrides = as_overrides({**params, **self.fixed})
-            entry = {"number": number, "params": params, "overrides": overrides}
+            entry = {"number": number, "batch": first, "params": params, "overrides": overrides}
             self.entries.append({**entry, "state": "waiting", "value": None, "reason": None})
         self.write()
         return self.entries[first:]
@@ -223,6 +240,13 @@ class Study:
                 self.study.enqueue_trial(params)
         self.trials.append(self.study.ask(self.space))
         return self.trials[-1]
+
+    def repeat(self, batch: Sequence[Mapping[str, Any]]) -> None:
+        """Bring Optuna to where it was after a batch, of which no trial knew another's result."""
+        for entry in batch:
+            self.start(entry["params"])
+        for entry in batch:
+            self.pass_on(entry)
 
     def tell(self, batch: Sequence[dict[str, Any]], answers: Sequence[JobReturn]) -> None:
         """Take what a launcher returned for a batch.
@@ -318,7 +342,7 @@ def check(options: OptunaConf) -> None:
         )
     if options.sampler is None or options.sampler.get("_partial_"):
         raise UserError(
-            "hydra/sweeper/sampler must be tpe, random, cmaes, nsgaii or motpe; for a grid choose "
+            "hydra/sweeper/sampler must be tpe, random, cmaes or nsgaii; for a grid choose "
             "hydra/sweeper=grid"
         )
 
@@ -345,11 +369,14 @@ def judge(answer: JobReturn) -> tuple[float | None, str | None]:
         UserError: the launcher returned before the job did.
 
     """
+    from research.launchers.job import JobError
+    from research.launchers.process import describe
+
     if answer.status is JobStatus.UNKNOWN:
         raise UserError("a search needs the results of its trials: its launcher must wait for them")
     result = answer._return_value
     if answer.status is JobStatus.FAILED:
-        return None, " ".join(f"{type(result).__name__}: {result}".split())
+        return None, str(result) if isinstance(result, JobError) else describe(result)
     try:
         value = float(result)
     except (TypeError, ValueError):

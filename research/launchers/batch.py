@@ -15,7 +15,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from research.errors import UserError
-from research.launchers.job import HydraJob, failed, finished, hydra_state, restore
+from research.launchers.job import HydraJob, failed, finished, hydra_state, restore, unfinished
 from research.launchers.ledger import Job, Plan
 from research.launchers.pool import Outcome, Task
 from research.launchers.process import Process, make_call
@@ -87,11 +87,25 @@ class Batch:
 
     def to_do(self) -> list[Job]:
         """The jobs that have not completed."""
-        unique = {job.number: job for job in self.jobs}
-        return [job for job in unique.values() if state(job) != "completed"]
+        return [job for job in self.unique_jobs() if state(job) != "completed"]
 
-    def tasks(self, jobs: Iterable[Job]) -> list[Task]:
-        """The jobs with what their processes call; their status becomes ``pending``."""
+    @property
+    def score_mode(self) -> Any:
+        """Whether a high (``max``) or a low (``min``) score is better, if the config tells."""
+        return OmegaConf.select(self.program.config, "trainer.mode")
+
+    def unique_jobs(self) -> list[Job]:
+        """The jobs, each once."""
+        return list({job.number: job for job in self.jobs}.values())
+
+    def tasks(self, jobs: Iterable[Job], results: Path | None = None) -> list[Task]:
+        """The jobs with what their processes call; their status becomes ``pending``.
+
+        Args:
+            jobs: of this batch.
+            results: the folder where they leave what they return, if not to a parent.
+
+        """
         shared = hydra_state()
         program = self.program
         tasks = []
@@ -99,7 +113,14 @@ class Batch:
             if state(job) != "pending":
                 Status(job.folder).submit()
             config = self.configs[job.number]
-            call = HydraJob(program.task_function, config, program.context, job.folder, shared)
+            call = HydraJob(
+                program.task_function,
+                config,
+                program.context,
+                job.folder,
+                shared,
+                results / f"{job.number}.pkl" if results else None,
+            )
             tasks.append(Task(job, make_call(call)))
         return tasks
 
@@ -134,9 +155,17 @@ class Batch:
         """What Hydra's sweepers expect: one ``JobReturn`` per job, in order, whatever happened."""
         return [self.answer(job, outcomes.get(job.number)) for job in self.jobs]
 
+    def status(self, job: Job) -> Mapping[str, Any]:
+        """The status file of a job."""
+        return read_status(job.folder) or BLANK
+
+    def answer_later(self, job: Job) -> JobReturn:
+        """What stands for a job that nobody waits for."""
+        return unfinished(self.configs[job.number], job.folder)
+
     def answer(self, job: Job, outcome: Outcome | None) -> JobReturn:
         """The ``JobReturn`` of one job; without an outcome it completed earlier."""
-        config, status = self.configs[job.number], read_status(job.folder) or BLANK
+        config, status = self.configs[job.number], self.status(job)
         if outcome and isinstance(outcome.result, JobReturn):
             return outcome.result
         if status["state"] == "completed":

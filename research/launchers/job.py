@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cloudpickle
 from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn, JobRuntime, JobStatus, run_job, setup_globals
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.basecontainer import BaseContainer
 
+from research.files import write_whole
 from research.launchers.process import describe
 from research.status import Status, sole_process
 
@@ -30,6 +32,7 @@ class HydraJob:
         hydra_context: for Hydra's callbacks.
         folder: the run directory.
         state: of Hydra's singletons and OmegaConf's resolvers, by ``hydra_state``.
+        result_file: gets the pickled ``JobReturn``, for a launcher that is not its parent.
 
     """
 
@@ -38,9 +41,10 @@ class HydraJob:
     hydra_context: HydraContext
     folder: Path
     state: dict[Any, Any]
+    result_file: Path | None = None
 
     def __call__(self) -> JobReturn:
-        """Run the job; exits with status 1 if it failed, with 130 if it was interrupted."""
+        """Run the job; raises what the task function raised."""
         restore(self.state)
         if getattr(self.task_function, "keeps_status", False):
             return self.run()
@@ -48,7 +52,7 @@ class HydraJob:
             return self.run_with_status()
 
     def run(self) -> JobReturn:
-        """Run the job by ``run_job``."""
+        """Run the job by ``run_job``, and keep what it returns."""
         answer = run_job(
             hydra_context=self.hydra_context,
             task_function=self.task_function,
@@ -59,6 +63,9 @@ class HydraJob:
         if answer.status is not JobStatus.COMPLETED:
             error = answer._return_value
             raise error.with_traceback(error.__traceback__.tb_next)  # as if Hydra were not there
+        if self.result_file is not None:
+            self.result_file.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(self.result_file, cloudpickle.dumps(answer))
         return answer
 
     def run_with_status(self) -> JobReturn:

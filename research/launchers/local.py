@@ -3,7 +3,7 @@
 import logging
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack
 from math import inf
 from typing import Any, Protocol
@@ -18,12 +18,12 @@ from research.launchers.dry_run import is_dry_run, show_plan
 from research.launchers.gpus import gpu_uuids, usable_gpus
 from research.launchers.ledger import Job
 from research.launchers.mps import mps_daemon
-from research.launchers.pool import LOG, Outcome, Pool, last_lines
-from research.launchers.rows import Row
+from research.launchers.pool import Outcome, Pool
+from research.launchers.progress import Progress, describe
+from research.launchers.report import report
 from research.launchers.screen import Screen
 from research.launchers.slots import Slot, make_slots
-from research.launchers.table import summary, write_csv
-from research.status import BLANK, read_status, sole_process
+from research.status import sole_process
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ def launch(
     slots = slots_for(options)
     program.folder.mkdir(parents=True, exist_ok=True)
     with sole_process(program.folder):
-        batch = Batch(program, overrides, sys.argv)
+        batch = Batch(program, overrides, [sys.executable, *sys.orig_argv[1:]])
         to_do = batch.to_do()
         if is_dry_run(batch):
             show_plan(
@@ -126,66 +126,13 @@ def run(
             min(len(slots), len(to_do)),
         )
         outcomes = pool.run(batch.tasks(to_do))
-    report(batch, {number: outcome.reason for number, outcome in outcomes.items()})
-    return outcomes, pool.signals > 0
+    report(batch.plan.folder, batch.unique_jobs(), mode=batch.score_mode)
+    return outcomes, bool(pool.received)
 
 
 def mps_for(slots: Sequence[Slot]) -> AbstractContextManager[dict[str, str]]:
     """NVIDIA's Multi-Process Service for the GPUs of the slots."""
     return mps_daemon(list(dict.fromkeys(slot.gpu for slot in slots if slot.gpu)))
-
-
-class Progress:
-    """Shows the jobs of a batch from their status files."""
-
-    def __init__(self, jobs: Sequence[Job], screen: Screen) -> None:
-        self.jobs = jobs
-        self.screen = screen
-        self.rows: dict[int, Row] = {}
-
-    def __call__(self, running: Mapping[int, Slot]) -> None:
-        """Show all jobs; only what runs, or ran when last shown, is read again."""
-        for job in self.jobs:
-            row = self.rows.get(job.number)
-            if row is None or row.device or job.number in running:
-                self.rows[job.number] = read_row(job, running.get(job.number))
-        self.screen.show(list(self.rows.values()))
-
-    def close(self) -> None:
-        """Leave the last table on the screen."""
-        self.screen.close()
-
-
-def read_row(job: Job, slot: Slot | None) -> Row:
-    """A job as it stands."""
-    status = read_status(job.folder) or BLANK
-    return Row(job.number, job.varies, status, describe(slot) if slot else "", job.folder)
-
-
-def describe(slot: Slot) -> str:
-    """A slot in a few characters: ``gpu 0 cpu 0-3``."""
-    gpu = f"gpu {slot.gpu[:12]} " if slot.gpu else ""
-    first, last = (slot.cpus[0], slot.cpus[-1]) if slot.cpus else (0, 0)
-    if not slot.cpus:
-        return gpu.strip()
-    if list(slot.cpus) == list(range(first, last + 1)):
-        return f"{gpu}cpu {first}-{last}" if last > first else f"{gpu}cpu {first}"
-    return f"{gpu}cpu {','.join(map(str, slot.cpus))}"
-
-
-def report(batch: Batch, reasons: Mapping[int, str]) -> None:
-    """Write ``sweep.csv``, and say what came of the jobs and why some failed."""
-    rows = [read_row(job, None) for job in {job.number: job for job in batch.jobs}.values()]
-    write_csv(rows, batch.plan.folder / "sweep.csv")
-    for line in summary(rows, mode=OmegaConf.select(batch.program.config, "trainer.mode")):
-        log.info("%s", line)
-    for job, row in zip(batch.jobs, rows, strict=False):
-        if row.status["state"] == "failed":
-            reason = reasons.get(job.number) or row.status["exit_reason"]
-            log.error("job %d (%s) failed: %s", job.number, job.name, reason)
-            for line in last_lines(job.folder):
-                log.error("    %s", line)
-            log.error("    all of it: %s", os.path.relpath(job.folder / LOG))
 
 
 def plain(value: Any) -> Any:

@@ -84,6 +84,8 @@ class Pool:
         timeout_s: seconds that an attempt may take; None for no limit.
         environ: variables for every job, over this process's own.
         watch: is shown the running jobs.
+        stop_signals: stop the jobs in order.
+        second_kills: a second signal kills them. SLURM sends the same one several times.
 
     """
 
@@ -94,10 +96,14 @@ class Pool:
     timeout_s: float | None
     environ: Mapping[str, str]
     watch: Watcher
+    stop_signals: Sequence[signal.Signals] = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    second_kills: bool = True
     stop_reason: str = ""
     """Why no job is started any more; empty while jobs are."""
 
-    signals: int = 0
+    received: list[int] = field(default_factory=list)
+    """The signals that came."""
+
     running: dict[int, Run] = field(default_factory=dict)
     outcomes: dict[int, Outcome] = field(default_factory=dict)
     attempts: dict[int, int] = field(default_factory=dict)
@@ -105,7 +111,7 @@ class Pool:
     def run(self, tasks: Sequence[Task]) -> dict[int, Outcome]:
         """Run every task to its end; outcomes by job number.
 
-        The first SIGINT, SIGTERM or SIGHUP stops the jobs in order, the second kills them.
+        Jobs that a signal stopped are ``preempted``, or ``pending`` if they had not started.
         """
         self.waiting = deque(tasks)
         self.free = deque(self.slots)
@@ -180,9 +186,9 @@ class Pool:
 
     def enforce_limits(self) -> None:
         """Stop, and a while later kill, what ran past its time; pass on what signals asked for."""
-        if self.signals and not self.stop_reason:
+        if self.received and not self.stop_reason:
             self.stop("interrupted")
-        if self.signals > 1:
+        if len(self.received) > 1 and self.second_kills:
             self.kill_all()
         now = time.monotonic()
         for run in self.running.values():
@@ -215,13 +221,12 @@ class Pool:
 
     @contextmanager
     def handle_signals(self) -> Iterator[None]:
-        """Count the signals that ask for an end, until the pool is done."""
+        """Note the signals that ask for an end, until the pool is done."""
 
-        def count(number: int, frame: FrameType | None) -> None:
-            self.signals += 1
+        def note(number: int, frame: FrameType | None) -> None:
+            self.received.append(number)
 
-        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-        before = {number: signal.signal(number, count) for number in numbers}
+        before = {number: signal.signal(number, note) for number in self.stop_signals}
         try:
             yield
         finally:

@@ -17,7 +17,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Any, NamedTuple, NoReturn
 
 import cloudpickle
@@ -142,7 +142,7 @@ def main(call_file: int, result_file: int) -> NoReturn:
     with open(call_file, "rb") as file:
         header = json.loads(file.readline())
         die_with(header["parent"])
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, interrupt)
         signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # SLURM's warning, which is for the pool
         if header["cpus"] and hasattr(os, "sched_setaffinity"):
             os.sched_setaffinity(0, header["cpus"])
@@ -152,6 +152,12 @@ def main(call_file: int, result_file: int) -> NoReturn:
     with open(result_file, "wb") as file:
         cloudpickle.dump(answer, file)
     sys.exit(status)
+
+
+def interrupt(number: int, frame: FrameType | None) -> NoReturn:
+    """Interrupt the call, once: SLURM repeats SIGTERM, and so does the pool."""
+    signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 def make(call: Callable[[], Any]) -> tuple[int, tuple[Any, str | None]]:

@@ -7,7 +7,7 @@ from typing import Any
 
 
 class StopRequest:
-    """While it is entered, SIGINT and SIGTERM are noted; the second time they interrupt at once.
+    """While it is entered, SIGINT and SIGTERM are noted; a second SIGINT interrupts at once.
 
     Attributes:
         made: whether one came.
@@ -36,6 +36,6 @@ class StopRequest:
 
     def note(self, number: int, frame: FrameType | None) -> None:
         """Take a signal."""
-        if self.made:
+        if self.made and number == signal.SIGINT:  # batch systems repeat SIGTERM
             raise KeyboardInterrupt
         self.made = True

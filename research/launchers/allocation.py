@@ -1,0 +1,128 @@
+"""A task of a SLURM array: a pool in its allocation, whose members share the GPUs and the CPUs."""
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import cycle, islice
+from pathlib import Path
+
+from research.files import write_whole
+from research.launchers.cpus import usable_cpus
+from research.launchers.gpus import usable_gpus
+from research.launchers.ledger import Job
+from research.launchers.pool import Outcome, Pool, Task
+from research.launchers.progress import Progress
+from research.launchers.screen import Screen
+from research.launchers.slots import Slot, make_slots
+from research.status import BLANK, read_status
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Allocation:
+    """What submitit calls in each task.
+
+    SIGUSR2 says that the time is nearly up: the jobs save their work and end, and the task is
+    queued again. SIGTERM comes with preemption, ``scontrol requeue`` and ``scancel``: the jobs end
+    likewise, and what becomes of the task is SLURM's decision.
+
+    Args:
+        tasks: its members.
+        num_slots: members of the largest allocation of the array, so that the same job has as many
+            threads in each.
+        max_requeues: how often it may be queued again because its time was up.
+        folder: where it counts that.
+
+    """
+
+    tasks: Sequence[Task]
+    num_slots: int
+    max_requeues: int
+    folder: Path
+
+    def __call__(self) -> None:
+        """Run the members that are neither completed nor failed; exits with status 1 if one is not.
+
+        A member that failed in an earlier life of the task is not run again.
+        """
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s  %(message)s")
+        jobs = [task.job for task in self.tasks]
+        to_do = [task for task in self.tasks if state(task.job) not in ("completed", "failed")]
+        progress = Progress(jobs, Screen(sys.stderr))
+        pool = Pool(
+            allocation_slots(self.num_slots, os.environ),
+            stagger_s=0.0,
+            retries=0,
+            fail_fast=False,
+            timeout_s=None,
+            environ={},
+            watch=progress,
+            stop_signals=(signal.SIGINT, signal.SIGTERM, signal.SIGUSR2),
+            second_kills=False,
+        )
+        outcomes = pool.run(to_do)
+        progress.close()
+        unfinished = [job for job in jobs if state(job) not in ("completed", "failed")]
+        if unfinished and signal.SIGUSR2 in pool.received and signal.SIGTERM not in pool.received:
+            self.requeue(len(unfinished))
+        sys.exit(explain(jobs, outcomes))
+
+    def requeue(self, num_unfinished: int) -> None:
+        """Queue this task again, if that is still allowed."""
+        name = task_name(os.environ)
+        path = self.folder / f"{name}_requeues"
+        count = int(path.read_text()) if path.exists() else 0
+        if count >= self.max_requeues:
+            log.error("out of time; hydra.launcher.max_requeues=%d reached", self.max_requeues)
+            return
+        write_whole(path, str(count + 1))
+        log.info("out of time; %d jobs go on when %s runs again", num_unfinished, name)
+        subprocess.run(["scontrol", "requeue", name], check=True)
+
+
+def allocation_slots(count: int, environ: Mapping[str, str]) -> list[Slot]:
+    """Slots for ``count`` members that run at once, by what SLURM says of the allocation.
+
+    Where SLURM does not bind its tasks to CPUs, the members are not pinned: each allocation would
+    choose the same CPUs of the node.
+    """
+    here = usable_cpus("auto")
+    num_cpus = int(environ.get("SLURM_CPUS_ON_NODE", len(here)))
+    cpus = here if len(here) == num_cpus else list(range(num_cpus))
+    gpus = usable_gpus("auto")
+    slots = make_slots(
+        cpus=list(islice(cycle(cpus), max(count, len(cpus)))),
+        gpus=gpus,
+        jobs_per_gpu=-(-count // len(gpus)) if gpus else 1,
+        cpus_per_job=None,
+        max_jobs=count,
+    )
+    return [slot._replace(cpus=slot.cpus if cpus is here else ()) for slot in slots]
+
+
+def task_name(environ: Mapping[str, str]) -> str:
+    """SLURM's name of the task that this process runs in: ``12_0``, or ``12`` if it is no array."""
+    array = environ.get("SLURM_ARRAY_JOB_ID")
+    return f"{array}_{environ['SLURM_ARRAY_TASK_ID']}" if array else environ["SLURM_JOB_ID"]
+
+
+def explain(jobs: Sequence[Job], outcomes: Mapping[int, Outcome]) -> int:
+    """Name the jobs that did not complete; the exit status of the task."""
+    status = 0
+    for job in jobs:
+        if (state_now := state(job)) != "completed":
+            status = 1
+            outcome = outcomes.get(job.number)
+            reason = outcome.reason if outcome else "in an earlier attempt"
+            log.error("job %d (%s) %s: %s", job.number, job.name, state_now, reason)
+    return status
+
+
+def state(job: Job) -> str:
+    """The state in a job's status file."""
+    return (read_status(job.folder) or BLANK)["state"]

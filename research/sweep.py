@@ -1,0 +1,109 @@
+"""A sweep from any shell, later: ``python -m research.sweep status|wait|cancel|retry DIR``."""
+
+import argparse
+import logging
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from research.errors import UserError
+from research.launchers.follow import Follower, wait_showing
+from research.launchers.ledger import planned_jobs, read_plan
+from research.launchers.queue import cancel, find_places, read_submissions
+from research.launchers.report import report
+from research.launchers.table import table
+from research.status import is_in_use, lock_owner
+
+log = logging.getLogger(__name__)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Do what the command line says; the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m research.sweep", description=DESCRIPTION)
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    for verb, (_, text) in VERBS.items():
+        command = verbs.add_parser(verb, help=text, description=text)
+        command.add_argument("sweep", type=Path, metavar="SWEEP_DIR")
+    choice = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True)
+    try:
+        return VERBS[choice.verb][0](choice.sweep.absolute())
+    except UserError as error:
+        parser.exit(1, f"{parser.prog}: {error}\n")
+    except KeyboardInterrupt:
+        return 130
+
+
+def show_status(sweep: Path) -> int:
+    """Print every job once."""
+    follower = Follower(sweep, planned_jobs(sweep))
+    for line in table(follower.look(), width=shutil.get_terminal_size((120, 0)).columns):
+        log.info("%s", line)
+    return 0
+
+
+def wait_for(sweep: Path) -> int:
+    """Wait for the end; 0 if every job completed."""
+    jobs = planned_jobs(sweep)
+    wait_showing(sweep, jobs)
+    return 0 if report(sweep, jobs, mode=score_mode(sweep)) else 1
+
+
+def score_mode(sweep: Path) -> Literal["max", "min"] | None:
+    """Whether a high or a low score is better, if the config tells."""
+    plan = read_plan(sweep)
+    trainer = plan["config"].get("trainer") if plan else None
+    mode = trainer.get("mode") if isinstance(trainer, dict) else None
+    return mode if mode in ("max", "min") else None
+
+
+def cancel_jobs(sweep: Path) -> int:
+    """Tell everything that waits or runs to end; jobs save their work first."""
+    jobs = planned_jobs(sweep)
+    submissions = read_submissions(sweep)
+    places = find_places(submissions) if submissions else {}
+    if places is None:
+        raise UserError("SLURM does not answer; try later")
+    own = {job.number for job in jobs}
+    tasks = {place.task for number, place in places.items() if number in own}
+    cancel(tasks)
+    if is_in_use(sweep):
+        pid, host = lock_owner(sweep)
+        if host != os.uname().nodename:
+            raise UserError(f"the launcher runs on {host} (pid {pid}); cancel it there")
+        os.kill(pid, signal.SIGTERM)
+        log.info("told the launcher (pid %d) to stop its jobs", pid)
+    elif tasks:
+        log.info("cancelled %s", ", ".join(sorted(tasks)))
+    else:
+        log.info("nothing of %s waits or runs", sweep)
+    return 0
+
+
+def retry(sweep: Path) -> int:
+    """Run what has not completed, by the command that made the sweep."""
+    plan = read_plan(sweep)
+    planned_jobs(sweep)
+    assert plan is not None
+    command = [word for word in plan["command"] if not word.startswith("hydra.sweep.dir=")]
+    command.append(f"hydra.sweep.dir={sweep}")
+    log.info("%s", shlex.join(command))
+    return subprocess.run(command, cwd=plan["folder"]).returncode
+
+
+VERBS = {
+    "status": (show_status, "print every job as it stands"),
+    "wait": (wait_for, "wait for the end, then print the results; exit status 0 if all completed"),
+    "cancel": (cancel_jobs, "tell everything that waits or runs to save its work and end"),
+    "retry": (retry, "run what has not completed, by the command that made the sweep"),
+}
+DESCRIPTION = "Look after a sweep from any shell."
+
+if __name__ == "__main__":
+    sys.exit(main())

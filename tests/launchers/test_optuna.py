@@ -1,0 +1,342 @@
+"""The Optuna sweeper: failures do not end a search, and a restart goes on with it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.utils import JobReturn, JobStatus
+from omegaconf import OmegaConf
+
+from hydra_plugins.research_lightning.local import LocalLauncher
+from hydra_plugins.research_lightning.optuna import OptunaConf, OptunaSweeper, Study
+from research.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+APP = """
+import time
+import hydra
+
+@hydra.main(version_base="1.3", config_path=None, config_name=None)
+def main(cfg):
+    with open("{log}", "a") as log:
+        log.write(f"{{cfg.x}}\\n")
+    if cfg.x > {limit}:
+        raise ValueError(f"{{cfg.x}} is too large")
+    time.sleep({sleep_s})
+    with open("{log}.completed", "a") as log:
+        log.write(f"{{cfg.x}}\\n")
+    return (cfg.x - 0.3) ** 2
+
+main()
+"""
+SPACE = ["x=interval(0.0,1.0)", "y=tag(log,interval(1e-4,1e-2))", "z=a,b,null", "n=interval(1,9)"]
+
+
+class App:
+    """A Hydra app that fails for a large ``x``, and the search that its sweep directory holds."""
+
+    def __init__(self, folder: Path, *, limit: float, sleep_s: float = 0.0) -> None:
+        self.folder = folder
+        self.log = folder / "log"
+        self.record = folder / "sweep" / "study" / "trials.json"
+        content = APP.format(log=self.log, limit=limit, sleep_s=sleep_s)
+        (folder / "app.py").write_text(content)
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "app.py", "-m", "hydra/sweeper=optuna", "+x=interval(0.0,1.0)"]
+        return subprocess.Popen(
+            [*command, "hydra.sweep.dir=sweep", *arguments],
+            cwd=self.folder,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def run(self, *arguments: str) -> tuple[int, str]:
+        with self.start(*arguments) as process:
+            output = process.communicate(timeout=60)[0]
+        return process.returncode, output
+
+    def trials(self) -> list[dict[str, Any]]:
+        return json.loads(self.record.read_text())["trials"] if self.record.exists() else []
+
+    def states(self) -> list[str]:
+        return [trial["state"] for trial in self.trials()]
+
+
+def make_study(folder: Path, *arguments: str, sampler: str = "tpe", **options: Any) -> Study:
+    (folder / "study").mkdir(exist_ok=True)
+    defaults = {"direction": "minimize", "n_trials": 12, "sampler": sampler_options(sampler)}
+    return Study(folder, OptunaConf(**{**defaults, **options}), arguments or SPACE)
+
+
+def sampler_options(name: str) -> Any:
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        overrides = ["hydra/sweeper=optuna", f"hydra/sweeper/sampler={name}"]
+        return compose("config", overrides, return_hydra_config=True).hydra.sweeper.sampler
+
+
+def run_batches(study: Study, *, size: int, count: int = 100, fails: bool = False) -> None:
+    """Launch ``count`` batches of ``size`` jobs; without ``fails``, those of large ``x`` fail."""
+    for _ in range(count):
+        if not (batch := study.next_batch(size)):
+            return
+        study.tell(batch, [answer(entry, fails=fails) for entry in batch])
+
+
+def answer(entry: dict[str, Any], *, fails: bool) -> JobReturn:
+    x = entry["params"]["x"]
+    if fails or x > 0.8:
+        return JobReturn(status=JobStatus.FAILED, _return_value=ValueError(f"{x} is too large"))
+    return JobReturn(status=JobStatus.COMPLETED, _return_value=(x - 0.3) ** 2)
+
+
+def parameters(study: Study) -> list[dict[str, Any]]:
+    return [entry["params"] for entry in study.entries]
+
+
+@pytest.fixture(autouse=True)
+def no_hydra_left() -> Iterator[None]:
+    yield
+    GlobalHydra.instance().clear()
+
+
+def test_failed_trials_do_not_end_a_search(tmp_path: Path) -> None:
+    app = App(tmp_path, limit=0.55)
+    status, output = app.run("hydra.sweeper.n_trials=6", "hydra/launcher=basic")
+    assert status == 0, output
+    counts = Counter(app.states())
+    assert counts["complete"] + counts["failed"] == 6
+    assert counts["complete"] > 0
+    assert counts["failed"] > 0
+    assert f"{counts['complete']} trials completed, {counts['failed']} failed" in output
+    completed = [trial for trial in app.trials() if trial["state"] == "complete"]
+    best = min(completed, key=lambda trial: trial["value"])  # Optuna's default
+    results = OmegaConf.load(tmp_path / "sweep" / "optimization_results.yaml")
+    assert OmegaConf.to_container(results) == {
+        "name": "optuna",
+        "best_params": best["params"],
+        "best_value": best["value"],
+    }
+
+
+def test_a_search_goes_on_after_its_process_was_killed(tmp_path: Path) -> None:
+    app = App(tmp_path, limit=0.7, sleep_s=0.5)
+    arguments = ("hydra.sweeper.n_trials=6", "hydra/launcher=local", "hydra.launcher.max_jobs=2")
+    process = app.start(*arguments)
+    deadline = time.monotonic() + 60
+    while "waiting" not in app.states()[2:] or len(app.log.read_text().split()) < 4:
+        assert time.monotonic() < deadline
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    before = app.trials()
+    status, output = app.run(*arguments)
+    assert status == 0, output
+    after = app.trials()
+    assert len(after) == 6
+    assert "waiting" not in app.states()
+    assert [trial["params"] for trial in after[: len(before)]] == [t["params"] for t in before]
+    completed = Counter((tmp_path / "log.completed").read_text().split())
+    assert set(completed.values()) == {1}, "no trial completes twice"
+    jobs = json.loads((tmp_path / "sweep" / "sweep.json").read_text())["jobs"]
+    assert [job["overrides"] for job in jobs] == [trial["overrides"] for trial in after]
+
+
+def test_a_search_whose_trials_all_failed_fails(tmp_path: Path) -> None:
+    app = App(tmp_path, limit=-1.0)
+    status, output = app.run("hydra.sweeper.n_trials=3", "hydra/launcher=basic")
+    assert status != 0
+    assert "all 3 trials failed" in output
+    assert app.states() == ["failed"] * 3
+
+
+def test_a_launch_has_as_many_trials_as_the_local_launcher_has_slots() -> None:
+    cpus = sorted(os.sched_getaffinity(0))
+    for num_cpus in (1, len(cpus)):
+        sweeper = OptunaSweeper(sampler=None)
+        sweeper.launcher = LocalLauncher(cpus=cpus[:num_cpus], gpus=[])
+        assert sweeper.batch_size() == num_cpus
+    assert OptunaSweeper(sampler=None, n_jobs=3).batch_size() == 3
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random", "cmaes", "nsgaii"])
+def test_an_interrupted_search_is_the_same_as_one_that_was_not(
+    tmp_path: Path, sampler: str
+) -> None:
+    folders = [tmp_path / name for name in ("whole", "interrupted")]
+    for folder in folders:
+        folder.mkdir()
+    whole = make_study(folders[0], sampler=sampler)
+    run_batches(whole, size=3)
+    for _ in range(2):
+        run_batches(make_study(folders[1], sampler=sampler), size=3, count=1)
+    make_study(folders[1], sampler=sampler).next_batch(3)  # killed while these run
+    resumed = make_study(folders[1], sampler=sampler)
+    run_batches(resumed, size=3)
+    assert parameters(resumed) == parameters(whole)
+    assert resumed.entries == whole.entries
+    assert len({entry["params"]["x"] for entry in whole.entries}) == 12, "no draw is repeated"
+
+
+def test_the_seed_decides_the_search(tmp_path: Path) -> None:
+    drawn = []
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        (tmp_path / name).mkdir()
+        options = sampler_options("tpe")
+        options.seed = seed
+        study = make_study(tmp_path / name)
+        study.options.sampler = options
+        run_batches(study, size=1, count=3)
+        drawn.append(parameters(study))
+    assert drawn[0] == drawn[1]
+    assert drawn[0] != drawn[2]
+
+
+def test_more_trials_can_be_asked_for_later(tmp_path: Path) -> None:
+    run_batches(make_study(tmp_path, n_trials=4), size=2)
+    more = make_study(tmp_path, n_trials=6)
+    first = parameters(more)
+    run_batches(more, size=2)
+    assert len(first) == 4
+    assert len(more.entries) == 6
+    assert parameters(more)[:4] == first
+
+
+def test_once_a_search_is_over_only_what_failed_is_tried_again(tmp_path: Path) -> None:
+    run_batches(make_study(tmp_path, n_trials=3), size=3)
+    run_batches(make_study(tmp_path, n_trials=5), size=2, fails=True)
+    over = make_study(tmp_path, n_trials=5)
+    again = [entry["number"] for entry in over.entries if entry["state"] == "waiting"]
+    assert again == [1, 3, 4]
+    run_batches(over, size=5)
+    assert Counter(entry["state"] for entry in over.entries)["waiting"] == 0
+    assert over.entries[3]["state"] == "complete"
+
+
+def test_trials_launched_together_have_consecutive_numbers(tmp_path: Path) -> None:
+    study = make_study(tmp_path, n_trials=6)
+    batch = study.next_batch(6)
+    study.tell(batch[2:3], [JobReturn(status=JobStatus.COMPLETED, _return_value=1.0)])
+    assert [e["number"] for e in study.next_batch(6)] == [0, 1]
+    study.tell(batch[:2], [JobReturn(status=JobStatus.COMPLETED, _return_value=1.0)] * 2)
+    assert [e["number"] for e in study.next_batch(2)] == [3, 4]
+
+
+@pytest.mark.parametrize("value", [None, float("nan"), float("inf"), "much", [1.0, 2.0]])
+def test_a_trial_that_returns_no_finite_number_failed(tmp_path: Path, value: Any) -> None:
+    study = make_study(tmp_path)
+    batch = study.next_batch(1)
+    study.tell(batch, [JobReturn(status=JobStatus.COMPLETED, _return_value=value)])
+    assert batch[0]["state"] == "failed"
+    assert "not a finite number" in batch[0]["reason"]
+
+
+def test_too_many_failures_end_a_search_that_asks_for_it(tmp_path: Path) -> None:
+    study = make_study(tmp_path, max_failure_rate=0.5)
+    with pytest.raises(UserError, match=r"4 of 4 trials failed.*max_failure_rate=0.5"):
+        run_batches(study, size=4, fails=True)
+    assert [e["state"] for e in make_study(tmp_path).entries] == ["failed"] * 4
+
+
+def test_a_job_without_result_yet_is_not_taken_for_a_failed_one(tmp_path: Path) -> None:
+    study = make_study(tmp_path)
+    batch = study.next_batch(1)
+    with pytest.raises(UserError, match="must wait"):
+        study.tell(batch, [JobReturn()])
+    assert batch[0]["state"] == "waiting"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "line"),
+    [
+        (["x=interval(0.0,2.0)"], {}, "space.x"),
+        (["x=interval(0.0,1.0)", "alg=sac"], {}, "fixed.alg"),
+        (["x=interval(0.0,1.0)"], {"direction": "maximize"}, "direction: minimize -> maximize"),
+        (["x=interval(0.0,1.0)"], {"sampler": "random"}, "RandomSampler"),
+    ],
+)
+def test_another_search_in_the_directory_is_refused_with_the_difference(
+    tmp_path: Path, arguments: Sequence[str], options: dict[str, Any], line: str
+) -> None:
+    run_batches(make_study(tmp_path, "x=interval(0.0,1.0)"), size=1, count=1)
+    with pytest.raises(UserError, match=r"holds another search") as error:
+        make_study(tmp_path, *arguments, **options)
+    assert line in str(error.value)
+
+
+def test_a_mistake_found_before_any_trial_is_over_can_be_mended(tmp_path: Path) -> None:
+    make_study(tmp_path, "xx=interval(0.0,1.0)").next_batch(2)
+    assert make_study(tmp_path, "x=interval(0.0,1.0)").entries == []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"n_trials": 0}, "n_trials must be at least 1, got 0"),
+        ({"n_jobs": 0}, "n_jobs must be at least 1, got 0"),
+        ({"max_failure_rate": 1.5}, "max_failure_rate must be in"),
+        ({"direction": "up"}, "direction must be maximize or minimize, got up"),
+        ({"sampler": "grid"}, "hydra/sweeper=grid"),
+    ],
+)
+def test_a_wrong_option_is_refused(tmp_path: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        make_study(tmp_path, **options)
+
+
+def test_a_search_of_nothing_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="nothing to search"):
+        make_study(tmp_path, "x=0.5")
+
+
+def test_without_the_extra_one_line_says_how_to_get_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sampler = sampler_options("tpe")
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    with pytest.raises(UserError, match=r"pip install 'research-lightning\[optuna\]'"):
+        Study(tmp_path, OptunaConf(sampler=sampler), SPACE)
+
+
+def test_a_value_reaches_the_job_as_it_was_typed(tmp_path: Path) -> None:
+    study = make_study(tmp_path, "z=null,null", "dims=[64,64],[64,64]", "note='a, b'", "+k=null")
+    assert sorted(study.next_batch(1)[0]["overrides"]) == [
+        "+k=null",
+        "dims=[64,64]",
+        "note='a, b'",
+        "z=null",
+    ]
+
+
+def test_the_trainer_says_whether_more_is_better() -> None:
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        for mode in ("max", "min"):
+            overrides = ["hydra/sweeper=optuna", f"trainer.mode={mode}"]
+            cfg = compose("config", overrides, return_hydra_config=True)
+            assert cfg.hydra.sweeper.direction == mode
+
+
+def test_the_stock_sweeper_keeps_a_name() -> None:
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        cfg = compose("config", ["hydra/sweeper=optuna_stock"], return_hydra_config=True)
+    assert cfg.hydra.sweeper._target_.startswith("hydra_plugins.hydra_optuna_sweeper.")
+    assert cfg.hydra.sweeper.sampler._target_ == "optuna.samplers.TPESampler"
+
+
+def test_hydra_starts_without_optuna() -> None:
+    program = "import sys; from hydra.core.plugins import Plugins; Plugins.instance(); "
+    program += "sys.exit('optuna' in sys.modules or 'numpy' in sys.modules)"
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT)
