@@ -199,7 +199,7 @@ class Round:
 
     def start(self, name: str) -> "subprocess.Popen[bytes]":
         """Type the command; its output goes to a file beside the sweep directory."""
-        with self.folder.with_suffix(f".{name}.log").open("ab") as output:
+        with self.log(name).open("ab") as output:
             return subprocess.Popen(
                 [*self.sweep.command, f"hydra.sweep.dir={self.folder}"],
                 cwd=ROOT,
@@ -209,6 +209,10 @@ class Round:
                 stderr=output,
                 start_new_session=True,
             )
+
+    def log(self, name: str) -> Path:
+        """What a command of the current typing prints to: ``command`` or its ``twin``."""
+        return self.folder.with_suffix(f".{len(self.statuses)}.{name}.log")
 
     def type(self, blow: Blow | None) -> None:
         """Type the command, and wait for its end."""
@@ -230,10 +234,11 @@ class Round:
                 self.problems.append(f"the command was not done after {COMMAND_S:g} s")
                 command.kill()
             time.sleep(TICK_S)
-        was_killed = command.returncode == -signal.SIGKILL
-        self.statuses.append(None if was_killed else command.returncode)
         if twin:
-            self.judge_twin(twin)
+            self.judge_twins(command.returncode, twin.wait(timeout=COMMAND_S))
+        else:
+            was_killed = command.returncode == -signal.SIGKILL
+            self.statuses.append(None if was_killed else command.returncode)
 
     def kill(self, blow: Blow, command: int, seen: Sequence[Seen]) -> bool:
         """Kill one process of a kind; False if there is none."""
@@ -247,12 +252,17 @@ class Round:
         self.blows.append(blow.target)
         return True
 
-    def judge_twin(self, twin: "subprocess.Popen[bytes]") -> None:
-        """The command typed meanwhile must have been refused, or have come to a good end."""
-        status = twin.wait(timeout=COMMAND_S)
-        output = self.folder.with_suffix(".twin.log").read_text(errors="replace")
-        if status and "in use by another process" not in output:
-            self.problems.append(f"typed meanwhile, it ended with {status}: {output[-300:]}")
+    def judge_twins(self, command: int, twin: int) -> None:
+        """Of two commands one must have been refused, or have come when the other was done."""
+        statuses = {"command": command, "twin": twin}
+        logs = {name: self.log(name).read_text(errors="replace") for name in statuses}
+        refused = [name for name, text in logs.items() if "in use by another process" in text]
+        if len(refused) > 1 or any(statuses[name] == 0 for name in refused):
+            self.problems.append(f"of two commands, {refused} were refused: {statuses}")
+        statuses = {name: status for name, status in statuses.items() if name not in refused}
+        if any(statuses.values()):
+            self.problems.append(f"of two commands, one ended badly: {statuses}")
+        self.statuses.append(max(statuses.values(), default=1))
 
     def require_one_process_per_job(self, seen: Sequence[Seen]) -> None:
         """No two jobs print to the same file."""
@@ -417,7 +427,7 @@ def rehearse(sweep: Sweep, folder: Path) -> None:
 
 def draw_blow(sweep: Sweep, rng: random.Random) -> Blow:
     """A random target at a random moment, half of the time right after a change to the files."""
-    target = rng.choice(["command", *sweep.targets, "twin"])
+    target = rng.choice([*["command", *sweep.targets] * 2, "twin"])
     waits, choice = rng.random() < 0.5, rng.random()
     if rng.random() < 0.5:
         return Blow(target, rng.uniform(0, 0.03), rng.randrange(sweep.changes), waits, choice)

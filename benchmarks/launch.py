@@ -61,10 +61,8 @@ LAUNCHERS: Mapping[str, Sequence[str]] = {
     "submitit": ("hydra/launcher=submitit_local", f"hydra.sweeper.max_batch_size={WORKERS}"),
 }
 PACKAGES: Sequence[str] = (
-    "hydra-core",
-    "hydra-joblib-launcher",
-    "hydra-submitit-launcher",
-    "submitit",
+    *("hydra-core", "hydra-joblib-launcher"),
+    *("hydra-submitit-launcher", "submitit"),
 )
 APP = """
 import time

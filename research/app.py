@@ -182,7 +182,8 @@ def one_line(error: BaseException) -> str | None:
     if match := re.match(r"Could not override '([^']+)'", str(error)):
         return explain_override(match[1])
     if isinstance(error, (HydraException, OmegaConfBaseException)):
-        return " ".join(str(error).split())
+        cause = f": {str(error.__cause__).partition(chr(10))[0]}" if error.__cause__ else ""
+        return " ".join(f"{error}{cause}".split())
     return None
 
 
@@ -200,11 +201,14 @@ def explain_override(key: str) -> str:
     """One line for a key that no config has, found among those that are there without it."""
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.override_parser.overrides_parser import OverridesParser
 
     GlobalHydra.instance().clear()
-    overrides = [arg for arg in sys.argv[1:] if "=" in arg and not arg.startswith((key, "-"))]
+    words = [word for word in sys.argv[1:] if "=" in word and not word.startswith("-")]
+    given = OverridesParser.create().parse_overrides(words)
+    kept = [o.input_line for o in given if o.key_or_group != key and not o.is_sweep_override()]
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("config", overrides)
+        cfg = compose("config", [str(line) for line in kept], return_hydra_config=True)
     parent, _, name = key.rpartition(".")
     node = OmegaConf.select(cfg, parent) if parent else cfg
     while parent and not OmegaConf.is_dict(node):

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from research.errors import UserError
-from research.launchers.follow import Follower, wait_showing
+from research.launchers.follow import SILENT, Follower, wait_showing
 from research.launchers.ledger import planned_jobs, read_plan
 from research.launchers.queue import cancel, find_places, read_submissions
 from research.launchers.report import report
@@ -45,6 +45,8 @@ def show_status(sweep: Path) -> int:
     follower = Follower(sweep, planned_jobs(sweep))
     for line in table(follower.look(), width=shutil.get_terminal_size((120, 0)).columns):
         log.info("%s", line)
+    if not follower.is_answered:
+        log.info("%s", SILENT)
     return 0
 
 
@@ -66,8 +68,7 @@ def score_mode(sweep: Path) -> Literal["max", "min"] | None:
 def cancel_jobs(sweep: Path) -> int:
     """Tell everything that waits or runs to end; jobs save their work first."""
     jobs = planned_jobs(sweep)
-    submissions = read_submissions(sweep)
-    places = find_places(submissions) if submissions else {}
+    places = find_places(read_submissions(sweep))
     if places is None:
         raise UserError("SLURM does not answer; try later")
     own = {job.number for job in jobs}

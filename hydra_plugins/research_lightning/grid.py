@@ -58,7 +58,8 @@ class GridSweeper(BasicSweeper):
         self.overrides = in_batches(combine(overrides, self.paired), self.max_batch_size)
         sweep_dir = Path(self.config.hydra.sweep.dir)
         sweep_dir.mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(self.config, sweep_dir / "multirun.yaml")
+        if not (sweep_dir / "multirun.yaml").exists():  # our launchers replace it, if they take on
+            OmegaConf.save(self.config, sweep_dir / "multirun.yaml")  # the command
         returns: list[Sequence[JobReturn]] = []
         for batch in self.overrides:
             first = sum(map(len, returns))

@@ -16,11 +16,13 @@ from research.launchers.gpus import usable_gpus
 from research.launchers.ledger import Job
 from research.launchers.pool import Outcome, Pool, Task
 from research.launchers.progress import Progress
+from research.launchers.queue import SUBMITIT, latest, read_submissions
 from research.launchers.screen import Screen
 from research.launchers.slots import Slot, make_slots
 from research.status import BLANK, read_status
 
 log = logging.getLogger(__name__)
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 
 
 @dataclass
@@ -36,23 +38,31 @@ class Allocation:
         num_slots: members of the largest allocation of the array, so that the same job has as many
             threads in each.
         max_requeues: how often it may be queued again because its time was up.
-        folder: where it counts that.
+        sweep: the sweep directory.
+        mark: of its submission.
+        launched_in: the folder the command was typed in; lines in ``setup`` may have left it.
 
     """
 
     tasks: Sequence[Task]
     num_slots: int
     max_requeues: int
-    folder: Path
+    sweep: Path
+    mark: str
+    launched_in: str
 
     def __call__(self) -> None:
         """Run the members that are neither completed nor failed; exits with status 1 if one is not.
 
-        A member that failed in an earlier life of the task is not run again.
+        A member that failed in an earlier life of the task is not run again, and neither is one
+        that was submitted once more since.
         """
+        os.chdir(self.launched_in)
         logging.basicConfig(level=logging.INFO, format="%(asctime)s  %(message)s")
-        jobs = [task.job for task in self.tasks]
-        to_do = [task for task in self.tasks if state(task.job) not in ("completed", "failed")]
+        holders = latest(read_submissions(self.sweep))
+        tasks = [task for task in self.tasks if holders[task.job.number][0].mark == self.mark]
+        jobs = [task.job for task in tasks]
+        to_do = [task for task in tasks if state(task.job) not in ("completed", "failed")]
         progress = Progress(jobs, Screen(sys.stderr))
         pool = Pool(
             allocation_slots(self.num_slots, os.environ),
@@ -62,10 +72,12 @@ class Allocation:
             timeout_s=None,
             environ={},
             watch=progress,
-            stop_signals=(signal.SIGINT, signal.SIGTERM, signal.SIGUSR2),
+            stop_signals=STOP_SIGNALS,
             second_kills=False,
         )
         outcomes = pool.run(to_do)
+        for number in STOP_SIGNALS:  # they are repeated, and submitit has its own idea of SIGUSR2
+            signal.signal(number, signal.SIG_IGN)
         progress.close()
         unfinished = [job for job in jobs if state(job) not in ("completed", "failed")]
         if unfinished and signal.SIGUSR2 in pool.received and signal.SIGTERM not in pool.received:
@@ -75,14 +87,16 @@ class Allocation:
     def requeue(self, num_unfinished: int) -> None:
         """Queue this task again, if that is still allowed."""
         name = task_name(os.environ)
-        path = self.folder / f"{name}_requeues"
+        path = self.sweep / SUBMITIT / f"{name}_requeues"
         count = int(path.read_text()) if path.exists() else 0
         if count >= self.max_requeues:
             log.error("out of time; hydra.launcher.max_requeues=%d reached", self.max_requeues)
             return
         write_whole(path, str(count + 1))
         log.info("out of time; %d jobs go on when %s runs again", num_unfinished, name)
-        subprocess.run(["scontrol", "requeue", name], check=True)
+        done = subprocess.run(["scontrol", "requeue", name], capture_output=True, text=True)
+        if done.returncode:
+            log.error("SLURM does not queue it again: %s", " ".join(done.stderr.split()))
 
 
 def allocation_slots(count: int, environ: Mapping[str, str]) -> list[Slot]:

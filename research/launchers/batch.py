@@ -15,6 +15,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from research.errors import UserError
+from research.files import write_whole
 from research.launchers.job import HydraJob, failed, finished, hydra_state, restore, unfinished
 from research.launchers.ledger import Job, Plan
 from research.launchers.pool import Outcome, Task
@@ -62,6 +63,7 @@ class Batch:
         self.plan = Plan(program.folder, command=command, config=base)
         swept = swept_keys(program)
         self.jobs = self.plan.add(overrides, swept=swept, locate=self.locate)
+        write_whole(program.folder / "multirun.yaml", OmegaConf.to_yaml(program.config))
         self.configs = {job.number: self.compose(job) for job in self.jobs}
 
     def locate(self, number: int, name: str, overrides: Sequence[str]) -> str:

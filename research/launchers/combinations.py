@@ -51,10 +51,9 @@ def expand(override: Override) -> list[str]:
     if not override.is_sweep_override():
         return [f"{key}={override.get_value_element_as_str()}"]
     if not override.is_discrete_sweep():
-        kind = override.value_type.name.lower().replace("_", " ") if override.value_type else ""
         raise UserError(
-            f"{override.input_line}: a grid cannot search a {kind}; give values, or choose "
-            "hydra/sweeper=optuna"
+            f"{override.input_line}: a grid needs values, not a range to search; give them, or "
+            "choose hydra/sweeper=optuna"
         )
     return [f"{key}={value}" for value in override.sweep_string_iterator()]
 

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,8 @@ from research.launchers.rows import Row
 from research.launchers.screen import Screen
 from research.status import BLANK, Status, is_in_use, read_status
 
-LOOK_S = 1.0
-"""Seconds between looks at the status files."""
+LOOK_S = (0.2, 2.0)
+"""Least and most seconds between looks at the status files; they grow while nothing changes."""
 
 ASK_S = (3.0, 60.0)
 """Least and most seconds between questions to SLURM; they grow while nothing changes."""
@@ -36,6 +36,8 @@ class Follower:
         self.submissions = read_submissions(sweep)
         self.places: Mapping[int, Place] = {}
         self.statuses: dict[int, Mapping[str, Any]] = {}
+        self.is_answered = True
+        self.look_s = LOOK_S[0]
         self.pause_s = ASK_S[0]
         self.next_ask = -float("inf")
 
@@ -44,8 +46,9 @@ class Follower:
         before = {number: status["state"] for number, status in self.statuses.items()}
         self.statuses = {job.number: read_status(job.folder) or BLANK for job in self.jobs}
         after = {number: status["state"] for number, status in self.statuses.items()}
+        self.look_s = min(1.5 * self.look_s, LOOK_S[1])
         if before and after != before:
-            self.pause_s = ASK_S[0]
+            self.look_s, self.pause_s = LOOK_S[0], ASK_S[0]
             self.next_ask = min(self.next_ask, time.monotonic() + self.pause_s)
         if self.open() and time.monotonic() >= self.next_ask:
             self.ask()
@@ -53,9 +56,9 @@ class Follower:
 
     def ask(self) -> None:
         """Ask SLURM for the tasks in its queue; without an answer what was known stays."""
-        if self.submissions:
-            places = find_places(self.submissions)
-            self.places = self.places if places is None else places
+        places = find_places(self.submissions)
+        self.is_answered = places is not None
+        self.places = self.places if places is None else places
         self.next_ask = time.monotonic() + self.pause_s
         self.pause_s = min(2 * self.pause_s, ASK_S[1])
 
@@ -64,14 +67,17 @@ class Follower:
         return [job for job in self.jobs if self.statuses[job.number]["state"] in LIVING]
 
     def alive(self) -> list[Job]:
-        """Those of them that wait in the queue or have a process."""
+        """Those of them that wait in the queue or have a process, or may."""
+        if not self.is_answered or is_in_use(self.sweep):
+            return self.open()
         return [job for job in self.open() if job.number in self.places or is_in_use(job.folder)]
 
     def row(self, job: Job) -> Row:
         """A job as the table shows it; one whose process is gone is not said to run."""
         status, place = self.statuses[job.number], self.places.get(job.number)
         where = f"{place.task} {place.node or place.reason}".strip() if place else ""
-        if status["state"] == "running" and place is None and not is_in_use(job.folder):
+        is_known = self.is_answered and place is None
+        if status["state"] == "running" and is_known and not is_in_use(job.folder):
             status = {**status, "state": "failed", "exit_reason": LOST}
         return Row(job.number, job.varies, status, where, job.folder)
 
@@ -84,13 +90,18 @@ class Follower:
 
 
 LOST = "its process is gone without a word; killed with its node or its allocation"
+SILENT = "SLURM does not answer; only what the status files say is known"
 
 
-def wait(sweep: Path, jobs: Sequence[Job], *, show: Callable[[Iterable[Row]], object]) -> None:
+def wait(sweep: Path, jobs: Sequence[Job], screen: Screen) -> None:
     """Return when none of the jobs waits in the queue or runs any more."""
     follower = Follower(sweep, jobs)
+    was_answered = True
     while True:
-        show(follower.look())
+        screen.show(follower.look())
+        if follower.is_answered != was_answered:
+            was_answered = follower.is_answered
+            screen.note("SLURM answers again" if was_answered else SILENT)
         if not follower.open():
             return
         if not follower.alive():  # by what was known; make sure
@@ -98,13 +109,13 @@ def wait(sweep: Path, jobs: Sequence[Job], *, show: Callable[[Iterable[Row]], ob
             if not follower.alive():
                 follower.close()
                 return
-        time.sleep(LOOK_S)
+        time.sleep(follower.look_s)
 
 
 def wait_showing(sweep: Path, jobs: Sequence[Job]) -> None:
     """Wait, with the live table on stderr."""
     screen = Screen(sys.stderr)
     try:
-        wait(sweep, jobs, show=lambda rows: screen.show(list(rows)))
+        wait(sweep, jobs, screen)
     finally:
         screen.close()

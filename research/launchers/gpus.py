@@ -58,12 +58,19 @@ def usable_gpus(
         hint = did_you_mean(choice, ["auto"])
         raise UserError(f"hydra.launcher.gpus must be auto or a list, got '{choice}'{hint}")
     names = [chosen_gpu(str(item).strip(), visible, present) for item in choice]
+    if names and visible is None and not present and not has_driver(root):
+        raise UserError(f"hydra.launcher.gpus=[{','.join(names)}], but there is no GPU here")
     if twice := [name for name in names if names.count(name) > 1]:
         raise UserError(
             f"hydra.launcher.gpus names {twice[0]} twice; to share it, set"
             " hydra.launcher.jobs_per_gpu"
         )
     return names
+
+
+def has_driver(root: Path) -> bool:
+    """Whether there is a driver at all; in a container it may not say what it drives."""
+    return any((root / "dev").glob("nvidia*")) or (root / "dev/dxg").exists()
 
 
 @functools.cache

@@ -38,7 +38,7 @@ class Guard:
         self.tell("-", shlex.join(["run", *command]))
 
     def tell(self, sign: str, entry: str) -> None:
-        """Pass an entry on; a guard that was killed is replaced by one that knows all entries."""
+        """Pass an entry on."""
         if sign == "+":
             self.entries[entry] = None
         else:
@@ -47,9 +47,14 @@ class Guard:
             self.write(f"{sign}{entry}")
         except BrokenPipeError:
             self.process.wait()
+            self.revive()
+
+    def revive(self) -> None:
+        """Replace a guard that was killed by one that knows all entries."""
+        if self.process.poll() is not None:
             self.process = start()
-            for known in self.entries:
-                self.write(f"+{known}")
+            for entry in self.entries:
+                self.write(f"+{entry}")
 
     def write(self, line: str) -> None:
         """Send one line, at once."""

@@ -16,7 +16,7 @@ from research.launchers.batch import Batch, Program
 from research.launchers.cpus import cpu_quota, usable_cpus
 from research.launchers.dry_run import is_dry_run, show_plan
 from research.launchers.gpus import gpu_uuids, usable_gpus
-from research.launchers.ledger import Job
+from research.launchers.ledger import Job, planned_jobs
 from research.launchers.mps import mps_daemon
 from research.launchers.pool import Outcome, Pool
 from research.launchers.progress import Progress, describe
@@ -126,7 +126,7 @@ def run(
             min(len(slots), len(to_do)),
         )
         outcomes = pool.run(batch.tasks(to_do))
-    report(batch.plan.folder, batch.unique_jobs(), mode=batch.score_mode)
+    report(batch.plan.folder, planned_jobs(batch.plan.folder), mode=batch.score_mode)
     return outcomes, bool(pool.received)
 
 

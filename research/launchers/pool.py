@@ -124,6 +124,7 @@ class Pool:
             while self.running or (self.waiting and not self.stop_reason):
                 self.start_jobs()
                 self.wait()
+                self.guard.revive()
                 self.end_jobs()
                 self.enforce_limits()
                 self.show()

@@ -48,7 +48,7 @@ class Ending(NamedTuple):
     Attributes:
         status: its exit status, or minus the number of the signal that ended it.
         result: what the callable returned; None if it did not.
-        error: one line for the exception that it raised; None if it did not.
+        error: one line for the exception that it raised, or for ending without a word.
 
     """
 
@@ -120,7 +120,7 @@ class Process:
             try:
                 result, error = pickle.load(file)
             except Exception:  # it was killed before, or while, it wrote
-                result = error = None
+                result, error = None, "ended without a result"
         return Ending(self.popen.returncode, result, error)
 
 

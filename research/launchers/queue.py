@@ -2,7 +2,7 @@
 
 import json
 import subprocess
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,6 +10,9 @@ from research.errors import UserError
 from research.files import write_whole
 
 SUBMISSIONS = "submissions.json"
+SUBMITIT = ".submitit"
+"""The folder in a sweep's for what SLURM's tasks leave."""
+
 QUEUE_TIMEOUT_S = 60.0
 ENDED = {
     *("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED"),
@@ -22,14 +25,22 @@ class Submission(NamedTuple):
 
     Attributes:
         mark: in the comment of its tasks, to find them when nobody wrote their numbers down.
+        folder: for submitit's files, ``%j`` standing for a task's name.
         tasks: SLURM's names (``12_0``) of the allocations; none while they are not known.
         jobs: the job numbers of each allocation.
 
     """
 
     mark: str
+    folder: str
     tasks: Sequence[str]
     jobs: Sequence[Sequence[int]]
+
+    def file(self, task: str, name: str) -> Path:
+        """A file of submitit's: ``submitted.pkl``, ``0_log.err``."""
+        array, _, index = task.partition("_")
+        folder = self.folder.replace("%j", task).replace("%A", array).replace("%a", index)
+        return Path(folder.replace("%t", "0")) / f"{task}_{name}"
 
 
 class Place(NamedTuple):
@@ -39,6 +50,7 @@ class Place(NamedTuple):
     state: str
     node: str
     reason: str
+    comment: str
 
 
 def read_submissions(sweep: Path) -> list[Submission]:
@@ -63,6 +75,19 @@ def write_submissions(sweep: Path, submissions: Iterable[Submission]) -> None:
     write_whole(sweep / SUBMISSIONS, json.dumps(content, indent=1) + "\n")
 
 
+def latest(submissions: Sequence[Submission]) -> dict[int, tuple[Submission, int]]:
+    """For each job the last submission that holds it, and the index of its allocation there.
+
+    An allocation of an earlier one that is still alive does not run the job any more.
+    """
+    return {
+        number: (submission, index)
+        for submission in submissions
+        for index, numbers in enumerate(submission.jobs)
+        for number in numbers
+    }
+
+
 def find_places(submissions: Sequence[Submission]) -> dict[int, Place] | None:
     """The tasks of the sweep's jobs that are waiting or running, by job number.
 
@@ -70,26 +95,56 @@ def find_places(submissions: Sequence[Submission]) -> dict[int, Place] | None:
         None when SLURM does not answer: then nothing is known.
 
     """
-    lines = ask("squeue", "--me", "--noheader", "--array", "--format=%i|%T|%N|%r|%k")
-    if lines is None:
+    queue = read_queue() if submissions else []
+    if queue is None:
         return None
-    listed = [line.split("|", 4) for line in lines]
-    marks = {comment: task.partition("_")[0] for task, _, _, _, comment in listed}
-    places = {task: Place(task, state, node, reason) for task, state, node, reason, _ in listed}
+    places = {place.task: place for place in queue}
     found: dict[int, Place] = {}
-    for submission in submissions:
-        for name, numbers in zip(task_names(submission, marks), submission.jobs, strict=True):
-            if name in places and places[name].state not in ENDED:
-                found |= dict.fromkeys(numbers, places[name])
+    for number, (submission, index) in latest(submissions).items():
+        names = submission.tasks or find_tasks(submission, queue)
+        if names and names[index] in places:
+            found[number] = places[names[index]]
     return found
 
 
-def task_names(submission: Submission, arrays: Mapping[str, str]) -> Sequence[str]:
-    """SLURM's names of a submission's tasks, by its mark if nobody wrote them down."""
-    if submission.tasks:
-        return submission.tasks
-    array = next((array for text, array in arrays.items() if submission.mark in text), "")
-    count = len(submission.jobs)
+def settle(sweep: Path) -> None:
+    """Write down the tasks of a launcher that was killed before it could.
+
+    Those that it did not leave their work for would wait for it in vain, and are cancelled.
+
+    Raises:
+        UserError: there are such tasks, perhaps, and SLURM does not answer.
+
+    """
+    submissions = read_submissions(sweep)
+    if all(submission.tasks for submission in submissions):
+        return
+    if (queue := read_queue()) is None:
+        raise UserError(f"SLURM does not answer, so the jobs of {sweep} may be running; try later")
+    for index, submission in enumerate(submissions):
+        names = submission.tasks or find_tasks(submission, queue)
+        empty = [name for name in names if not submission.file(name, "submitted.pkl").exists()]
+        cancel(empty)
+        pairs = zip(names, submission.jobs, strict=False)
+        jobs = [[] if name in empty else numbers for name, numbers in pairs]
+        submissions[index] = submission._replace(tasks=names, jobs=jobs or submission.jobs)
+    write_submissions(sweep, submissions)
+
+
+def read_queue() -> list[Place] | None:
+    """The user's tasks that wait or run; None when SLURM does not answer."""
+    options = ("--me", "--noheader", "--array", "--states=all", "--format=%i|%T|%N|%r|%k")
+    lines = ask("squeue", *options)
+    if lines is None:
+        return None
+    places = [Place(*line.split("|", 4)) for line in lines]
+    return [place for place in places if place.state not in ENDED]
+
+
+def find_tasks(submission: Submission, queue: Sequence[Place]) -> list[str]:
+    """SLURM's names of a submission's tasks, by its mark; none if they are not in the queue."""
+    marked = [place.task for place in queue if submission.mark in place.comment]
+    array, count = (marked[0].partition("_")[0], len(submission.jobs)) if marked else ("", 0)
     return [array] if count == 1 else [f"{array}_{index}" for index in range(count)]
 
 

@@ -2,13 +2,14 @@
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from research.launchers.ledger import Job
 from research.launchers.pool import LOG, last_lines
 from research.launchers.progress import read_row
+from research.launchers.queue import Submission, latest, read_submissions
 from research.launchers.table import summary, write_csv
 
 log = logging.getLogger(__name__)
@@ -36,16 +37,35 @@ def report(
     is_one_task = all("env" not in job.varies for job in jobs)  # scores of several do not compare
     for line in summary(rows, mode=mode if is_one_task else None):
         log.info("%s", line)
+    places = latest(read_submissions(sweep))
     for job, row in zip(jobs, rows, strict=True):
-        if row.status["state"] == "failed":
-            log.error("job %d (%s) failed: %s", job.number, job.name, row.status["exit_reason"])
-            for line in last_lines(job.folder):
-                log.error("    %s", line)
-            log.error("    all of it: %s", shown(job.folder / LOG))
+        explain(job, row.status, places.get(job.number))
     is_complete = all(row.status["state"] == "completed" for row in rows)
     if not is_complete:
         log.info("to run what did not complete: python -m research.sweep retry %s", shown(sweep))
     return is_complete
+
+
+def explain(job: Job, status: Mapping[str, Any], place: tuple[Submission, int] | None) -> None:
+    """Say why a job did not complete, and where to read more."""
+    state, reason = status["state"], status["exit_reason"]
+    if state == "completed" or not (place or reason):
+        return
+    reason = reason or "its allocation ended before it began"
+    log.error("job %d (%s) %s: %s", job.number, job.name, state, reason)
+    if state == "failed" and (lines := last_lines(job.folder)):
+        for line in lines:
+            log.error("    %s", line)
+        log.error("    all of it: %s", shown(job.folder / LOG))
+    if place and (path := find_slurm_log(*place)):
+        log.error("    SLURM's log: %s", shown(path))
+
+
+def find_slurm_log(submission: Submission, index: int) -> Path | None:
+    """What an allocation printed, if it came as far as that."""
+    tasks = submission.tasks[index : index + 1]
+    paths = [submission.file(task, name) for task in tasks for name in ("0_log.err", "0_log.out")]
+    return next((path for path in paths if path.exists()), None)
 
 
 def shown(path: Path) -> str:

@@ -16,20 +16,26 @@ from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf, SlurmQue
 from omegaconf import OmegaConf
 
 from research.errors import UserError
-from research.launchers.allocation import Allocation
+from research.launchers.allocation import Allocation, state
 from research.launchers.batch import Batch, Program
 from research.launchers.dry_run import is_dry_run, show_plan
 from research.launchers.follow import wait_showing
 from research.launchers.ledger import Job
 from research.launchers.pool import Outcome, Task
-from research.launchers.queue import Submission, find_places, read_submissions, write_submissions
+from research.launchers.queue import (
+    SUBMITIT,
+    Submission,
+    find_places,
+    read_submissions,
+    settle,
+    write_submissions,
+)
 from research.launchers.report import report, shown
 from research.launchers.slots import allocations
 from research.launchers.snapshot import move_call, take_snapshot
 from research.status import sole_process
 
 log = logging.getLogger(__name__)
-SUBMITIT = ".submitit"
 
 
 class Options(Protocol):
@@ -40,6 +46,8 @@ class Options(Protocol):
     snapshot: bool
     wait: bool
     max_requeues: int
+    nodes: int
+    tasks_per_node: int
     timeout_min: int
     signal_delay_s: int
 
@@ -62,7 +70,9 @@ def launch(
     with sole_process(program.folder):
         batch = Batch(program, overrides, [sys.executable, *sys.orig_argv[1:]])
         to_do = batch.to_do()
-        jobs = [job for job in to_do if job.number not in queued(batch.plan.folder)]
+        in_queue = queued(batch.plan.folder) if to_do else set()
+        # A job that failed is over, though its allocation may go on with others.
+        jobs = [job for job in to_do if job.number not in in_queue or state(job) == "failed"]
         groups = allocations(len(jobs), options.jobs_per_allocation, options.remainder)
         if is_dry_run(batch):
             places = [f"allocation {i}" for i, group in enumerate(groups) for _ in group]
@@ -89,6 +99,11 @@ def check_options(options: Options) -> None:
         raise UserError(
             f"hydra.launcher.max_requeues must not be negative, got {options.max_requeues}"
         )
+    if options.nodes != 1 or options.tasks_per_node != 1:
+        raise UserError(
+            f"hydra.launcher.nodes={options.nodes} and tasks_per_node={options.tasks_per_node} "
+            "must be 1; several jobs share an allocation by jobs_per_allocation"
+        )
     if options.signal_delay_s >= 60 * options.timeout_min:
         raise UserError(
             f"hydra.launcher.signal_delay_s={options.signal_delay_s} leaves no time to run in "
@@ -103,10 +118,8 @@ def queued(sweep: Path) -> set[int]:
         UserError: some were submitted, and SLURM does not say what became of them.
 
     """
-    submissions = read_submissions(sweep)
-    if not submissions:
-        return set()
-    places = find_places(submissions)
+    settle(sweep)
+    places = find_places(read_submissions(sweep))
     if places is None:
         raise UserError(f"SLURM does not answer, so the jobs of {sweep} may be running; try later")
     return set(places)
@@ -128,24 +141,26 @@ def submit(batch: Batch, jobs: Sequence[Job], groups: Sequence[range], options: 
     sweep = batch.plan.folder
     tasks, code = snapshot(batch, jobs, options)
     members = [[tasks[index] for index in group] for group in groups]
+    mark = f"sweep-{secrets.token_hex(6)}"
+    size = max(map(len, groups))
     work = [
-        Allocation(member, max(map(len, groups)), options.max_requeues, sweep / SUBMITIT)
+        Allocation(member, size, options.max_requeues, sweep, mark, os.getcwd())
         for member in members
     ]
-    mark = f"sweep-{secrets.token_hex(6)}"
     parameters = slurm_parameters(options, mark, code)
     noted = read_submissions(sweep)
+    folder = os.path.abspath(parameters.pop("folder"))
     numbers = [[task.job.number for task in member] for member in members]
-    write_submissions(sweep, [*noted, Submission(mark, [], numbers)])
+    write_submissions(sweep, [*noted, Submission(mark, folder, [], numbers)])
     try:
-        executor = submitit.AutoExecutor(folder=parameters.pop("folder"), cluster="slurm")
+        executor = submitit.AutoExecutor(folder=folder, cluster="slurm")
         executor.update_parameters(**parameters)
         submitted = executor.map_array(Allocation.__call__, work)
     except (FailedJobError, NameError, RuntimeError, OSError, AssertionError) as error:
         write_submissions(sweep, noted)
         raise UserError(f"SLURM did not take the jobs: {' '.join(str(error).split())}") from error
     names = [job.job_id for job in submitted]
-    write_submissions(sweep, [*noted, Submission(mark, names, numbers)])
+    write_submissions(sweep, [*noted, Submission(mark, folder, names, numbers)])
 
 
 def snapshot(batch: Batch, jobs: Sequence[Job], options: Options) -> tuple[list[Task], Path | None]:
@@ -153,8 +168,7 @@ def snapshot(batch: Batch, jobs: Sequence[Job], options: Options) -> tuple[list[
     tasks = batch.tasks(jobs, results=batch.plan.folder / SUBMITIT / "results")
     if not options.snapshot:
         return tasks, None
-    code = batch.plan.folder / "code"
-    root = take_snapshot(Path(sys.argv[0]).resolve(), code)
+    root, code = take_snapshot(Path(sys.argv[0]).resolve(), batch.plan.folder / "code")
     return [task._replace(call=move_call(task.call, root, code)) for task in tasks], code
 
 
@@ -172,17 +186,17 @@ def slurm_parameters(options: Options, mark: str, code: Path | None) -> dict[str
 
 
 def setup_lines(lines: Sequence[str] | None, code: Path | None) -> list[str]:
-    """The shell lines before each task: the user's, or those that enter our environment.
+    """The shell lines before each task: the user's, or one that enters our environment.
 
-    ``setup_shell.sh`` changes the folder, so the lines go back to the one the command was typed in.
+    Python imports from the folder it starts in first, so with a snapshot it starts there.
     """
     script = Path(__file__).parents[2] / "setup_shell.sh"
     if lines is None and script.exists():
-        back = f"cd {shlex.quote(os.getcwd())}"
-        lines = [f". {shlex.quote(str(script))} || exit 1", back]
+        lines = [f". {shlex.quote(str(script))} || exit 1"]
     if code is not None:
-        path = f"{shlex.quote(str(code))}${{PYTHONPATH:+:$PYTHONPATH}}"
-        lines = [*(lines or []), f"export PYTHONPATH={path}"]
+        path = shlex.quote(str(code))
+        enter = [f"export PYTHONPATH={path}${{PYTHONPATH:+:$PYTHONPATH}}", f"cd {path} || exit 1"]
+        lines = [*(lines or []), *enter]
     return list(lines or [])
 
 
@@ -197,7 +211,7 @@ def announce(batch: Batch, jobs: Sequence[Job], num_queued: int, num_groups: int
     ]
     told = f" ({', '.join(earlier)})" if earlier else ""
     log.info("%s: %d jobs in %d allocations%s", sweep, len(jobs), num_groups, told)
-    for verb in ("status", "wait", "cancel", "retry"):
+    for verb in ("status", "wait", "cancel", "retry") if jobs or num_queued else ():
         log.info("  python -m research.sweep %-6s %s", verb, shown(sweep))
 
 

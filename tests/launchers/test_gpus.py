@@ -109,6 +109,9 @@ def test_gpus_that_cannot_be_had_are_refused(
 
 
 def test_gpus_are_taken_at_their_word_where_none_can_be_known(here: Machine) -> None:
+    with pytest.raises(UserError, match=r"hydra.launcher.gpus=\[3\], but there is no GPU here"):
+        here.gpus([3])
+    here.write("dev/nvidiactl", "")
     assert here.gpus([3, "GPU-cccc", "MIG-dddd"]) == ["3", "GPU-cccc", "MIG-dddd"]
     assert here.gpus("auto", "3,5") == ["3", "5"]
 

@@ -95,8 +95,10 @@ def test_more_seeds_join_a_sweep(program: Program) -> None:
 
 def test_another_base_config_is_refused(program: Program) -> None:
     assert program.run("seed=0,1").status == 0
+    before = (program.sweep / "multirun.yaml").read_text()
     answer = program.run("seed=0,1", "sleep_s=0.1")
     assert answer.status == 1
+    assert (program.sweep / "multirun.yaml").read_text() == before
     assert "another base config: sleep_s: 0 -> 0.1" in answer.err
 
 

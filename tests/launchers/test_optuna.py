@@ -18,8 +18,10 @@ from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import OmegaConf
 
 from hydra_plugins.research_lightning.local import LocalLauncher
-from hydra_plugins.research_lightning.optuna import OptunaConf, OptunaSweeper, Study
+from hydra_plugins.research_lightning.optuna import OptunaConf, OptunaSweeper
+from hydra_plugins.research_lightning.slurm import SlurmLauncher
 from research.errors import UserError
+from research.launchers.search import Study
 
 ROOT = Path(__file__).parents[2]
 APP = """
@@ -163,12 +165,14 @@ def test_a_search_whose_trials_all_failed_fails(tmp_path: Path) -> None:
     assert app.states() == ["failed"] * 3
 
 
-def test_a_launch_has_as_many_trials_as_the_local_launcher_has_slots() -> None:
+def test_a_launch_has_as_many_trials_as_its_launcher_runs_at_once() -> None:
     cpus = sorted(os.sched_getaffinity(0))
     for num_cpus in (1, len(cpus)):
         sweeper = OptunaSweeper(sampler=None)
         sweeper.launcher = LocalLauncher(cpus=cpus[:num_cpus], gpus=[])
         assert sweeper.batch_size() == num_cpus
+    sweeper.launcher = SlurmLauncher(jobs_per_allocation=4)
+    assert sweeper.batch_size() == 4
     assert OptunaSweeper(sampler=None, n_jobs=3).batch_size() == 3
 
 
@@ -191,6 +195,26 @@ def test_an_interrupted_search_is_the_same_as_one_that_was_not(
     assert len({entry["params"]["x"] for entry in whole.entries}) == 12, "no draw is repeated"
 
 
+def test_what_was_recorded_counts_even_if_the_sampler_would_choose_otherwise(
+    tmp_path: Path,
+) -> None:
+    run_batches(make_study(tmp_path, n_trials=2), size=2, count=1)
+    record = tmp_path / "study" / "trials.json"
+    content = json.loads(record.read_text())
+    content["trials"][0]["params"]["x"] = 0.125
+    record.write_text(json.dumps(content))
+    trials = make_study(tmp_path, n_trials=2).study.trials
+    assert [trial.params for trial in trials] == [e["params"] for e in content["trials"]]
+    assert trials[0].params["x"] == 0.125
+
+
+def test_optuna_learns_of_failures(tmp_path: Path) -> None:
+    study = make_study(tmp_path)
+    run_batches(study, size=2, count=1, fails=True)
+    for each in (study, make_study(tmp_path)):
+        assert [trial.state.name for trial in each.study.trials] == ["FAIL", "FAIL"]
+
+
 def test_the_seed_decides_the_search(tmp_path: Path) -> None:
     drawn = []
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
@@ -209,6 +233,7 @@ def test_more_trials_can_be_asked_for_later(tmp_path: Path) -> None:
     run_batches(make_study(tmp_path, n_trials=4), size=2)
     more = make_study(tmp_path, n_trials=6)
     first = parameters(more)
+    assert Counter(entry["state"] for entry in more.entries) == {"complete": 3, "failed": 1}
     run_batches(more, size=2)
     assert len(first) == 4
     assert len(more.entries) == 6

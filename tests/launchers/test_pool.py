@@ -280,6 +280,31 @@ def test_nothing_outlives_a_parent_that_was_killed(
     wait_for(lambda: not processes_of(f"MARKER={tmp_path}"))
 
 
+def test_nothing_outlives_a_parent_whose_guard_was_killed_before_it(
+    parent: Callable[..., Any], tmp_path: Path
+) -> None:
+    process = parent()
+    begin(process, tmp_path)
+    (guard,) = [pid for pid in processes_of(f"MARKER={tmp_path}") if is_guard(pid)]
+    os.kill(guard, signal.SIGKILL)
+    wait_for(lambda: [p for p in processes_of(f"MARKER={tmp_path}") if is_guard(p)])
+    process.kill()
+    process.wait()
+    wait_for(lambda: not processes_of(f"MARKER={tmp_path}"))
+
+
+def is_guard(pid: int) -> bool:
+    try:
+        return b"guard.py" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
+
+
+def test_a_job_that_ends_without_a_word_failed(tmp_path: Path) -> None:
+    outcome = run(tmp_path, lambda: os._exit(0))[0]
+    assert (outcome.state, outcome.reason) == ("failed", "ended without a result")
+
+
 def test_a_guard_that_was_killed_is_replaced(tmp_path: Path) -> None:
     from research.launchers.guard import Guard
 
