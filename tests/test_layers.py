@@ -50,7 +50,13 @@ def test_packages_export_nothing(path: Path) -> None:
     assert path.name != "__init__.py" or path.read_text() == ""
 
 
-@pytest.mark.parametrize("module", ["train", "research.app", "research.status"])
+@pytest.mark.parametrize(
+    "module",
+    [
+        *("train", "research.app", "research.status", "research.sweep"),
+        *("research.launchers.local", "research.launchers.slurm", "research.launchers.search"),
+    ],
+)
 def test_start_up_imports_no_torch(module: str) -> None:
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

@@ -2,6 +2,7 @@
 
 import os
 import random
+import signal
 import time
 from collections.abc import Callable
 from functools import partial
@@ -623,6 +624,45 @@ def test_a_run_that_was_killed_ends_as_if_it_had_not_been(tmp_path: Path, at: in
     assert checkpoint_step(tmp_path / "killed", "best") == checkpoint_step(
         tmp_path / "whole", "best"
     )
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("at", [13, 20])
+def test_a_signal_ends_a_run_behind_its_step_with_a_checkpoint(
+    tmp_path: Path, number: signal.Signals, at: int
+) -> None:
+    trainer = make_supervised(tmp_path, total_steps=30)
+    learn = trainer.learn
+
+    def learn_and_be_told() -> None:
+        learn()
+        if trainer.step == at:
+            signal.raise_signal(number)
+            signal.raise_signal(signal.SIGTERM)  # batch systems say it twice
+
+    trainer.learn = learn_and_be_told
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    assert trainer.step == checkpoint_step(tmp_path, "last") == at
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    make_supervised(tmp_path, total_steps=30).train()
+    make_supervised(tmp_path / "whole", total_steps=30).train()
+    folders = (tmp_path, tmp_path / "whole")
+    ends = [load_checkpoint(folder / "checkpoints" / "last") for folder in folders]
+    torch.testing.assert_close(ends[0].weights, ends[1].weights, rtol=0, atol=0)
+
+
+def test_a_second_interruption_does_not_wait_for_the_step(tmp_path: Path) -> None:
+    trainer = make_supervised(tmp_path, total_steps=30)
+
+    def hang() -> None:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        raise AssertionError("still there")
+
+    trainer.learn = hang
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
 
 
 def test_a_longer_run_goes_on_from_a_complete_one(tmp_path: Path) -> None:
