@@ -152,10 +152,10 @@ def is_in_use(folder: Path) -> bool:
         return False
 
 
-def lock_owner(folder: Path) -> tuple[int, str]:
-    """Process number and host of whoever locked a directory last, as ``sole_process`` noted."""
+def lock_owner(folder: Path) -> tuple[int, str] | None:
+    """Process number and host of whoever locked a directory last; None if nobody noted it."""
     words = (folder / ".lock").read_text().split()
-    return int(words[1]), words[3]
+    return (int(words[1]), words[3]) if len(words) == 4 else None
 
 
 def try_lock(file: IO[str]) -> bool:

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Literal
 
 from research.errors import UserError
-from research.launchers.follow import SILENT, Follower, wait_showing
+from research.launchers.follow import LIVING, SILENT, Follower, wait_showing
 from research.launchers.ledger import planned_jobs, read_plan
 from research.launchers.queue import cancel, find_places, read_submissions
 from research.launchers.report import report
 from research.launchers.table import table
-from research.status import is_in_use, lock_owner
+from research.status import BLANK, is_in_use, lock_owner, read_status
 
 log = logging.getLogger(__name__)
 
@@ -71,11 +71,13 @@ def cancel_jobs(sweep: Path) -> int:
     places = find_places(read_submissions(sweep))
     if places is None:
         raise UserError("SLURM does not answer; try later")
-    own = {job.number for job in jobs}
-    tasks = {place.task for number, place in places.items() if number in own}
+    open_jobs = {
+        job.number for job in jobs if (read_status(job.folder) or BLANK)["state"] in LIVING
+    }
+    tasks = {place.task for number, place in places.items() if number in open_jobs}
     cancel(tasks)
     if is_in_use(sweep):
-        pid, host = lock_owner(sweep)
+        pid, host = lock_owner(sweep) or (0, "an unknown host")
         if host != os.uname().nodename:
             raise UserError(f"the launcher runs on {host} (pid {pid}); cancel it there")
         os.kill(pid, signal.SIGTERM)

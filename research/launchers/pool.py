@@ -1,5 +1,6 @@
 """Runs jobs as processes of this machine, in slots that come back the moment a job ends."""
 
+import logging
 import os
 import select
 import signal
@@ -12,12 +13,15 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Literal, NamedTuple, Protocol
 
+from research.errors import UserError
 from research.launchers.gpus import slot_environment
 from research.launchers.guard import Guard
 from research.launchers.ledger import Job
-from research.launchers.process import Call, Ending, Process
+from research.launchers.process import Call, Ending, Process, describe
 from research.launchers.slots import Slot
 from research.status import BLANK, Status, read_status
+
+log = logging.getLogger(__name__)
 
 TERMINATION_S = 30.0
 """How long a job that ran past its time may take to come to an orderly end."""
@@ -25,6 +29,8 @@ TERMINATION_S = 30.0
 TICK_S = 0.2
 WATCH_S = 0.5
 LOG = "output.log"
+TOLD_TO_STOP = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2)
+"""Signals that end a process which has not come far enough to take them as an interruption."""
 
 
 class Task(NamedTuple):
@@ -135,7 +141,12 @@ class Pool:
         while self.waiting and self.free and not self.stop_reason:
             if time.monotonic() < self.next_start:
                 return
-            self.start(self.waiting.popleft(), self.free.popleft())
+            task, slot = self.waiting.popleft(), self.free.popleft()
+            try:
+                self.start(task, slot)
+            except OSError as error:  # its directory cannot be made, say; others' may
+                self.free.appendleft(slot)
+                self.outcomes[task.job.number] = Outcome("failed", None, describe(error))
             self.next_start = time.monotonic() + self.stagger_s
 
     def start(self, task: Task, slot: Slot) -> None:
@@ -237,7 +248,7 @@ class Pool:
 
 def judge(run: Run, ending: Ending, *, stopping: bool) -> Outcome:
     """What came of an attempt, by how its process ended and what it left in its status file."""
-    status = read_status(run.task.job.folder) or BLANK
+    status = known_status(run.task.job.folder)
     own = status if status["pid"] == run.process.pid else BLANK
     if own["state"] == "completed" or (ending.status == 0 and ending.error is None):
         return Outcome("completed", ending.result, "completed")
@@ -246,7 +257,8 @@ def judge(run: Run, ending: Ending, *, stopping: bool) -> Outcome:
     if ending.status < 0:
         name = signal.Signals(-ending.status).name
         hint = "; out of memory?" if name == "SIGKILL" and not stopping else ""
-        return Outcome("preempted" if stopping else "failed", None, f"killed by {name}{hint}")
+        stopped = stopping or -ending.status in TOLD_TO_STOP
+        return Outcome("preempted" if stopped else "failed", None, f"killed by {name}{hint}")
     reason = own["exit_reason"] or ending.error or f"exit status {ending.status}"
     if ending.status == 130:
         return Outcome("preempted", None, reason)
@@ -255,9 +267,21 @@ def judge(run: Run, ending: Ending, *, stopping: bool) -> Outcome:
 
 def record(folder: Path, outcome: Outcome) -> None:
     """Put the truth into the status file of a job whose process could not."""
-    status = Status(folder)
+    try:
+        status = Status(folder)
+    except UserError as error:
+        log.error("%s", error)
+        return
     if outcome.state in ("failed", "preempted") and status.fields["state"] != outcome.state:
         status.end(outcome.state, outcome.reason)
+
+
+def known_status(folder: Path) -> Mapping[str, Any]:
+    """A job's status; that of one that failed if another program's file is in its place."""
+    try:
+        return read_status(folder) or BLANK
+    except UserError as error:
+        return {**BLANK, "state": "failed", "exit_reason": str(error)}
 
 
 def last_lines(folder: Path, count: int = 8) -> list[str]:

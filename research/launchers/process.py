@@ -73,6 +73,7 @@ class Process:
     ) -> None:
         self.result_file = tempfile.TemporaryFile()  # noqa: SIM115  until ending() closes it
         header = {"cpus": cpus, "parent": os.getpid(), "path": call.path, "argv": call.argv}
+        header["folder"] = os.getcwd()
         root = str(find_root(call.path))
         search_path = os.pathsep.join([root, *filter(None, [environ.get("PYTHONPATH")])])
         with tempfile.TemporaryFile() as call_file:
@@ -87,6 +88,7 @@ class Process:
                 env={**environ, "PYTHONPATH": search_path, **ALWAYS},
                 pass_fds=files,
                 start_new_session=True,
+                cwd=root,  # Python imports from the folder it starts in, before all others
             )
         self.pid = self.popen.pid
         self.started = time.monotonic()
@@ -146,6 +148,7 @@ def main(call_file: int, result_file: int) -> NoReturn:
         signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # SLURM's warning, which is for the pool
         if header["cpus"] and hasattr(os, "sched_setaffinity"):
             os.sched_setaffinity(0, header["cpus"])
+        os.chdir(header["folder"])
         sys.path[:], sys.argv[:] = header["path"], header["argv"]
         call = pickle.load(file)
     status, answer = make(call)

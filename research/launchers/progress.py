@@ -3,10 +3,10 @@
 from collections.abc import Mapping, Sequence
 
 from research.launchers.ledger import Job
+from research.launchers.pool import known_status
 from research.launchers.rows import Row
 from research.launchers.screen import Screen
 from research.launchers.slots import Slot
-from research.status import BLANK, read_status
 
 
 class Progress:
@@ -32,7 +32,7 @@ class Progress:
 
 def read_row(job: Job, slot: Slot | None) -> Row:
     """A job as it stands."""
-    status = read_status(job.folder) or BLANK
+    status = known_status(job.folder)
     return Row(job.number, job.varies, status, describe(slot) if slot else "", job.folder)
 
 

@@ -122,12 +122,13 @@ def settle(sweep: Path) -> None:
     if (queue := read_queue()) is None:
         raise UserError(f"SLURM does not answer, so the jobs of {sweep} may be running; try later")
     for index, submission in enumerate(submissions):
-        names = submission.tasks or find_tasks(submission, queue)
+        if submission.tasks or not (names := find_tasks(submission, queue)):
+            continue
         empty = [name for name in names if not submission.file(name, "submitted.pkl").exists()]
         cancel(empty)
-        pairs = zip(names, submission.jobs, strict=False)
+        pairs = zip(names, submission.jobs, strict=True)
         jobs = [[] if name in empty else numbers for name, numbers in pairs]
-        submissions[index] = submission._replace(tasks=names, jobs=jobs or submission.jobs)
+        submissions[index] = submission._replace(tasks=names, jobs=jobs)
     write_submissions(sweep, submissions)
 
 

@@ -13,6 +13,7 @@ from research.launchers.queue import Submission, latest, read_submissions
 from research.launchers.table import summary, write_csv
 
 log = logging.getLogger(__name__)
+NEVER_BEGAN = "its allocation ended before it began"
 
 
 def report(
@@ -51,13 +52,15 @@ def explain(job: Job, status: Mapping[str, Any], place: tuple[Submission, int] |
     state, reason = status["state"], status["exit_reason"]
     if state == "completed" or not (place or reason):
         return
-    reason = reason or "its allocation ended before it began"
-    log.error("job %d (%s) %s: %s", job.number, job.name, state, reason)
-    if state == "failed" and (lines := last_lines(job.folder)):
-        for line in lines:
-            log.error("    %s", line)
+    log.error("job %d (%s) %s: %s", job.number, job.name, state, reason or NEVER_BEGAN)
+    lines = last_lines(job.folder) if state == "failed" else []
+    for line in lines:
+        log.error("    %s", line)
+    if lines:
         log.error("    all of it: %s", shown(job.folder / LOG))
     if place and (path := find_slurm_log(*place)):
+        for line in path.read_text(errors="replace").splitlines()[-8:] if not reason else ():
+            log.error("    %s", line)
         log.error("    SLURM's log: %s", shown(path))
 
 

@@ -30,7 +30,7 @@ from research.launchers.queue import (
     settle,
     write_submissions,
 )
-from research.launchers.report import report, shown
+from research.launchers.report import NEVER_BEGAN, report, shown
 from research.launchers.slots import allocations
 from research.launchers.snapshot import move_call, take_snapshot
 from research.status import sole_process
@@ -222,8 +222,7 @@ def outcome(batch: Batch, job: Job) -> Outcome:
     result = None
     if status["state"] == "completed" and path.exists():
         result = pickle.loads(path.read_bytes())
-    reason = status["exit_reason"] or "its allocation ended before it began"
-    return Outcome(status["state"], result, reason)
+    return Outcome(status["state"], result, status["exit_reason"] or NEVER_BEGAN)
 
 
 def plain(value: Any) -> Any:

@@ -44,7 +44,7 @@ def take_snapshot(program: Path, folder: Path) -> tuple[Path, Path]:
     commit = git(root, "rev-parse", "HEAD").strip() + "-dirty" * bool(changed)
     copy = folder / digest(commit, files)
     if not copy.exists():
-        folder.mkdir(exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         (folder / ".gitignore").write_text("*\n")  # no snapshot holds the snapshots of other sweeps
         partial = Path(tempfile.mkdtemp(prefix=".", dir=folder))
         for name, source in files.items():

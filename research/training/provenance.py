@@ -53,7 +53,7 @@ def write_provenance(run_dir: Path, command: Sequence[str]) -> None:
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": list(command),
         "folder": os.getcwd(),
-        "git": git_state(Path(__file__).parent),
+        "git": git_state(Path(__file__).parents[1]),
         "python": f"{sys.executable}, {sys.version}",
         "packages": package_versions(),
         "environment": {name: os.environ[name] for name in VARIABLES if name in os.environ},

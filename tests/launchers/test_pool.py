@@ -135,6 +135,14 @@ def test_everything_printed_is_in_the_log(tmp_path: Path) -> None:
     assert {"to stdout", "to stderr", "ValueError: the end"} <= set(lines)
 
 
+def test_a_job_told_to_stop_before_it_can_listen_was_preempted(tmp_path: Path) -> None:
+    def deaf() -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    assert run(tmp_path, deaf)[0].state == "preempted"
+
+
 def test_retries_are_further_attempts(tmp_path: Path) -> None:
     def third_time_lucky() -> int:
         with (tmp_path / "tries").open("a") as file:
@@ -181,6 +189,21 @@ def test_what_a_job_leaves_behind_is_ended(tmp_path: Path) -> None:
 
 def is_zombie(pid: int) -> bool:
     return "(sleep) Z" in Path(f"/proc/{pid}/stat").read_text()
+
+
+def test_a_job_that_cannot_even_start_fails_alone(tmp_path: Path) -> None:
+    (tmp_path / "0").write_text("in the way")
+    outcomes = run(tmp_path, lambda: 1, lambda: 2)
+    assert [outcomes[i].state for i in range(2)] == ["failed", "completed"]
+    assert "File exists" in outcomes[0].reason
+
+
+def test_another_programs_status_file_harms_one_job_alone(tmp_path: Path) -> None:
+    (tmp_path / "0").mkdir()
+    (tmp_path / "0" / "status.json").write_text("mine")
+    outcomes = run(tmp_path, lambda: sys.exit(1), lambda: 2)
+    assert [outcomes[i].state for i in range(2)] == ["failed", "completed"]
+    assert (tmp_path / "0" / "status.json").read_text() == "mine"
 
 
 def test_starts_are_staggered(tmp_path: Path) -> None:

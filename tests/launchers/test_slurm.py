@@ -7,7 +7,7 @@ import stat
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,8 @@ def main(cfg):
         names = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")
         cpus = len(os.sched_getaffinity(0))
         note(" ".join([f"{name}={os.environ.get(name)}" for name in names] + [f"cpus={cpus}"]))
+    if cfg.do == "where":
+        note(f"folder {os.getcwd()}")
     if cfg.do == "wait":
         wait_from(Path(HydraConfig.get().runtime.output_dir) / "progress", cfg.seed)
     note(f"end {cfg.do} {cfg.seed}")
@@ -71,35 +73,27 @@ if __name__ == "__main__":
 CONFIG = """
 defaults:
   - _self_
-  - override hydra/launcher: slurm
+  - override hydra/launcher: LAUNCHER
   - override hydra/sweeper: grid
 do: work
 seed: 0
 hydra:
   sweep: {dir: sweep, subdir: "${hydra.job.id}"}
-  launcher: {setup: [], timeout_min: 10}
+  launcher: OPTIONS
 """
 
 
-class SlurmProgram(Program):
-    """The program in a folder of its own, on a cluster, where a call of ``sacct`` leaves a mark."""
+class WaitingProgram(Program):
+    """The program in a folder of its own."""
 
-    def __init__(self, folder: Path, cluster: Cluster) -> None:
-        self.folder, self.sweep, self.cluster = folder, folder / "sweep", cluster
+    def __init__(
+        self, folder: Path, launcher: str, options: str, environ: Mapping[str, str] = os.environ
+    ) -> None:
+        self.folder, self.sweep = folder, folder / "sweep"
         (folder / "program.py").write_text(PROGRAM)
-        (folder / "config.yaml").write_text(CONFIG)
-        self.bin = folder / "bin"
-        self.bin.mkdir()
-        self.environ = {**cluster.environ, "MARKER": str(folder)}
-        self.environ["PATH"] = f"{self.bin}{os.pathsep}{cluster.environ['PATH']}"
-        self.replace("sacct", f"touch {folder}/sacct_was_run; exit 1")
-
-    def replace(self, name: str, script: str) -> None:
-        """Put a program first on PATH; ``real`` in it is the one that it hides."""
-        path = self.bin / name
-        real = f'real() {{ PATH="{self.cluster.environ["PATH"]}" command {name} "$@"; }}'
-        path.write_text(f"#!/bin/bash\n{real}\n{script}\n")
-        path.chmod(path.stat().st_mode | stat.S_IXUSR)
+        config = CONFIG.replace("LAUNCHER", launcher).replace("OPTIONS", options)
+        (folder / "config.yaml").write_text(config)
+        self.environ = {**environ, "MARKER": str(folder)}
 
     def start(self, *arguments: str) -> "subprocess.Popen[str]":
         return self.open(str(self.folder / "program.py"), "-m", *arguments)
@@ -121,21 +115,6 @@ class SlurmProgram(Program):
         out, err = process.communicate(timeout=120)
         return Answer(process.returncode, out, err)
 
-    def submissions(self) -> list[dict[str, Any]]:
-        """What is noted of submissions."""
-        path = self.sweep / "submissions.json"
-        return json.loads(path.read_text()) if path.exists() else []
-
-    def tasks(self) -> list[str]:
-        """SLURM's names of all tasks that were noted."""
-        return [task for submission in self.submissions() for task in submission["tasks"]]
-
-    def queue(self) -> list[str]:
-        """The tasks of this sweep in the queue, of a submission that was not noted too."""
-        lines = self.cluster.run("squeue", "-h", "-r", "-t", "PD,R,CG,S", "-o", "%i|%Z")
-        listed = [line.split("|") for line in lines.splitlines()]
-        return [task for task, folder in listed if folder == str(self.folder)]
-
     def state(self, name: str) -> tuple[str, str]:
         """A job's state and why it ended."""
         status = read_status(self.sweep / name)
@@ -153,6 +132,47 @@ class SlurmProgram(Program):
     def let_go(self) -> None:
         """Let the jobs that wait come to their end."""
         (self.folder / "open").touch()
+
+
+class SlurmProgram(WaitingProgram):
+    """The program on a cluster, where a call of ``sacct`` leaves a mark."""
+
+    def __init__(
+        self,
+        folder: Path,
+        cluster: Cluster,
+        *,
+        launcher: str = "slurm",
+        options: str = "{setup: [], timeout_min: 10}",
+    ) -> None:
+        super().__init__(folder, launcher, options, cluster.environ)
+        self.cluster = cluster
+        self.bin = folder / "bin"
+        self.bin.mkdir()
+        self.environ["PATH"] = f"{self.bin}{os.pathsep}{cluster.environ['PATH']}"
+        self.replace("sacct", f"touch {folder}/sacct_was_run; exit 1")
+
+    def replace(self, name: str, script: str) -> None:
+        """Put a program first on PATH; ``real`` in it is the one that it hides."""
+        path = self.bin / name
+        real = f'real() {{ PATH="{self.cluster.environ["PATH"]}" command {name} "$@"; }}'
+        path.write_text(f"#!/bin/bash\n{real}\n{script}\n")
+        path.chmod(path.stat().st_mode | stat.S_IXUSR)
+
+    def submissions(self) -> list[dict[str, Any]]:
+        """What is noted of submissions."""
+        path = self.sweep / "submissions.json"
+        return json.loads(path.read_text()) if path.exists() else []
+
+    def tasks(self) -> list[str]:
+        """SLURM's names of all tasks that were noted."""
+        return [task for submission in self.submissions() for task in submission["tasks"]]
+
+    def queue(self) -> list[str]:
+        """The tasks of this sweep in the queue, of a submission that was not noted too."""
+        lines = self.cluster.run("squeue", "-h", "-r", "-t", "PD,R,CG,S", "-o", "%i|%Z")
+        listed = [line.split("|") for line in lines.splitlines()]
+        return [task for task, folder in listed if Path(folder).is_relative_to(self.folder)]
 
 
 def finish(process: "subprocess.Popen[str]") -> Answer:
@@ -350,13 +370,22 @@ def test_members_share_the_gpu_and_divide_the_cpus(program: SlurmProgram) -> Non
     assert program.counts()["CUDA_VISIBLE_DEVICES=0 OMP_NUM_THREADS=1 cpus=1"] == 2
 
 
-def test_the_environment_is_entered_and_the_folder_stays(program: SlurmProgram) -> None:
-    text = (program.folder / "config.yaml").read_text()
-    (program.folder / "config.yaml").write_text(text.replace("setup: [], ", ""))
-    assert program.run("do=work").status == 0
+def test_the_environment_is_entered_and_the_folder_stays(tmp_path: Path, cluster: Cluster) -> None:
+    program = SlurmProgram(tmp_path, cluster, options="{}")
+    assert program.run("do=where").status == 0
     (script,) = program.sweep.glob(".submitit/*/*_submission.sh")
     assert "setup_shell.sh" in script.read_text()
-    assert program.journal() == ["start work 0", "end work 0"]
+    assert program.journal() == ["start where 0", f"folder {tmp_path}", "end where 0"]
+    clean_up(program)
+
+
+def test_an_allocation_that_ended_before_its_jobs_says_why(program: SlurmProgram) -> None:
+    answer = program.run("hydra.launcher.setup=['echo no such module >&2','exit 1']")
+    assert answer.status == 1
+    (task,) = program.tasks()
+    assert "job 0 (0) pending: its allocation ended before it began" in answer.out
+    assert "no such module" in answer.out
+    assert f"SLURM's log: sweep/.submitit/{task}/{task}_0_log.err" in answer.out
 
 
 KILL_LAUNCHER = "kill -KILL $PPID"
@@ -431,11 +460,11 @@ def test_without_slurm_it_says_so(program: SlurmProgram) -> None:
 
 
 @pytest.mark.parametrize("launcher", ["submitit_slurm", "submitit_local"])
-def test_the_stock_launchers_work_beside_ours(program: SlurmProgram, launcher: str) -> None:
-    text = (program.folder / "config.yaml").read_text()
-    (program.folder / "config.yaml").write_text(
-        text.replace("launcher: slurm", "launcher: " + launcher).replace("setup: [], ", "")
-    )
+def test_the_stock_launchers_work_beside_ours(
+    tmp_path: Path, cluster: Cluster, launcher: str
+) -> None:
+    program = SlurmProgram(tmp_path, cluster, launcher=launcher, options="{}")
     assert program.run("seed=0,1").status == 0
     assert program.counts()["end work 0"] == program.counts()["end work 1"] == 1
     (program.folder / "sacct_was_run").unlink(missing_ok=True)  # theirs, not ours
+    clean_up(program)
