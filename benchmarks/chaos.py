@@ -77,7 +77,7 @@ def run_rounds(sweep: Sweep, folder: Path, rounds: int, seed: int) -> list[Round
     for attempt in itertools.count():
         if len(done) == rounds:
             return done
-        rng = random.Random(f"{seed} {attempt}")
+        rng = random.Random(f"{seed} {sweep.name} {attempt}")
         round_ = Round(sweep, folder / str(attempt))
         round_.run([draw_blow(sweep, rng) for _ in range(rng.choice((1, 1, 2, 3)))])
         if round_.blows or round_.problems:
@@ -103,7 +103,8 @@ def rehearse(sweep: Sweep, folder: Path) -> None:
 
 def draw_blow(sweep: Sweep, rng: random.Random) -> Blow:
     """A random target at a random moment, half of the time right after a change to the files."""
-    target = rng.choice([*["command", *sweep.targets] * 2, "twin"])
+    often = ["command", *(name for name in sweep.targets if name != "guard")]  # it is always there
+    target = rng.choice([*often * 3, "guard", "twin"])
     waits, choice = rng.random() < 0.5, rng.random()
     if rng.random() < 0.5:
         return Blow(target, rng.uniform(0, 0.03), rng.randrange(sweep.changes), waits, choice)

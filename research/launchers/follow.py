@@ -75,7 +75,7 @@ class Follower:
     def row(self, job: Job) -> Row:
         """A job as the table shows it; one whose process is gone is not said to run."""
         status, place = self.statuses[job.number], self.places.get(job.number)
-        where = f"{place.task} {place.node or place.reason}".strip() if place else ""
+        where = f"{place.task} {place.node or waits_for(place)}".strip() if place else ""
         is_known = self.is_answered and place is None
         if status["state"] == "running" and is_known and not is_in_use(job.folder):
             status = {**status, "state": "failed", "exit_reason": LOST}
@@ -87,6 +87,11 @@ class Follower:
             state = (read_status(job.folder) or BLANK)["state"]
             if state == "running" and not is_in_use(job.folder):
                 Status(job.folder).end("failed", LOST)
+
+
+def waits_for(place: Place) -> str:
+    """Why a task waits, as far as SLURM has thought of a reason."""
+    return "" if place.reason == "None" else place.reason
 
 
 LOST = "its process is gone without a word; killed with its node or its allocation"
