@@ -105,4 +105,6 @@ def check_training(folder: Path, kills: Sequence[float]) -> list[str]:
     problems = [] if steps == sorted(set(steps)) else [f"train.csv has steps {steps}"]
     if status["step"] != status["total_steps"] or steps[-1] != status["total_steps"]:
         problems.append(f"completed at step {status['step']}, {steps[-1]} in train.csv")
+    if status["score"] is None:
+        problems.append("it completed without its score")
     return problems

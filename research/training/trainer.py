@@ -333,6 +333,7 @@ class Trainer:
                 f"trainer.total_steps={self.total_steps} is below the {self.step} steps of {folder}"
             )
         self.logger.rewind(self.step)
+        self.run.status.update(step=self.step, score=self.best_score)  # it may lag the checkpoint
         log.info("resumed at step %d of %d", self.step, self.total_steps)
 
     def load(self, checkpoint: Checkpoint) -> None:

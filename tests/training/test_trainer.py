@@ -775,6 +775,16 @@ def test_the_status_tells_step_and_score(tmp_path: Path) -> None:
     assert trainer.run.status.fields["score"] == 3.0
 
 
+def test_a_status_that_lags_its_checkpoint_is_put_right(tmp_path: Path) -> None:
+    trainer = make_supervised(tmp_path, total_steps=20)
+    score = trainer.train()
+    (tmp_path / "status.json").unlink()  # it is written once a second at most
+    resumed = make_supervised(tmp_path, total_steps=20)
+    resumed.train()
+    assert resumed.run.status.fields["step"] == 20
+    assert resumed.run.status.fields["score"] == score
+
+
 def test_the_policy_acts_for_the_weights_that_are_trained(tmp_path: Path) -> None:
     trainer = make_online(tmp_path, total_steps=10)
     trainer.train()
