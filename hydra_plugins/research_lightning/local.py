@@ -69,3 +69,9 @@ class LocalLauncher(Launcher):
         from research.launchers.local import launch
 
         return launch(self.program, self.options, job_overrides)
+
+    def jobs_at_once(self) -> int:
+        """How many jobs run at once."""
+        from research.launchers.local import slots_for
+
+        return len(slots_for(self.options))

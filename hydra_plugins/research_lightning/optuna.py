@@ -107,14 +107,7 @@ class OptunaSweeper(Sweeper):
 
     def batch_size(self) -> int:
         """The trials of one launch."""
-        from hydra_plugins.research_lightning.local import LocalLauncher
-        from hydra_plugins.research_lightning.slurm import SlurmLauncher
-        from research.launchers.local import slots_for
-
         if self.options.n_jobs is not None:
             return self.options.n_jobs
-        if isinstance(self.launcher, LocalLauncher):
-            return len(slots_for(self.launcher.options))
-        if isinstance(self.launcher, SlurmLauncher):
-            return self.launcher.options.jobs_per_allocation
-        return 1
+        at_once = getattr(self.launcher, "jobs_at_once", None)  # ours have it
+        return at_once() if at_once else 1

@@ -61,3 +61,7 @@ class SlurmLauncher(Launcher):
         from research.launchers.slurm import launch
 
         return launch(self.program, self.options, job_overrides)
+
+    def jobs_at_once(self) -> int:
+        """How many jobs run at once, of those that surely do."""
+        return self.options.jobs_per_allocation

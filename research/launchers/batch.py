@@ -239,8 +239,9 @@ def call_in_process(function: Callable[[], Any]) -> Any:
     try:
         while not process.has_ended():
             time.sleep(0.02)
-    finally:
+    except BaseException:
         process.kill()
+        raise
     ending = process.ending()
     if ending.status:
         raise RuntimeError(ending.error or f"the process ended with status {ending.status}")
