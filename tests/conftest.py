@@ -1,6 +1,7 @@
 """What tests share: the config tree, small spaces, and randomness that is the same every time."""
 
 import random
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeAlias
@@ -31,6 +32,13 @@ def options(group: str) -> list[str]:
     names = sorted(path.stem for path in (CONF / group).glob("*.yaml"))
     assert names, f"no such config group: {group}"
     return names
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _signals_as_in_a_terminal() -> None:
+    """Hear what a shell's background job, or nohup, would have the tests' programs ignore."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(autouse=True)

@@ -233,12 +233,13 @@ class Pool:
 
     @contextmanager
     def handle_signals(self) -> Iterator[None]:
-        """Note the signals that ask for an end, until the pool is done."""
+        """Note the signals that ask for an end, until the pool is done; nohup's stay ignored."""
 
         def note(number: int, frame: FrameType | None) -> None:
             self.received.append(number)
 
-        before = {number: signal.signal(number, note) for number in self.stop_signals}
+        heard = [n for n in self.stop_signals if signal.getsignal(n) is not signal.SIG_IGN]
+        before = {number: signal.signal(number, note) for number in heard}
         try:
             yield
         finally:

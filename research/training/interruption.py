@@ -9,6 +9,8 @@ from typing import Any
 class StopRequest:
     """While it is entered, SIGINT and SIGTERM are noted; a second SIGINT interrupts at once.
 
+    A signal that whoever started this process had it ignore stays ignored.
+
     Attributes:
         made: whether one came.
 
@@ -22,7 +24,8 @@ class StopRequest:
 
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():
-            self.before = {number: signal.signal(number, self.note) for number in self.NUMBERS}
+            heard = [n for n in self.NUMBERS if signal.getsignal(n) is not signal.SIG_IGN]
+            self.before = {number: signal.signal(number, self.note) for number in heard}
         return self
 
     def __exit__(

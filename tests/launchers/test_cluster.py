@@ -89,7 +89,8 @@ def test_a_cluster_that_cannot_start_says_why(cluster: Cluster) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_no_process_is_left_when_the_tests_are_stopped(number: signal.Signals) -> None:
     program = """
-import time
+import signal, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
 from tests.launchers.cluster import Cluster
 with Cluster() as cluster:
     cluster.wait_for(cluster.submit("setsid sleep 600 & sleep 600"), "RUNNING")

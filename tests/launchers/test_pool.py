@@ -223,6 +223,9 @@ def test_a_job_that_completed_before_it_was_killed_completed(tmp_path: Path) -> 
 
 PARENT = """
 import sys, time, os, signal, subprocess
+for name in ("SIGINT", "SIGHUP"):
+    ignored = name in os.environ.get("IGNORED", "")
+    signal.signal(getattr(signal, name), signal.SIG_IGN if ignored else signal.SIG_DFL)
 from pathlib import Path
 import cloudpickle
 from tests.launchers.test_pool import make_pool, make_task
@@ -277,6 +280,16 @@ def test_a_signal_stops_the_jobs_in_order(
     assert process.communicate(timeout=30)[0].split() == ["preempted", "preempted", "pending"]
     assert len(list(tmp_path.glob("*.stopped"))) == 2
     wait_for(lambda: not processes_of(f"MARKER={tmp_path}"))
+
+
+def test_what_nohup_has_it_ignore_stays_ignored(parent: Callable[..., Any], tmp_path: Path) -> None:
+    process = parent(IGNORED="SIGHUP")
+    begin(process, tmp_path)
+    process.send_signal(signal.SIGHUP)
+    time.sleep(0.5)
+    assert not list(tmp_path.glob("*.stopped"))
+    process.terminate()
+    assert process.communicate(timeout=30)[0].split() == ["preempted", "preempted", "pending"]
 
 
 def test_a_second_signal_kills_jobs_that_are_slow_to_stop(

@@ -4,7 +4,7 @@ import os
 import random
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -626,10 +626,20 @@ def test_a_run_that_was_killed_ends_as_if_it_had_not_been(tmp_path: Path, at: in
     )
 
 
+@pytest.fixture
+def signals_are_heard() -> Iterator[None]:
+    """As in a terminal; a shell's background jobs ignore SIGINT."""
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, signal.default_int_handler) for number in numbers]
+    yield
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("at", [13, 20])
 def test_a_signal_ends_a_run_behind_its_step_with_a_checkpoint(
-    tmp_path: Path, number: signal.Signals, at: int
+    tmp_path: Path, number: signal.Signals, at: int, signals_are_heard: None
 ) -> None:
     trainer = make_supervised(tmp_path, total_steps=30)
     learn = trainer.learn
@@ -652,7 +662,23 @@ def test_a_signal_ends_a_run_behind_its_step_with_a_checkpoint(
     torch.testing.assert_close(ends[0].weights, ends[1].weights, rtol=0, atol=0)
 
 
-def test_a_second_interruption_does_not_wait_for_the_step(tmp_path: Path) -> None:
+def test_an_ignored_signal_stays_ignored(tmp_path: Path, signals_are_heard: None) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    trainer = make_supervised(tmp_path, total_steps=30)
+    learn = trainer.learn
+
+    def learn_and_be_told() -> None:
+        signal.raise_signal(signal.SIGINT)
+        learn()
+
+    trainer.learn = learn_and_be_told
+    trainer.train()
+    assert trainer.step == 30
+
+
+def test_a_second_interruption_does_not_wait_for_the_step(
+    tmp_path: Path, signals_are_heard: None
+) -> None:
     trainer = make_supervised(tmp_path, total_steps=30)
 
     def hang() -> None:
