@@ -1,5 +1,6 @@
 """What the launchers' tests share: a real SLURM cluster, and pretended machines."""
 
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,6 +9,16 @@ import pytest
 
 from tests.launchers.cluster import Cluster, unavailable
 from tests.launchers.machines import Machine
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_before() -> Iterator[None]:
+    """Take back what Hydra, run in this process, does to everybody's logging."""
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
 
 
 @pytest.fixture(scope="session")

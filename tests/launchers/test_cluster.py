@@ -46,11 +46,13 @@ def test_a_job_that_fails_shows_it(cluster: Cluster) -> None:
 
 
 def test_a_requeued_job_starts_again(cluster: Cluster, tmp_path: Path) -> None:
-    job = cluster.submit(f"echo ${{SLURM_RESTART_COUNT:-0}} >>{tmp_path}/starts; sleep 60")
-    cluster.wait_for(job, "RUNNING")
+    starts = tmp_path / "starts"
+    starts.touch()
+    job = cluster.submit(f"echo ${{SLURM_RESTART_COUNT:-0}} >>{starts}; sleep 60")
+    wait_until(lambda: starts.read_text() == "0\n")
     cluster.run("scontrol", "requeue", job)
     cluster.start_soon(job)
-    wait_until(lambda: (tmp_path / "starts").read_text() == "0\n1\n")
+    wait_until(lambda: starts.read_text() == "0\n1\n")
     cluster.run("scancel", job)
     cluster.wait_for(job, "CANCELLED")
 
