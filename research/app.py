@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import NoReturn, TypeAlias
 
 import hydra
-from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
@@ -24,13 +23,10 @@ from research.config import build, check, iterate_causes, to_plain
 from research.differences import differences
 from research.errors import UserError, did_you_mean
 from research.files import write_whole
+from research.launchers.store import share_config_store
 from research.status import BLANK, Status, read_status, sole_process
 from research.training.provenance import write_provenance
 from research.training.run import Run
-
-# There is one store per process, and Hydra copies what it takes from it; yet it copies the whole
-# store, too, for each group that --help lists and each job of a sweep, 20 ms each time.
-setattr(ConfigStore, "__deepcopy__", lambda store, memo: store)  # noqa: B010
 
 Task: TypeAlias = Callable[[DictConfig, Run], float]
 """Trains what a config names, as one run; returns the score."""
@@ -51,6 +47,7 @@ def command(task: Task) -> Callable[[], None]:
     a programming error, and for everything with ``HYDRA_FULL_ERROR=1``.
     """
     full_error = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    share_config_store()
 
     @functools.wraps(task)
     def job(cfg: DictConfig) -> float:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cloudpickle
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn
@@ -16,10 +17,19 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from research.errors import UserError
 from research.files import write_whole
-from research.launchers.job import HydraJob, failed, finished, hydra_state, restore, unfinished
+from research.launchers.job import (
+    HydraJob,
+    Shared,
+    failed,
+    finished,
+    hydra_state,
+    restore,
+    unfinished,
+)
 from research.launchers.ledger import Job, Plan
 from research.launchers.pool import Outcome, Task
 from research.launchers.process import Process, make_call
+from research.launchers.store import share_config_store
 from research.status import BLANK, Status, read_status
 
 log = logging.getLogger(__name__)
@@ -55,6 +65,7 @@ class Batch:
     def __init__(
         self, program: Program, overrides: Sequence[Sequence[str]], command: Sequence[str]
     ) -> None:
+        share_config_store()
         self.program = program
         self.composed: dict[int, DictConfig] = {}
         config = OmegaConf.to_container(program.config, resolve=False)
@@ -108,21 +119,15 @@ class Batch:
             results: the folder where they leave what they return, if not to a parent.
 
         """
-        shared = hydra_state()
         program = self.program
+        shared = Shared(program.task_function, program.context, hydra_state())
+        pickled = cloudpickle.dumps(shared)
         tasks = []
         for job in jobs:
             if state(job) != "pending":
                 Status(job.folder).submit()
-            config = self.configs[job.number]
-            call = HydraJob(
-                program.task_function,
-                config,
-                program.context,
-                job.folder,
-                shared,
-                results / f"{job.number}.pkl" if results else None,
-            )
+            result_file = results / f"{job.number}.pkl" if results else None
+            call = HydraJob(pickled, self.configs[job.number], job.folder, result_file)
             tasks.append(Task(job, make_call(call)))
         return tasks
 

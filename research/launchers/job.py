@@ -3,9 +3,10 @@
 import copy
 import math
 import os
+import pickle
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cloudpickle
 from hydra.core.singleton import Singleton
@@ -19,6 +20,21 @@ from research.launchers.process import describe
 from research.status import Status, sole_process
 
 
+class Shared(NamedTuple):
+    """What all jobs of a batch have in common.
+
+    Attributes:
+        task_function: Hydra's.
+        hydra_context: for Hydra's callbacks.
+        state: of Hydra's singletons and OmegaConf's resolvers, by ``hydra_state``.
+
+    """
+
+    task_function: TaskFunction
+    hydra_context: HydraContext
+    state: dict[Any, Any]
+
+
 @dataclass
 class HydraJob:
     """What the process of a job calls.
@@ -27,25 +43,22 @@ class HydraJob:
     other processes out of its run directory, as ``research.app`` does; for any other this does.
 
     Args:
-        task_function: Hydra's.
+        shared: pickled ``Shared``, once for all jobs.
         config: of this job, as ``load_sweep_config`` composed it.
-        hydra_context: for Hydra's callbacks.
         folder: the run directory.
-        state: of Hydra's singletons and OmegaConf's resolvers, by ``hydra_state``.
         result_file: gets the pickled ``JobReturn``, for a launcher that is not its parent.
 
     """
 
-    task_function: TaskFunction
+    shared: bytes
     config: DictConfig
-    hydra_context: HydraContext
     folder: Path
-    state: dict[Any, Any]
     result_file: Path | None = None
 
     def __call__(self) -> JobReturn:
         """Run the job; raises what the task function raised."""
-        restore(self.state)
+        self.task_function, self.hydra_context, state = pickle.loads(self.shared)
+        restore(state)
         if getattr(self.task_function, "keeps_status", False):
             return self.run()
         with sole_process(self.folder):
