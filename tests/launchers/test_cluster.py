@@ -111,4 +111,4 @@ with Cluster() as cluster:
     assert any("setsid" in line or "sleep" in line for line in processes_of(folder))
     tests.send_signal(number)
     tests.wait()
-    wait_until(lambda: not processes_of(folder) and not Path(folder).exists(), timeout_s=10)
+    wait_until(lambda: not processes_of(folder) and not Path(folder).exists(), timeout_s=60)
