@@ -108,7 +108,7 @@ with Cluster() as cluster:
     )
     assert tests.stdout is not None
     folder = tests.stdout.readline().strip()
-    assert any("setsid" in line or "sleep" in line for line in processes_of(folder))
+    wait_until(lambda: any("sleep" in line for line in processes_of(folder)))
     tests.send_signal(number)
     tests.wait()
     wait_until(lambda: not processes_of(folder) and not Path(folder).exists(), timeout_s=60)
