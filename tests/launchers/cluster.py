@@ -150,11 +150,6 @@ class Cluster:
             told=lambda: f"not {' or '.join(states)}: {self.job(job_id)}",
         )
 
-    def start_soon(self, job_id: str) -> None:
-        """Let a requeued job, once it is pending, start now, not some 6 s later."""
-        self.wait_for(job_id, "PENDING")
-        self.run("scontrol", "update", f"JobId={job_id}", "StartTime=now")
-
 
 def write_config(folder: Path, settings: Mapping[str, str]) -> None:
     """Write ``slurm.conf``, ``gres.conf`` and the key of munged."""

@@ -51,7 +51,6 @@ def test_a_requeued_job_starts_again(cluster: Cluster, tmp_path: Path) -> None:
     job = cluster.submit(f"echo ${{SLURM_RESTART_COUNT:-0}} >>{starts}; sleep 60")
     wait_until(lambda: starts.read_text() == "0\n")
     cluster.run("scontrol", "requeue", job)
-    cluster.start_soon(job)
     wait_until(lambda: starts.read_text() == "0\n1\n")
     cluster.run("scancel", job)
     cluster.wait_for(job, "CANCELLED")

@@ -243,7 +243,6 @@ def interrupt_and_go_on(program: SlurmProgram, event: Callable[[Cluster, str], N
     program.until("end work 0", "wait 0 begins")
     event(program.cluster, program.tasks()[0])
     program.until("wait 0 saved")
-    program.cluster.start_soon(program.tasks()[0])
     program.until("wait 0 goes on")
     program.let_go()
     answer = finish(launcher)
