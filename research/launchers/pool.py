@@ -270,11 +270,10 @@ def record(folder: Path, outcome: Outcome) -> None:
     """Put the truth into the status file of a job whose process could not."""
     try:
         status = Status(folder)
-    except UserError as error:
-        log.error("%s", error)
-        return
-    if outcome.state in ("failed", "preempted") and status.fields["state"] != outcome.state:
-        status.end(outcome.state, outcome.reason)
+        if outcome.state in ("failed", "preempted") and status.fields["state"] != outcome.state:
+            status.end(outcome.state, outcome.reason)
+    except (UserError, OSError) as error:  # another's file, a full disk: the others go on
+        log.error("%s: %s", folder, error)
 
 
 def known_status(folder: Path) -> Mapping[str, Any]:

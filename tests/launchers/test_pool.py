@@ -1,5 +1,6 @@
 """The pool: slots come back, the truth is told, and no process is left behind."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -204,6 +205,17 @@ def test_another_programs_status_file_harms_one_job_alone(tmp_path: Path) -> Non
     outcomes = run(tmp_path, lambda: sys.exit(1), lambda: 2)
     assert [outcomes[i].state for i in range(2)] == ["failed", "completed"]
     assert (tmp_path / "0" / "status.json").read_text() == "mine"
+
+
+def test_a_full_disk_under_one_jobs_status_ends_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(status: Status) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Status, "write", write)
+    outcomes = run(tmp_path, lambda: os._exit(1), lambda: 2, slots=SLOTS[:1])
+    assert [outcomes[i].state for i in range(2)] == ["failed", "completed"]
 
 
 def test_starts_are_staggered(tmp_path: Path) -> None:
