@@ -13,7 +13,7 @@ from typing import Literal
 import pytest
 
 from research.errors import UserError
-from research.status import Status, read_status
+from research.status import Status, is_in_use, lock_owner, read_status, sole_process
 
 
 @pytest.fixture
@@ -150,3 +150,16 @@ def test_sweeps_parent_reads_status_and_provenance_without_torch() -> None:
         "assert 'torch' not in sys.modules and 'numpy' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_directory_is_in_use_as_long_as_its_process_holds_it(tmp_path: Path) -> None:
+    assert not is_in_use(tmp_path)
+    with sole_process(tmp_path):
+        assert is_in_use(tmp_path)
+        owner = lock_owner(tmp_path)
+        said = f"in use by another process .pid {os.getpid()} on"
+        with pytest.raises(UserError, match=said), sole_process(tmp_path, patience_s=0.0):
+            pass
+    assert owner is not None
+    assert owner[0] == os.getpid()
+    assert not is_in_use(tmp_path)
