@@ -1,6 +1,7 @@
 """What the trainer asks of a dataset."""
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
@@ -25,12 +26,22 @@ class Dataset(Protocol[Batch]):
         """The next batch; it never changes afterwards."""
         ...
 
-    def state_dict(self) -> dict[str, Any]:
-        """Tensors and plain numbers from which the same batches follow."""
+    def save(self, folder: Path) -> dict[str, Any]:
+        """Tensors and plain values from which the same batches follow.
+
+        What is too large to be written at every checkpoint goes to files in ``folder``. They are
+        never changed, only added to. The state's key ``files`` names those that it needs; one that
+        no kept checkpoint needs is deleted.
+        """
         ...
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from where ``state_dict`` was called."""
+    def load(self, state: dict[str, Any], folder: Path) -> None:
+        """Continue from where ``save`` was called.
+
+        Raises:
+            DamagedFile: a file is not what was saved.
+
+        """
         ...
 
 
@@ -54,8 +65,8 @@ class OnlineDataset(Dataset[Transition], Protocol):
         """Store one step of all environments, each with a running episode."""
         ...
 
-    def end_open_episodes(self) -> None:
-        """Truncate every running episode at its newest observation."""
+    def end_open_episodes(self, mask: np.ndarray) -> None:
+        """Truncate running episodes at their newest observations, where ``mask`` (E,) is true."""
         ...
 
 

@@ -1,6 +1,7 @@
 """Experience of running environments, sampled as n-step transitions."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
@@ -9,10 +10,11 @@ from gymnasium import Space, spaces
 from torch import Tensor
 
 from research.batches import Transition, Tree
+from research.datasets.journal import Block, Journal
 from research.datasets.memory import require_memory
 from research.datasets.rings import EpisodeRings, compute_bookkeeping_bytes, count_rows
 from research.datasets.storage import Leaf, RowStorage, Window, compute_row_bytes, leaf_of
-from research.errors import UserError
+from research.errors import DamagedFile, UserError
 
 ArrayTree: TypeAlias = np.ndarray | dict[str, np.ndarray]
 """One array, or a dict of them for a Dict space."""
@@ -112,6 +114,7 @@ class ReplayBuffer:
             apart=("reward",) if n_step > 1 else (),
         )
         self._generator = torch.Generator().manual_seed(seed)
+        self._journal: Journal | None = None
         self._make_windows()
 
     def __len__(self) -> int:
@@ -161,13 +164,13 @@ class ReplayBuffer:
         sources, rows = self._rings.step(np.logical_or(terminated, truncated).tolist())
         self._storage.write(sources, rows)
 
-    def end_open_episodes(self) -> None:
-        """Truncate every running episode at its newest observation.
+    def end_open_episodes(self, mask: np.ndarray) -> None:
+        """Truncate the running episodes where ``mask`` (E,) is true at their newest observations.
 
         For environments that cannot go on where they were, as after loading a state in a new
         process; each must start an episode before the next ``add``.
         """
-        self._rings.end_running()
+        self._rings.end_running(np.flatnonzero(mask).tolist())
 
     def sample(self) -> Transition:
         """B transitions, each equally likely, with replacement.
@@ -186,24 +189,38 @@ class ReplayBuffer:
             return self._one_step(starts.to(self.device))
         return self._n_steps(starts.to(self.device), self._rings.num_steps(starts).to(self.device))
 
-    def state_dict(self) -> dict[str, Any]:
-        """All that later samples depend on, in tensors and plain numbers.
+    def save(self, folder: Path) -> dict[str, Any]:
+        """All that later samples depend on, in tensors and plain values.
 
-        It holds the written rows only. On the host they share memory with the buffer, so that a
-        large one is not in memory twice: save them before the next ``add``.
+        The rows go to ``folder``, only those that came since the last time; the state refers to
+        them. Its tensors share memory with the buffer: save them before the next ``add``.
+
+        Raises:
+            OSError: the rows cannot be written; every earlier state still has its own.
+
         """
+        if self._journal is None or self._journal.folder != folder:
+            self._journal = self._make_journal(folder)
+        oldest, stop = self._rings.oldest, self._rings.num_written
+        if stop != self._journal.stops:
+            first = [max(pair) for pair in zip(oldest, self._journal.stops, strict=True)]
+            parts = self._storage.read_rows(self._rings.spans(first, stop))
+            self._journal.append(Block(tuple(first), tuple(stop)), parts)
+        self._journal.forget(oldest)
         return {
             "layout": self._layout(),
             "rings": self._rings.state_dict(),
-            "rows": self._storage.slices(self._rings.written_ranges()),
+            "journal": self._journal.state_dict(),
+            "files": [segment.name for segment in self._journal.segments],
             "generator": self._generator.get_state(),
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue exactly where ``state_dict`` was called; running episodes are running again.
+    def load(self, state: dict[str, Any], folder: Path) -> None:
+        """Continue exactly where ``save`` was called; running episodes are running again.
 
         Raises:
             ValueError: the state is of a buffer of other sizes.
+            DamagedFile: the rows are not what was saved.
 
         """
         if state["layout"] != self._layout():
@@ -211,8 +228,27 @@ class ReplayBuffer:
                 f"the replay buffer was saved as {state['layout']}, but is now {self._layout()}"
             )
         self._rings.load_state_dict(state["rings"])
-        self._storage.load_slices(self._rings.written_ranges(), state["rows"])
+        journal = self._make_journal(folder)
+        journal.load_state_dict(state["journal"])
+        if journal.stops != self._rings.num_written:
+            raise DamagedFile(f"{folder}: rows of the replay buffer are missing")
+        for block, fill in journal.blocks():
+            counts = [stop - first for first, stop in zip(*block, strict=True)]
+            if not 0 <= min(counts) <= max(counts) <= self._rings.ring_rows or min(block.first) < 0:
+                raise DamagedFile(f"{folder}: a block has {max(counts)} rows")
+            self._storage.fill_rows(self._rings.spans(*block), fill)
+        for source, target in self._rings.repeated():
+            self._storage.repeat(source, target, self.n_step)
         self._generator.set_state(state["generator"])
+        self._journal = journal
+
+    def _make_journal(self, folder: Path) -> Journal:
+        rows_bytes = sum(rows.nbytes for rows in self._storage.groups.values())
+        return Journal(
+            folder,
+            num_rings=self._rings.num_envs,
+            segment_bytes=max(2**24, rows_bytes // 16),
+        )
 
     def _make_windows(self) -> None:
         """Lay out what is gathered, and tables by the number k of steps, 0 to n."""

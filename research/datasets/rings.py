@@ -1,6 +1,6 @@
 """Which row holds which step of which episode, and where transitions may start."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -70,9 +70,10 @@ class EpisodeRings:
             self._episode_steps[env] = NOT_RUNNING if over else steps
         return written
 
-    def end_running(self) -> None:
-        """End every running episode at its newest row."""
-        for env, steps in enumerate(self._episode_steps):
+    def end_running(self, envs: Iterable[int]) -> None:
+        """End the running episodes of these environments, each at its newest row."""
+        for env in envs:
+            steps = self._episode_steps[env]
             self._complete(env, range(1, min(steps, self.n_step - 1) + 1))
             self._episode_steps[env] = NOT_RUNNING
 
@@ -80,15 +81,31 @@ class EpisodeRings:
         """How many steps the transitions span that start at these rows; only for n above 1."""
         return self._num_steps.index_select(0, starts)
 
-    def written_ranges(self) -> list[tuple[int, int]]:
-        """Start and stop of every range of rows that hold something."""
-        ranges = []
-        for env, written in enumerate(self._num_written):
-            first = env * (self.ring_rows + self.n_step)
-            repeated = first + self.ring_rows
-            ranges.append((first, first + min(written, self.ring_rows)))
-            ranges.append((repeated, repeated + min(written, self.n_step)))
-        return ranges
+    @property
+    def num_written(self) -> list[int]:
+        """(E,), how many rows each ring has ever taken; they are numbered from 0."""
+        return list(self._num_written)
+
+    @property
+    def oldest(self) -> list[int]:
+        """(E,), the number of the oldest row that each ring still holds."""
+        return [max(0, written - self.ring_rows) for written in self._num_written]
+
+    def spans(self, first: Sequence[int], stop: Sequence[int]) -> Iterator[tuple[int, int]]:
+        """Where rows of these numbers (E,) lie: start and stop of each range, ring by ring."""
+        for env, (begin, end) in enumerate(zip(first, stop, strict=True)):
+            base = env * (self.ring_rows + self.n_step)
+            while begin < end:
+                place = begin % self.ring_rows
+                count = min(end - begin, self.ring_rows - place)
+                yield base + place, base + place + count
+                begin += count
+
+    def repeated(self) -> Iterator[tuple[int, int]]:
+        """First row of each ring, and the row from where n of them are repeated."""
+        for env in range(self.num_envs):
+            base = env * (self.ring_rows + self.n_step)
+            yield base, base + self.ring_rows
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and lists of numbers; the tensors share memory with the rings."""
@@ -101,12 +118,25 @@ class EpisodeRings:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from ``state_dict``, of rings of the same sizes."""
-        self._num_written = list(state["num_written"])
-        self._episode_steps = list(state["episode_steps"])
-        self.starts.replace(state["starts"])
+        """Go on from ``state_dict``, of rings of the same sizes.
+
+        Raises:
+            ValueError: the numbers cannot be those of such rings.
+
+        """
+        written, steps, starts = state["num_written"], state["episode_steps"], state["starts"]
+        numbers = [*written, *steps]
+        if len(written) != self.num_envs or len(steps) != self.num_envs:
+            raise ValueError(f"there are {len(written)} rings, not {self.num_envs}")
+        if not all(isinstance(n, int) and n >= NOT_RUNNING for n in numbers) or min(written) < 0:
+            raise ValueError(f"rings cannot have written {written} rows, {steps} in open episodes")
+        self._num_written, self._episode_steps = list(written), list(steps)
+        self.starts.replace(starts)
         if self.n_step > 1:
-            self._num_steps[state["starts"].long()] = state["num_steps"]
+            num_steps = state["num_steps"]
+            if len(num_steps) and not 1 <= num_steps.min() <= num_steps.max() <= self.n_step:
+                raise ValueError(f"transitions cannot span {num_steps.max()} steps")
+            self._num_steps[starts.long()] = num_steps
 
     def _advance(self, envs: Iterable[int]) -> tuple[list[int], list[int]]:
         sources, rows = [], []

@@ -53,7 +53,18 @@ class RowSet:
         return torch.from_numpy(self._members_array[: self._size])
 
     def replace(self, members: Tensor) -> None:
-        """Hold exactly ``members``, in this order."""
+        """Hold exactly ``members``, in this order.
+
+        Raises:
+            ValueError: one of them is no row, or there twice.
+
+        """
+        if members.dtype != torch.int32 or members.dim() != 1 or len(members) > len(self._places):
+            raise ValueError(f"{tuple(members.shape)} members in {members.dtype} do not fit")
+        if len(members) and not 0 <= members.min() <= members.max() < len(self._places):
+            raise ValueError(f"row {members.max()} is none of {len(self._places)}")
+        if len(members.unique()) < len(members):
+            raise ValueError("a row is a member twice")
         self._size = len(members)
         self._members[: self._size] = members
         self._places.fill(-1)

@@ -1,13 +1,15 @@
 """Rows of several arrays, packed so that a batch of them is one copy per data type."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import gymnasium
 import numpy as np
 import torch
 from torch import Tensor
+
+from research.datasets.journal import CHUNK_BYTES, Fill
 
 DTYPES: dict[np.dtype[Any], torch.dtype] = {
     np.dtype(name): getattr(torch, name)
@@ -125,28 +127,40 @@ class RowStorage:
                 values = torch.from_numpy(source[list(staged)]).to(target.device)
                 target.index_copy_(0, torch.tensor(rows, device=target.device), values)
 
-    def slices(self, ranges: Sequence[tuple[int, int]]) -> dict[str, list[Tensor]]:
-        """The rows from start to stop of every range, by group, on the host.
+    def read_rows(self, spans: Iterable[tuple[int, int]]) -> Iterator[memoryview]:
+        """The bytes of the rows from start to stop of every range, group by group.
 
-        Rows in host memory are not copied; saving them writes these rows only.
+        Those in host memory are not copied: use them before the next ``write``.
         """
-        return {
-            group: [
-                torch.from_numpy(self._arrays[group][start:stop])
-                if group in self._arrays
-                else rows[start:stop].cpu()
-                for start, stop in ranges
-            ]
-            for group, rows in self.groups.items()
-        }
+        for start, stop in spans:
+            for group, rows in self.groups.items():
+                if group in self._arrays:
+                    yield self._arrays[group][start:stop].view(np.uint8).data
+                else:
+                    for piece in rows[start:stop].split(rows_per_chunk(rows)):
+                        yield piece.cpu().numpy().view(np.uint8).data
 
-    def load_slices(
-        self, ranges: Sequence[tuple[int, int]], slices: Mapping[str, Sequence[Tensor]]
-    ) -> None:
-        """Set the rows of every range to what ``slices`` returned for it."""
-        for group, parts in slices.items():
-            for (start, stop), part in zip(ranges, parts, strict=True):
-                self.groups[group][start:stop] = part
+    def fill_rows(self, spans: Iterable[tuple[int, int]], fill: Fill) -> None:
+        """Set rows to the bytes that ``read_rows`` gave for the same ranges, one after another."""
+        for start, stop in spans:
+            for group, rows in self.groups.items():
+                if group in self._arrays:
+                    fill(self._arrays[group][start:stop].view(np.uint8).data)
+                else:
+                    for piece in rows[start:stop].split(rows_per_chunk(rows)):
+                        host = torch.empty_like(piece, device="cpu")
+                        fill(host.numpy().view(np.uint8).data)
+                        piece.copy_(host)
+
+    def repeat(self, source: int, target: int, count: int) -> None:
+        """Copy ``count`` rows from row ``source`` on to row ``target`` and those behind it."""
+        for rows in self.groups.values():
+            rows[target : target + count] = rows[source : source + count]
+
+
+def rows_per_chunk(rows: Tensor) -> int:
+    """How many rows pass between GPU and host at a time."""
+    return max(1, CHUNK_BYTES // max(1, rows[:1].nbytes))
 
 
 class Piece(NamedTuple):

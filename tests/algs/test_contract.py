@@ -2,6 +2,7 @@
 
 import copy
 import io
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import gymnasium
@@ -119,12 +120,12 @@ def test_updates_change_the_weights_and_leave_them_finite(cfg: DictConfig) -> No
         assert not (value.requires_grad and torch.equal(value, old)), name
 
 
-def test_a_reloaded_algorithm_goes_on_exactly(cfg: DictConfig) -> None:
+def test_a_reloaded_algorithm_goes_on_exactly(cfg: DictConfig, tmp_path: Path) -> None:
     parts, twin = make(cfg, seed=0), make(cfg, seed=1)
     parts.update(count=3)
     twin.alg.load_state_dict(saved_and_loaded(parts.alg.state_dict()))
     twin.processor.load_state_dict(saved_and_loaded(parts.processor.state_dict()))
-    twin.dataset.load_state_dict(saved_and_loaded(parts.dataset.state_dict()))
+    twin.dataset.load(saved_and_loaded(parts.dataset.save(tmp_path)), tmp_path)
     for name, optim in twin.alg.optimizers.items():
         optim.load_state_dict(saved_and_loaded(parts.alg.optimizers[name].state_dict()))
     assert_same(twin.alg, parts.alg)

@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import gymnasium
@@ -131,7 +132,7 @@ class Streams:
             self.naive.is_running[env] = events[env] == CONTINUE
 
     def end(self) -> None:
-        self.buffer.end_open_episodes()
+        self.buffer.end_open_episodes(np.ones(self.num_envs, np.bool_))
         self.naive.is_running = [False] * self.num_envs
 
 
@@ -288,13 +289,13 @@ def test_shapes_are_as_promised() -> None:
 
 
 @pytest.mark.parametrize("n_step", [1, 3])
-def test_a_loaded_state_samples_on_as_the_saved_buffer(n_step: int) -> None:
+def test_a_loaded_state_samples_on_as_the_saved_buffer(tmp_path: Path, n_step: int) -> None:
     saved = make_buffer(num_envs=2, capacity=60, n_step=n_step)
     fill(saved, 47, num_envs=2)
     saved.sample()
     loaded = make_buffer(num_envs=2, capacity=60, n_step=n_step, seed=5)
     fill(loaded, 13, num_envs=2)
-    loaded.load_state_dict(reload(saved.state_dict()))
+    loaded.load(reload(saved.save(tmp_path)), tmp_path)
     rng = np.random.default_rng(1)
     for _ in range(30):
         assert_same(saved.sample(), loaded.sample())
@@ -304,28 +305,36 @@ def test_a_loaded_state_samples_on_as_the_saved_buffer(n_step: int) -> None:
     assert len(saved) == len(loaded)
 
 
-def test_a_state_holds_only_what_was_written() -> None:
+def test_saving_writes_only_what_is_new(tmp_path: Path) -> None:
     buffer = make_buffer(capacity=100_000)
-    fill(buffer, 10)
-    file = io.BytesIO()
-    torch.save(buffer.state_dict(), file)
-    assert file.tell() < 20_000
+    sizes = []
+    for steps in (1000, 10, 0):
+        fill(buffer, steps)
+        file = io.BytesIO()
+        torch.save({**buffer.save(tmp_path), "rings": None}, file)
+        assert file.tell() < 20_000
+        sizes.append(sum(path.stat().st_size for path in tmp_path.iterdir()))
+    row_bytes, header_bytes = 5 * 4, 2 * 8
+    assert sizes[0] == 1100 * row_bytes + header_bytes  # a hundred episodes of eleven rows
+    assert sizes[1] - sizes[0] == 11 * row_bytes + header_bytes
+    assert sizes[2] == sizes[1]
 
 
-def test_a_state_of_another_size_is_refused() -> None:
+def test_a_state_of_another_size_is_refused(tmp_path: Path) -> None:
+    state = make_buffer(capacity=100).save(tmp_path)
     with pytest.raises(ValueError, match=r"'rows_per_env': 100.*'rows_per_env': 50"):
-        make_buffer(capacity=50).load_state_dict(make_buffer(capacity=100).state_dict())
+        make_buffer(capacity=50).load(state, tmp_path)
 
 
-def test_running_episodes_can_be_truncated_after_loading() -> None:
+def test_running_episodes_can_be_truncated_after_loading(tmp_path: Path) -> None:
     buffer = make_buffer(n_step=3, batch_size=500)
     streams = Streams(buffer, NaiveBuffer(1, 100, 3))
     for _ in range(2):
         streams.step([CONTINUE])
     loaded = make_buffer(n_step=3, batch_size=500)
-    loaded.load_state_dict(reload(buffer.state_dict()))
+    loaded.load(reload(buffer.save(tmp_path)), tmp_path)
     assert len(loaded) == 0
-    loaded.end_open_episodes()
+    loaded.end_open_episodes(np.array([True]))
     # Rewards are -2 and -1: see Streams.step.
     assert sampled(loaded) == {(0, 1, -2 - 0.5, 0.25, 2), (1, 2, -1, 0.5, 2)}
     streams.buffer = loaded
@@ -416,14 +425,14 @@ def test_what_does_not_fit_is_refused_before_anything_is_allocated(
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("n_step", [1, 3])
-def test_a_gpu_holds_and_samples_the_same_as_the_host(n_step: int) -> None:
+def test_a_gpu_holds_and_samples_the_same_as_the_host(tmp_path: Path, n_step: int) -> None:
     host, gpu = (
         make_buffer(num_envs=2, capacity=60, n_step=n_step, device=device)
         for device in ("cpu", "cuda")
     )
     for buffer in (host, gpu):
         fill(buffer, 47, num_envs=2)
-    gpu.load_state_dict(reload(gpu.state_dict()))
+    gpu.load(reload(gpu.save(tmp_path)), tmp_path)
     batch = gpu.sample()
     assert {part.device.type for part in batch} == {"cuda"}  # type: ignore[union-attr]
     assert_same(host.sample(), type(batch)(*(part.cpu() for part in batch)))  # type: ignore

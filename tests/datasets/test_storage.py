@@ -68,20 +68,27 @@ def test_what_was_read_is_not_changed_by_later_writes() -> None:
     assert all((leaf == 1).all() for leaf in leaves)
 
 
-def test_saved_slices_hold_the_rows_of_their_ranges_and_nothing_else() -> None:
+def test_read_rows_share_the_rows_memory() -> None:
     storage = make_storage(num_rows=1000)
     write_numbered(storage, [7, 8])
-    parts = storage.slices([(7, 9), (500, 500)])["uint8"]
-    assert parts[0].tolist() == [[7] * 12, [8] * 12]
-    assert parts[1].shape == (0, 12)
-    assert parts[0].untyped_storage().nbytes() == 24
+    *_, pixels = storage.read_rows([(7, 9)])
+    assert pixels.tolist() == [[7] * 12, [8] * 12]
+    write_numbered(storage, [0])
+    storage.write([0], [7])
+    assert pixels.tolist() == [[0] * 12, [8] * 12]
 
 
-def test_loaded_slices_are_back_in_their_rows() -> None:
+def test_filled_rows_are_those_that_were_read() -> None:
     source, target = make_storage(), make_storage()
     write_numbered(source, range(6))
     write_numbered(target, [0, 0, 0])
-    target.load_slices([(2, 4), (5, 6)], source.slices([(2, 4), (5, 6)]))
+    parts = source.read_rows([(2, 4), (5, 6)])
+
+    def fill(memory: memoryview) -> None:
+        memory.cast("B")[:] = next(parts).cast("B")
+
+    target.fill_rows([(2, 4), (5, 6)], fill)
+    assert next(parts, None) is None
     (state,) = Window(target, [("state", 0)]).read(torch.tensor([0, 2, 3, 5]))
     assert state[:, 0].tolist() == [0, 2, 3, 5]
 

@@ -1,0 +1,205 @@
+"""Rows on disk that are written once and never again, so that saving costs what is new.
+
+What a checkpoint refers to is a number of bytes of some files. Nothing changes these bytes: later
+rows go behind them, or into another file, also when they overwrite older ones in memory. So every
+checkpoint that is kept finds its rows as they were, whatever was killed when.
+"""
+
+import os
+import re
+import struct
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
+
+from research.errors import DamagedFile
+from research.files import flush_folder
+
+CHUNK_BYTES = 2**24
+"""What is written, or read, at a time."""
+
+Fill: TypeAlias = Callable[[memoryview], None]
+"""Reads the next bytes of a segment into memory."""
+
+
+class Segment(NamedTuple):
+    """A part of the journal: the first bytes of one file.
+
+    Attributes:
+        name: of the file.
+        num_bytes: how many of its bytes count.
+        checksum: their CRC-32.
+        stops: how many rows of each ring had ever been written by then.
+
+    """
+
+    name: str
+    num_bytes: int
+    checksum: int
+    stops: list[int]
+
+
+class Block(NamedTuple):
+    """Rows that were written together: of each ring, those from its number ``first`` to ``stop``.
+
+    Rows are numbered from 0 over the whole life of a ring.
+    """
+
+    first: tuple[int, ...]
+    stop: tuple[int, ...]
+
+
+class Journal:
+    """The rows of R rings, as they were added.
+
+    Args:
+        folder: where the files go; made when it is needed.
+        num_rings: R.
+        segment_bytes: a file that has come to this size is followed by another. Files are what is
+            deleted when their rows have been overwritten, so this is the space that is lost.
+
+    Attributes:
+        stops: (R,), how many rows of each ring are on disk, deleted ones included.
+
+    """
+
+    def __init__(self, folder: Path, *, num_rings: int, segment_bytes: int) -> None:
+        self.folder = folder
+        self.segment_bytes = segment_bytes
+        self.header = struct.Struct(f"<{2 * num_rings}q")
+        self.segments: list[Segment] = []
+        self.stops = [0] * num_rings
+        self.is_open = False
+
+    def append(self, block: Block, parts: Iterable[memoryview]) -> None:
+        """Write ``parts``, the bytes of a block's rows, which are on the disk on return.
+
+        Raises:
+            OSError: they cannot be written; what is there still counts.
+
+        """
+        if not self.is_open or self.segments[-1].num_bytes >= self.segment_bytes:
+            self.segments.append(Segment(self.make_file(), 0, 0, self.stops))
+        name, num_bytes, checksum, _ = self.segments[-1]
+        self.is_open = False  # until all is well, so that nothing is written behind a failure
+        with (self.folder / name).open("r+b", buffering=0) as file:
+            file.seek(num_bytes)
+            try:
+                for part in (memoryview(self.header.pack(*block.first, *block.stop)), *parts):
+                    for chunk in chunks(part):
+                        write_all(file.fileno(), chunk)
+                        checksum = zlib.crc32(chunk, checksum)
+                        num_bytes += len(chunk)
+                os.fsync(file.fileno())
+            except BaseException:
+                file.truncate(self.segments[-1].num_bytes)
+                raise
+        self.stops = list(block.stop)
+        self.segments[-1] = Segment(name, num_bytes, checksum, self.stops)
+        self.is_open = True
+
+    def make_file(self) -> str:
+        """A new empty file, numbered behind all that are there, of whatever attempt."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        numbers = [int(path.stem) for path in self.folder.glob("*.rows") if path.stem.isdigit()]
+        name = f"{max(numbers, default=-1) + 1:08d}.rows"
+        (self.folder / name).touch(exist_ok=False)
+        flush_folder(self.folder)
+        return name
+
+    def forget(self, first: Sequence[int]) -> None:
+        """Drop the files in which every row is below the number ``first`` (R,) of its ring."""
+        kept = [
+            segment
+            for segment in self.segments[:-1]
+            if any(stop > oldest for stop, oldest in zip(segment.stops, first, strict=True))
+        ]
+        self.segments = [*kept, *self.segments[-1:]]
+
+    def state_dict(self) -> list[dict[str, Any]]:
+        """What ``load_state_dict`` takes, of plain numbers and text."""
+        return [segment._asdict() for segment in self.segments]
+
+    def load_state_dict(self, state: list[dict[str, Any]]) -> None:
+        """Go on from ``state_dict``; the next rows go into a file of their own.
+
+        Raises:
+            DamagedFile: it is none, or names a file outside the folder.
+
+        """
+        try:
+            self.segments = [Segment(**segment) for segment in state]
+        except TypeError as error:
+            raise DamagedFile(f"{self.folder}: the list of its files is damaged") from error
+        for segment in self.segments:
+            if not re.fullmatch(r"\d{8,}\.rows", str(segment.name)):
+                raise DamagedFile(f"{self.folder}: '{segment.name}' is no file of it")
+        self.stops = self.segments[-1].stops if self.segments else [0] * len(self.stops)
+        self.is_open = False
+
+    def blocks(self) -> Iterator[tuple[Block, Fill]]:
+        """Every block in the order of writing; its rows must be read before the next.
+
+        Raises:
+            DamagedFile: a file is missing, too short, or its checksum is wrong; the checksum is
+                known to be right only when the iterator has come to its end.
+
+        """
+        for segment in self.segments:
+            path = self.folder / segment.name
+            try:
+                with path.open("rb") as file:
+                    reader = Reader(file.fileno(), path, segment)
+                    while reader.left:
+                        header = bytearray(self.header.size)
+                        reader.fill(memoryview(header))
+                        numbers = self.header.unpack(header)
+                        half = len(numbers) // 2
+                        yield Block(numbers[:half], numbers[half:]), reader.fill
+                    reader.check()
+            except FileNotFoundError as error:
+                raise DamagedFile(f"{path} is missing") from error
+
+
+class Reader:
+    """Reads a segment from its start, adding up its checksum."""
+
+    def __init__(self, descriptor: int, path: Path, segment: Segment) -> None:
+        self.descriptor = descriptor
+        self.path = path
+        self.expected = segment.checksum
+        self.left = segment.num_bytes
+        self.checksum = 0
+
+    def fill(self, target: memoryview) -> None:
+        """Read as many bytes as ``target`` has."""
+        if target.nbytes > self.left:
+            raise DamagedFile(f"{self.path} is damaged: a block is longer than the file")
+        self.left -= target.nbytes
+        for chunk in chunks(target):
+            done = 0
+            while done < len(chunk):
+                count = os.readv(self.descriptor, [chunk[done:]])
+                if count == 0:
+                    raise DamagedFile(f"{self.path} is cut short")
+                done += count
+            self.checksum = zlib.crc32(chunk, self.checksum)
+
+    def check(self) -> None:
+        """Refuse what was read if it is not what was written."""
+        if self.checksum != self.expected:
+            raise DamagedFile(f"{self.path} is damaged: its checksum is wrong")
+
+
+def chunks(part: memoryview) -> Iterator[memoryview]:
+    """The bytes of ``part`` in pieces."""
+    whole = part.cast("B") if part.nbytes else memoryview(b"")
+    for start in range(0, len(whole), CHUNK_BYTES):
+        yield whole[start : start + CHUNK_BYTES]
+
+
+def write_all(descriptor: int, data: memoryview) -> None:
+    """Write all of ``data``, however many calls it takes."""
+    while data:
+        data = data[os.write(descriptor, data) :]
