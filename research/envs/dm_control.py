@@ -1,5 +1,6 @@
 """The DeepMind Control Suite: Tassa et al., 2018, https://arxiv.org/abs/1801.00690."""
 
+import importlib
 from collections import OrderedDict
 from collections.abc import Iterable
 from functools import partial
@@ -79,6 +80,53 @@ class DMControl(gymnasium.Env[Any, np.ndarray]):
         truncated = step.last() and not terminated
         return self.convert_obs(step.observation), float(step.reward), terminated, truncated, {}
 
+    def compute_obs(self) -> Any:
+        """The observation of the last reset or step, computed again."""
+        return self.convert_obs(self.dm_env.task.get_observation(self.dm_env.physics))
+
+    def state_dict(self) -> dict[str, Any]:
+        """What steps have changed since the reset: numbers, strings, None and arrays."""
+        env = self.dm_env
+        _, key, position, has_gauss, gauss = env.task.random.get_state()
+        return {
+            "physics": env.physics.get_state(sig=integration_state()),
+            "sensors": env.physics.data.sensordata.copy(),
+            "random": {
+                "key": key.astype(np.int64),
+                "position": position,
+                "has_gauss": has_gauss,
+                "gauss": gauss,
+            },
+            "task": plain_attributes(env.task),
+            "step_count": env._step_count,
+            "is_over": env._reset_next_step,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from ``state``; a reset has just begun the same episode.
+
+        Raises:
+            ValueError: ``state`` is none of this task; nothing has changed.
+
+        """
+        if not (has_form(state, self.state_dict()) and is_in_range(state)):
+            raise ValueError("this is not the state of an episode of the same task")
+        env, random = self.dm_env, state["random"]
+        env.physics.set_state(state["physics"], sig=integration_state())
+        # dm_control ends its steps with this, too.
+        import_mujoco().mj_step1(env.physics.model.ptr, env.physics.data.ptr)
+        # Some sensors are older than the rest: they show the forces of the last step.
+        env.physics.data.sensordata[:] = state["sensors"]
+        generator = (random["key"], random["position"], random["has_gauss"], random["gauss"])
+        env.task.random.set_state(("MT19937", *generator))
+        for name, value in state["task"].items():
+            before = getattr(env.task, name)
+            if isinstance(before, np.ndarray):
+                before[...] = value  # the task may share it with the physics
+            elif before is not None:
+                setattr(env.task, name, type(before)(value))
+        env._step_count, env._reset_next_step = state["step_count"], state["is_over"]
+
     def render(self) -> np.ndarray:
         """(H, W, 3) bytes.
 
@@ -112,6 +160,54 @@ def load(domain: str, task: str) -> Any:
     env = suite.load(domain, task, task_kwargs={"random": 0})
     env.task.random.seed(None)
     return env
+
+
+def import_mujoco() -> Any:
+    """MuJoCo as dm_control has loaded it; by itself it would refuse an unknown MUJOCO_GL."""
+    return importlib.import_module("mujoco")
+
+
+def integration_state() -> int:
+    """MuJoCo's number for all that its next step depends on."""
+    return import_mujoco().mjtState.mjSTATE_INTEGRATION.value
+
+
+def plain_attributes(task: Any) -> dict[str, Any]:
+    """The attributes of a task that are numbers, strings, None or arrays of numbers."""
+    plain = {}
+    for name, value in vars(task).items():
+        if isinstance(value, np.ndarray) and value.dtype.kind in "bif":
+            plain[name] = value.copy()
+        elif isinstance(value, float):
+            plain[name] = float(value)  # NumPy's own is one, too
+        elif value is None or isinstance(value, (bool, int, str)):
+            plain[name] = value
+    return plain
+
+
+def has_form(value: Any, like: Any) -> bool:
+    """Whether ``value`` has the types, names, dtypes and shapes of ``like``."""
+    if type(value) is not type(like):
+        return False
+    if isinstance(like, dict):
+        return value.keys() == like.keys() and all(has_form(value[k], like[k]) for k in like)
+    return not isinstance(like, np.ndarray) or (
+        value.dtype == like.dtype and value.shape == like.shape
+    )
+
+
+def is_in_range(state: dict[str, Any]) -> bool:
+    """Whether a state holds what MuJoCo and NumPy do not check themselves."""
+    random = state["random"]
+    key = random["key"]
+    return bool(
+        np.isfinite(state["physics"]).all()
+        and np.isfinite(state["sensors"]).all()
+        and ((key >= 0) & (key < 2**32)).all()
+        and 0 <= random["position"] <= key.size
+        and random["has_gauss"] in (0, 1)
+        and state["step_count"] >= 0
+    )
 
 
 def require_choice(what: str, name: str, choices: Iterable[str]) -> None:

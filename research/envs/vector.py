@@ -11,6 +11,7 @@ from typing import TypeAlias
 import gymnasium
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
+from research.envs.resumable import Resumable
 from research.envs.wrappers import standardise
 
 Vector: TypeAlias = SyncVectorEnv | AsyncVectorEnv
@@ -25,11 +26,12 @@ def vectorize(
     action_repeat: int,
     flatten_obs: bool,
 ) -> Vector:
-    """``num_envs`` standardised environments that never reset themselves.
+    """``num_envs`` standardised, resumable environments that never reset themselves.
 
     So no step mixes two episodes. Whoever steps them resets the finished ones, each with a seed:
     ``env.reset(seed=[...], options={"reset_mask": finished})``. ``metadata["action_repeat"]`` is
-    the number of frames per step.
+    the number of frames per step, and ``metadata["is_resumable"]`` says that each is a
+    ``Resumable``.
 
     Raises:
         ValueError: ``num_envs`` or ``action_repeat`` is below 1, or an action has no bound.
@@ -49,7 +51,7 @@ def vectorize(
         )
     else:
         env = SyncVectorEnv([make] * num_envs, autoreset_mode=AutoresetMode.DISABLED)
-    env.metadata = {**env.metadata, "action_repeat": action_repeat}
+    env.metadata = {**env.metadata, "action_repeat": action_repeat, "is_resumable": True}
     return env
 
 
@@ -57,15 +59,17 @@ def make_standardised(
     make_env: Callable[[], gymnasium.Env], action_repeat: int, flatten_obs: bool
 ) -> gymnasium.Env:
     """One environment of a vector."""
-    return standardise(make_env(), action_repeat=action_repeat, flatten_obs=flatten_obs)
+    env = standardise(make_env(), action_repeat=action_repeat, flatten_obs=flatten_obs)
+    return Resumable(env)
 
 
 def make_in_child(make_env: Callable[[], gymnasium.Env], parent_pid: int) -> gymnasium.Env:
     """Build an environment in a child process that ends with its parent."""
     # AsyncVectorEnv builds one more in the parent, to read its spaces.
     if os.getpid() != parent_pid:
-        # Ctrl-C reaches the whole group; only the parent is to say so.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        # They reach the whole group, or all of a batch job; the parent alone decides when to end.
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+            signal.signal(number, signal.SIG_IGN)
         threading.Thread(target=exit_with_parent, daemon=True).start()
     return make_env()
 

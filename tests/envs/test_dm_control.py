@@ -1,5 +1,7 @@
 """DMControl: the suite's own numbers, one seed per episode, ends told apart, clear refusals."""
 
+import copy
+import functools
 import os
 import subprocess
 import sys
@@ -205,6 +207,117 @@ def run_python(code: str, mujoco_gl: str) -> str:
         text=True,
     )
     return program.stdout
+
+
+def play_at_random(env: DMControl, num_steps: int, seed: int) -> list[Any]:
+    """Every bit of the steps' observations, and their rewards and ends."""
+    rng, shape = np.random.default_rng(seed), env.action_space.shape
+    steps = [env.step(rng.uniform(-1, 1, shape).astype(np.float32)) for _ in range(num_steps)]
+    return [(obs.tobytes(), *rest) for obs, *rest in steps]
+
+
+def test_every_task_goes_on_in_mid_episode_in_another_environment() -> None:
+    rng = np.random.default_rng(0)
+    for domain, task in import_suite().ALL_TASKS:
+        if task == "escape" and not can_render():
+            continue  # it renders at every reset
+        env, other = make(domain, task), make(domain, task)
+        env.reset(seed=3)
+        play_at_random(env, int(rng.integers(40)), seed=0)
+        other.reset(seed=3)
+        other.load_state_dict(copy.deepcopy(env.state_dict()))
+        assert env.compute_obs().tobytes() == other.compute_obs().tobytes(), task
+        assert play_at_random(env, 30, seed=1) == play_at_random(other, 30, seed=1), task
+        assert env.reset()[0].tobytes() == other.reset()[0].tobytes(), task
+
+
+def test_the_last_step_comes_when_it_would_have_come() -> None:
+    env, other = make("cheetah", "run"), make("cheetah", "run")
+    for each in (env, other):
+        each.reset(seed=0)
+    play_at_random(env, 997, seed=0)
+    other.load_state_dict(env.state_dict())
+    assert [truncated for *_, truncated, _ in play_at_random(other, 3, seed=1)] == [False, False, 1]
+    env.load_state_dict(other.state_dict())
+    with pytest.raises(AssertionError, match="the episode was over"):
+        play_at_random(env, 1, seed=2)
+
+
+def test_what_a_task_draws_goes_on() -> None:
+    env, other = make("cheetah", "run"), make("cheetah", "run")
+    for each in (env, other):
+        each.reset(seed=0)
+    draw, draw_other = env.dm_env.task.random.normal, other.dm_env.task.random.normal
+    draw()  # of two numbers: the generator keeps the second one
+    other.load_state_dict(env.state_dict())
+    assert [draw() for _ in range(1000)] == [draw_other() for _ in range(1000)]
+
+
+def test_what_a_task_counts_goes_on() -> None:
+    env, other = make("dog", "run"), make("dog", "run")
+    values = {"count": 7, "mean": np.float64(0.5), "trace": np.arange(3.0), "name": "a", "no": None}
+    for each, start in ((env, values), (other, {**values, "count": 0, "trace": np.zeros(3)})):
+        each.reset(seed=0)
+        vars(each.dm_env.task).update(start)
+    other.dm_env.task.mean = np.float64(0)
+    trace = other.dm_env.task.trace
+    other.load_state_dict(env.state_dict())
+    task = other.dm_env.task
+    assert (task.count, task.mean, task.name, task.no) == (7, 0.5, "a", None)
+    assert type(task.mean) is np.float64
+    assert task.trace is trace
+    np.testing.assert_array_equal(trace, np.arange(3.0))
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("physics", np.zeros(3)),
+        ("physics", np.full(91, np.nan)),
+        ("physics", np.zeros(91, np.float32)),
+        ("physics", [0.0] * 91),
+        ("sensors", np.zeros(4)),
+        ("sensors", np.full(3, np.inf)),
+        ("random", None),
+        ("random.key", np.zeros(600, np.int64)),
+        ("random.key", np.full(624, 2**32)),
+        ("random.key", np.full(624, -1)),
+        ("random.position", 625),
+        ("random.position", -1),
+        ("random.has_gauss", 2),
+        ("random.gauss", "0"),
+        ("task._timeout_progress", 0.5),
+        ("task._random", 0),
+        ("task.get_reward", None),
+        ("step_count", True),
+        ("step_count", -1),
+        ("is_over", 1),
+        ("other", 1),
+    ],
+)
+def test_a_state_that_is_none_of_the_task_is_refused_and_changes_nothing(
+    path: str, value: Any
+) -> None:
+    env, other = make("cheetah", "run"), make("cheetah", "run")
+    for each in (env, other):
+        each.reset(seed=0)
+        play_at_random(each, 5, seed=0)
+    other.reset(seed=0)
+    state: Any = other.state_dict()
+    *parents, name = path.split(".")
+    functools.reduce(dict.__getitem__, parents, state)[name] = value
+    with pytest.raises(ValueError, match="not the state of an episode"):
+        env.load_state_dict(state)
+    other.reset(seed=0)
+    play_at_random(other, 5, seed=0)
+    assert play_at_random(env, 5, seed=1) == play_at_random(other, 5, seed=1)
+    assert env.reset()[0].tobytes() == other.reset()[0].tobytes()
+
+
+@pytest.mark.parametrize("state", [None, [], {}, {"physics": np.zeros(91)}])
+def test_what_is_no_state_is_refused(state: Any) -> None:
+    with pytest.raises(ValueError, match="not the state of an episode"):
+        make("cheetah", "run").load_state_dict(state)
 
 
 def test_training_needs_no_rendering_library_and_a_frame_says_which_package_is_missing() -> None:

@@ -122,6 +122,24 @@ def test_subprocesses_give_the_numbers_of_one_process() -> None:
 
 
 @pytest.mark.parametrize("subprocesses", [False, True])
+def test_a_vector_tells_which_episodes_it_could_not_restore(subprocesses: bool) -> None:
+    seeds: list[int | None] = [2, 3, 3]
+    env, other = make(subprocesses=subprocesses), make(subprocesses=subprocesses)
+    for each in (env, other):
+        each.reset(seed=seeds)
+    env.step(NO_ACTION)
+    states = list(env.get_attr("episode_state"))
+    states[1] = None
+    other.set_attr("episode_state", states)
+    # what Count observes is another number in another process
+    assert other.get_attr("is_restored") == (not subprocesses, False, not subprocesses)
+    obs, _ = other.reset(seed=[5, 5, 5])
+    np.testing.assert_array_equal(obs[:, :2], [[5, 0]] * 3)
+    for each in (env, other):
+        each.close()
+
+
+@pytest.mark.parametrize("subprocesses", [False, True])
 def test_a_vector_tells_its_action_repeat(subprocesses: bool) -> None:
     env = make(subprocesses=subprocesses, action_repeat=2, num_envs=1)
     assert env.metadata["action_repeat"] == 2
@@ -134,13 +152,14 @@ def test_a_vector_tells_its_action_repeat(subprocesses: bool) -> None:
     env.close()
 
 
-def test_ctrl_c_is_for_the_parent_alone() -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2])
+def test_signals_are_for_the_parent_alone(number: signal.Signals) -> None:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     env = make(num_envs=1, subprocesses=True)
     assert isinstance(env, AsyncVectorEnv)
     assert signal.signal(signal.SIGINT, before) is signal.default_int_handler
     for process in env.processes:
-        os.kill(process.pid or 0, signal.SIGINT)
+        os.kill(process.pid or 0, number)
     assert env.reset(seed=[3])[0][0, 0] == 3
     env.close()
 
