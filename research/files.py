@@ -1,10 +1,16 @@
 """Files are written whole: a reader sees the old content or the new, never a part of it."""
 
+import json
+import math
 import os
+import stat
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
+
+MAX_DEPTH = 50
+"""How deep a JSON file may be nested: what writes it again needs stack for each level."""
 
 
 def write_whole(path: Path, content: str | bytes | Callable[[IO[bytes]], object]) -> None:
@@ -14,7 +20,8 @@ def write_whole(path: Path, content: str | bytes | Callable[[IO[bytes]], object]
     the rename is flushed too. When anything fails (a full disk, say), the temporary file is
     removed, ``path`` is as it was, and the error is raised.
     """
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    # Not named like ``path``: TensorBoard reads every file that has "tfevents" in its name.
+    handle, temporary = tempfile.mkstemp(prefix=".partial.", dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
             if callable(content):
@@ -40,6 +47,12 @@ def flush_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def flush_file(path: Path) -> None:
+    """Make what was appended to ``path`` survive a power cut."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
 def append(path: Path, data: bytes) -> None:
     """Add ``data`` to the end of ``path``; when that fails, ``path`` is as it was."""
     with path.open("ab", buffering=0) as file:
@@ -50,3 +63,45 @@ def append(path: Path, data: bytes) -> None:
         except BaseException:
             file.truncate(size)
             raise
+
+
+def read_json(path: Path, *, max_bytes: int) -> Any:
+    """The content of a JSON file that anybody may have written, its numbers finite.
+
+    Raises:
+        OSError: it is missing or unreadable.
+        ValueError: it is something else, of more than ``max_bytes``, or deeper than ``MAX_DEPTH``;
+            the message is one line.
+
+    """
+    if not stat.S_ISREG(path.stat().st_mode):  # to open a pipe would wait for its writer
+        raise ValueError("it is no regular file")
+    with path.open("rb") as file:
+        text = file.read(max_bytes + 1)
+    if len(text) > max_bytes:
+        raise ValueError(f"it has more than {max_bytes:,} bytes")
+    try:
+        content = json.loads(text.decode(), parse_float=finite, parse_constant=finite)
+    except RecursionError:
+        is_deep = True
+    else:
+        is_deep = is_deeper(content, MAX_DEPTH)
+    if is_deep:
+        raise ValueError(f"it is nested deeper than {MAX_DEPTH} levels")
+    return content
+
+
+def finite(text: str) -> float:
+    """The number that ``text`` is; ``ValueError`` if it is NaN or infinite."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text[:20]} is not a finite number")
+    return value
+
+
+def is_deeper(content: object, levels: int) -> bool:
+    """Whether lists and dicts are nested deeper than ``levels``."""
+    if not isinstance(content, list | dict):
+        return False
+    parts = content.values() if isinstance(content, dict) else content
+    return levels == 0 or any(is_deeper(part, levels - 1) for part in parts)

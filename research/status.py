@@ -4,7 +4,9 @@ import fcntl
 import json
 import math
 import os
+import reprlib
 import socket
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,7 +15,7 @@ from pathlib import Path
 from typing import IO, Any, Literal, get_args
 
 from research.errors import UserError, did_you_mean
-from research.files import write_whole
+from research.files import read_json, write_whole
 
 State = Literal["pending", "running", "completed", "failed", "preempted"]
 
@@ -31,6 +33,9 @@ BLANK: Mapping[str, Any] = {
     "score": None,
     "speed": None,
 }
+
+MAX_BYTES = 2**20
+"""A longer file is no status."""
 
 
 class Status:
@@ -105,18 +110,49 @@ def read_status(run_dir: Path) -> Mapping[str, Any] | None:
     """
     path = run_dir / "status.json"
     try:
-        fields = json.loads(path.read_text())
+        fields = read_json(path, max_bytes=MAX_BYTES)
     except FileNotFoundError:
         return None
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"{path} is not a run's status: {error}") from error
-    if not isinstance(fields, dict) or not isinstance(fields.get("attempt"), int):
+    if not isinstance(fields, dict) or not is_count(fields.get("attempt")):
         raise UserError(f"{path} is not a run's status: it has no attempt number")
     state, states = fields.get("state"), get_args(State)
     if state not in states:
-        hint = did_you_mean(state, states)
-        raise UserError(f"{path}: state is '{state}', not one of {', '.join(states)}{hint}")
-    return {**BLANK, **fields}
+        hint = did_you_mean(str(state)[:20], states)
+        raise UserError(
+            f"{path}: state is {reprlib.repr(state)}, not one of {', '.join(states)}{hint}"
+        )
+    status = {name: fields.get(name, blank) for name, blank in BLANK.items()}
+    for name, value in status.items():
+        if (form := missed_form(name, value)) is not None:
+            raise UserError(
+                f"{path} is not a run's status: {name} must be {form}, got {reprlib.repr(value)}"
+            )
+    return status
+
+
+def missed_form(name: str, value: object) -> str | None:
+    """What the field ``name`` must be, if ``value`` is not."""
+    if name in ("attempt", "step"):
+        return None if is_count(value) else "a whole number"
+    if name in ("total_steps", "pid"):
+        return None if value is None or is_count(value) else "a whole number or null"
+    if name in ("score", "speed"):
+        return None if value is None or is_number(value) else "a number or null"
+    return None if value is None or isinstance(value, str) else "text or null"
+
+
+def is_count(value: object) -> bool:
+    """Whether this is an integer from 0 that fits in 64 bits."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
+
+
+def is_number(value: object) -> bool:
+    """Whether this is a number that a float can hold."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return abs(value) <= sys.float_info.max
 
 
 @contextmanager

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from research.errors import UserError
-from research.status import Status, is_in_use, lock_owner, read_status, sole_process
+from research.status import BLANK, Status, is_in_use, lock_owner, read_status, sole_process
 
 
 @pytest.fixture
@@ -122,6 +124,7 @@ def test_score_that_is_no_number_is_null_as_json_demands(tmp_path: Path, score: 
         ('{"state": "running"', "Expecting"),
         ("[]", "no attempt number"),
         ('{"state": "running"}', "no attempt number"),
+        ('{"state": "running", "attempt": true}', "no attempt number"),
         ('{"state": "runing", "attempt": 1}', "did you mean 'running'"),
     ],
 )
@@ -135,6 +138,89 @@ def test_malformed_file_is_refused_by_its_path(tmp_path: Path, text: str, reason
     with pytest.raises(UserError):
         Status(tmp_path)
     assert path.read_text() == text
+
+
+REFUSED = {
+    "state": [None, 3, ["running"], "a\nb" * 999],
+    "attempt": [None, -1, 1.0, "1", 2**63],
+    "step": [None, True, -1, 1.0, "1", [], 2**63],
+    "total_steps": [False, -1, 0.5, "1", {}],
+    "pid": [True, -1, 1.0, "1"],
+    "score": [True, "1", [1], 10**400],
+    "speed": [False, "fast", {"a": "\n" * 99}],
+    "host": [1, ["a"], False],
+    "started": [1.5],
+    "updated": [{}],
+    "ended": [0],
+    "exit_reason": [["line", "line"]],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [(name, value) for name, values in REFUSED.items() for value in values]
+)
+def test_field_of_another_form_is_refused(tmp_path: Path, name: str, value: object) -> None:
+    fields = {"state": "running", "attempt": 1, name: value}
+    (tmp_path / "status.json").write_text(json.dumps(fields))
+    with pytest.raises(UserError, match=name) as caught:
+        read_status(tmp_path)
+    assert len(str(caught.value).splitlines()) == 1
+    assert len(str(caught.value)) < len(str(tmp_path)) + 200
+
+
+def test_every_field_of_a_status_is_checked() -> None:
+    assert set(REFUSED) == set(BLANK)
+
+
+def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "status.json"
+    path.mkdir()
+    with pytest.raises(UserError, match="it is no regular file"):
+        read_status(tmp_path)
+    path.rmdir()
+    path.symlink_to(path)
+    with pytest.raises(UserError, match=r"status\.json is not a run's status"):
+        read_status(tmp_path)
+    path.unlink()
+    path.write_bytes(b'{"state": "running", "attempt": 1}' + b" " * 2**20)
+    with pytest.raises(UserError, match="more than 1,048,576 bytes"):
+        read_status(tmp_path)
+
+
+def test_field_that_is_not_known_is_dropped(tmp_path: Path) -> None:
+    (tmp_path / "status.json").write_text('{"state": "running", "attempt": 1, "colour": [[]]}')
+    assert read_status(tmp_path) == {**BLANK, "state": "running", "attempt": 1}
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text() | st.sampled_from([*BLANK]), inner),
+    max_leaves=8,
+)
+likely = {
+    "state": st.sampled_from(["running", "failed"]) | values,
+    "attempt": st.integers(0, 9) | values,
+}
+statuses = st.fixed_dictionaries(likely, optional=dict.fromkeys([*BLANK][2:], values))
+
+
+@settings(max_examples=100, deadline=None)
+@given(content=st.binary() | (values | statuses).map(lambda value: json.dumps(value).encode()))
+def test_any_bytes_are_a_status_or_refused_in_one_line(
+    tmp_path_factory: pytest.TempPathFactory, content: bytes
+) -> None:
+    run_dir = tmp_path_factory.mktemp("run")
+    path = run_dir / "status.json"
+    path.write_bytes(content)
+    try:
+        status = Status(run_dir)
+    except UserError as error:
+        lines = str(error).splitlines()
+        assert [str(path) in line for line in lines] == [True]
+        return
+    assert set(status.fields) == set(BLANK)
+    status.start()
+    assert read_status(run_dir) == status.fields
 
 
 def test_reader_finds_every_field_in_a_file_that_lacks_some(tmp_path: Path) -> None:

@@ -1,13 +1,18 @@
-"""TensorBoard's event files, written as they come: what is logged is on the disk."""
+"""TensorBoard's event files, written as they come and cut when a run goes back."""
 
 import io
 import os
+import re
 import socket
+import struct
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
-from research.files import append
+from research.files import append, write_whole
+
+NAMES = "events.out.tfevents.*"
 
 LAST_STEP = 2**63 - 1
 """The largest step that TensorBoard's events can hold."""
@@ -30,16 +35,17 @@ class EventFile:
         self.purge_step = purge_step
         self.path: Path | None = None
 
-    def write(self, step: int, content: Mapping[str, object]) -> None:
-        """Add an event, which is on disk as TensorBoard's protocol buffer on return."""
+    def write(self, step: int, values: list[dict[str, object]]) -> Path:
+        """Add an event of summary values; returns the file, which holds it whole."""
         if self.path is None:
             self.path = self.open()
-        append(self.path, event_record(step, content))
+        append(self.path, event_record(step, {"summary": {"value": values}}))
+        return self.path
 
     def open(self) -> Path:
         """Start a file that TensorBoard reads after those that are there: it sorts by name."""
-        names = [path.name for path in self.folder.glob("events.out.tfevents.*")]
-        stamp = max([int(time.time()), *(int(name.split(".")[3]) + 1 for name in names)])
+        numbers = [re.match("[0-9]+", path.name.split(".")[3]) for path in self.folder.glob(NAMES)]
+        stamp = max([int(time.time()), *(int(number[0]) + 1 for number in numbers if number)])
         name = f"events.out.tfevents.{stamp:010d}.{socket.gethostname()}.{os.getpid()}"
         records = event_record(0, {"file_version": "brain.Event:2"})
         # TensorBoard obeys every start of a session but the first, so each file has one.
@@ -60,12 +66,14 @@ def event_record(step: int, content: Mapping[str, object]) -> bytes:
     return record.getvalue()
 
 
-def scalar_summary(scalars: Mapping[str, float]) -> dict[str, object]:
-    """A summary of plain numbers by tag."""
-    return {"value": [{"tag": tag, "simple_value": value} for tag, value in scalars.items()]}
+def scalar_values(scalars: Mapping[str, float]) -> list[dict[str, object]]:
+    """Plain numbers by tag, as an event holds them."""
+    return [{"tag": tag, "simple_value": value} for tag, value in scalars.items()]
 
 
-def hyperparameter_summary(flat: Mapping[str, str | bool | int | float]) -> dict[str, object]:
+def hyperparameter_values(
+    flat: Mapping[str, str | bool | int | float],
+) -> list[dict[str, object]]:
     """Start and end of a session, from which TensorBoard makes a row of its HPARAMS page.
 
     No experiment is described: TensorBoard would take the columns of all runs from one of them,
@@ -88,8 +96,52 @@ def hyperparameter_summary(flat: Mapping[str, str | bool | int | float]) -> dict
         tag: {"plugin_name": "hparams", "content": message.SerializeToString()}
         for tag, message in messages.items()
     }
-    return {
-        "value": [
-            {"tag": tag, "metadata": {"plugin_data": data}} for tag, data in plugin_data.items()
-        ]
-    }
+    return [{"tag": tag, "metadata": {"plugin_data": data}} for tag, data in plugin_data.items()]
+
+
+def rewind_events(folder: Path, step: int) -> None:
+    """Cut the event files in ``folder`` back to ``step``; what is no event file stays as it is.
+
+    Later events go, those with hyperparameters too, and whatever a crash left damaged. No file is
+    deleted, even if nothing is left in it: a TensorBoard that reads it would wait there for ever.
+    """
+    for path in folder.glob(NAMES):
+        content = path.read_bytes() if path.is_file() else b""
+        kept: list[bytes] = []
+        for record, event in readable_events(content):
+            if not kept and not event.file_version.startswith("brain.Event:"):
+                break
+            if stays(event, step):
+                kept.append(record)
+        if kept and sum(map(len, kept)) < len(content):
+            write_whole(path, b"".join(kept))
+
+
+def readable_events(content: bytes) -> Iterator[tuple[bytes, Any]]:
+    """Each undamaged record of an event file, and the event in it."""
+    from google.protobuf.message import DecodeError
+    from tensorboard.compat.proto.event_pb2 import Event  # type: ignore[attr-defined]
+    from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
+
+    end = 0
+    while (start := end) + 16 <= len(content):
+        length, length_checksum = struct.unpack_from("<QI", content, start)
+        end = start + 12 + length + 4
+        if masked_crc32c(content[start : start + 8]) != length_checksum or end > len(content):
+            return  # nothing tells where the next record would start
+        data, checksum = content[start + 12 : end - 4], content[end - 4 : end]
+        if masked_crc32c(data) != int.from_bytes(checksum, "little"):
+            continue
+        try:
+            event = Event.FromString(data)
+        except DecodeError:
+            continue
+        yield content[start:end], event
+
+
+def stays(event: Any, step: int) -> bool:
+    """Whether a run that goes back to ``step`` keeps an event."""
+    if event.WhichOneof("what") in ("file_version", "session_log"):
+        return True
+    is_end = any(value.tag.startswith("_hparams_/") for value in event.summary.value)
+    return event.step <= step and not is_end

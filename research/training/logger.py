@@ -8,8 +8,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from research.errors import UserError
-from research.files import append, write_whole
-from research.training.events import EventFile, hyperparameter_summary, scalar_summary
+from research.files import append, flush_file, flush_folder, write_whole
+from research.training.events import (
+    EventFile,
+    hyperparameter_values,
+    rewind_events,
+    scalar_values,
+)
 
 
 class Clock(NamedTuple):
@@ -57,6 +62,7 @@ class Logger:
         self.events = EventFile(run_dir, purge_step=None) if tensorboard else None
         self.wandb = start_wandb(wandb, run_dir) if wandb is not None else None
         self.step = 0
+        self.unflushed: set[Path] = set()
 
     def log(self, group: str, metrics: Mapping[str, float], clock: Clock) -> None:
         """Add a row to ``<group>.csv`` and points named ``group/metric`` elsewhere.
@@ -70,21 +76,36 @@ class Logger:
         values = {name: float(value) for name, value in metrics.items()}
         scalars = {f"{group}/{name}": value for name, value in values.items()}
         self.step = clock.step
-        self.table(group).add({**clock._asdict(), **values})
+        table = self.table(group)
+        table.add({**clock._asdict(), **values})
+        self.unflushed.add(table.path)
         if self.events is not None:
-            self.events.write(clock.step, {"summary": scalar_summary(scalars)})
+            self.unflushed.add(self.events.write(clock.step, scalar_values(scalars)))
         if self.wandb is not None:
             self.wandb.log({**clock._asdict(), **scalars})
+
+    def flush(self) -> None:
+        """Bring what was logged to the disk: a power cut takes none of it.
+
+        To be called before a checkpoint is written, which is to find its rows when it is resumed.
+        """
+        for path in self.unflushed:
+            flush_file(path)
+        if self.unflushed:
+            flush_folder(self.run_dir)
+        self.unflushed.clear()
 
     def rewind(self, step: int) -> None:
         """Forget everything logged after ``step``, as a run resumed from there will redo it.
 
-        W&B keeps what it has: it cannot take back a point.
+        What ``finish`` noted is forgotten at any step. W&B keeps what it has: it cannot take back
+        a point.
         """
         self.step = step
         for path in self.run_dir.glob("*.csv"):
-            if path.read_bytes().startswith(HEADER):
+            if path.is_file() and path.read_bytes().startswith(HEADER):
                 self.table(path.stem).drop_after(step)
+        rewind_events(self.run_dir, step)
         if self.events is not None:
             self.events = EventFile(self.run_dir, purge_step=step + 1)
 
@@ -97,8 +118,10 @@ class Logger:
         flat = flatten(hyperparameters)
         if self.events is not None:
             scalars = {name: float(value) for name, value in metrics.items()}
-            self.events.write(self.step, {"summary": scalar_summary(scalars)})
-            self.events.write(self.step, {"summary": hyperparameter_summary(flat)})
+            # One event, so that a rewind tells these scalars by the hyperparameters beside them.
+            values = scalar_values(scalars) + hyperparameter_values(flat)
+            self.unflushed.add(self.events.write(self.step, values))
+        self.flush()
         if self.wandb is not None:
             self.wandb.config.update(flat, allow_val_change=True)
             self.wandb.summary.update(dict(metrics))
@@ -125,7 +148,7 @@ class Table:
         if len(whole) < len(content):
             write_whole(path, whole)
         if whole:
-            self.columns = whole.decode().splitlines()[0].split(",")
+            self.columns = whole.splitlines()[0].decode().split(",")
 
     def add(self, row: Mapping[str, int | float]) -> None:
         """Append ``row``; a column it lacks stays empty, and floats read back exactly."""
@@ -144,11 +167,13 @@ class Table:
         self.columns = columns
 
     def drop_after(self, step: int) -> None:
-        """Remove the rows of later steps."""
-        header, *rows = self.path.read_text().splitlines(keepends=True)
-        kept = [row for row in rows if int(row.split(",", 1)[0]) <= step]
-        if len(kept) < len(rows):
-            write_whole(self.path, "".join([header, *kept]))
+        """Remove the rows of later steps, and what a power cut made of some of them."""
+        lines = self.path.read_bytes().splitlines(keepends=True)
+        form = re.compile(rb"(\d{1,19})(,[\w.+-]*){%d}\r?\n" % (len(self.columns) - 1))
+        matches = filter(None, map(form.fullmatch, lines[1:]))
+        kept = lines[:1] + [match[0] for match in matches if int(match[1]) <= step]
+        if len(kept) < len(lines):
+            write_whole(self.path, b"".join(kept))
 
 
 def check_names(group: str, metrics: Mapping[str, float]) -> None:

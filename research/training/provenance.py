@@ -14,7 +14,7 @@ from importlib import metadata
 from pathlib import Path
 
 from research.errors import UserError
-from research.files import write_whole
+from research.files import read_json, write_whole
 
 PACKAGES = (
     *("torch", "torchvision", "numpy", "gymnasium", "gym", "dm_control", "mujoco"),
@@ -30,10 +30,12 @@ CODE = (".py", ".yaml", ".yml", ".toml", ".sh")
 """Files whose text is kept although git does not know them; others may be data or secrets."""
 
 MAX_BYTES = 2**18
+MAX_FILE_BYTES = 2**28
+"""Room for hundreds of attempts that all have the longest diff."""
 GIT_S = 5.0
 
 
-def write_provenance(run_dir: Path, command: Sequence[str]) -> None:
+def write_provenance(run_dir: Path, command: Sequence[str], changes: Sequence[str] = ()) -> None:
     """Add this attempt to ``provenance.json``, which holds ``{"attempts": [...]}``.
 
     Takes some 15 ms, most of it in git; the main thread does it, for a second thread makes
@@ -42,6 +44,7 @@ def write_provenance(run_dir: Path, command: Sequence[str]) -> None:
     Args:
         run_dir: the run directory.
         command: the command line, as in ``sys.argv``.
+        changes: how this attempt's config differs from the one before, a line each.
 
     Raises:
         UserError: the file is there and is something else.
@@ -52,6 +55,7 @@ def write_provenance(run_dir: Path, command: Sequence[str]) -> None:
     attempt = {
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": list(command),
+        "changes": list(changes),
         "folder": os.getcwd(),
         "git": git_state(Path(__file__).parents[1]),
         "python": f"{sys.executable}, {sys.version}",
@@ -63,13 +67,22 @@ def write_provenance(run_dir: Path, command: Sequence[str]) -> None:
 
 
 def read_attempts(path: Path) -> list[object]:
-    """The attempts in ``path``, none if it does not exist."""
+    """The attempts in ``path``, each a dict; none if it does not exist.
+
+    Raises:
+        UserError: the file is something else.
+
+    """
     try:
-        return list(json.loads(path.read_text())["attempts"])
+        content = read_json(path, max_bytes=MAX_FILE_BYTES)
     except FileNotFoundError:
         return []
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is not a run's provenance: {error!r}") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is not a run's provenance: {error}") from error
+    attempts = content.get("attempts") if isinstance(content, dict) else None
+    if not isinstance(attempts, list) or not all(isinstance(each, dict) for each in attempts):
+        raise UserError(f"{path} is not a run's provenance: it has no list of attempts")
+    return attempts
 
 
 def package_versions() -> dict[str, str]:

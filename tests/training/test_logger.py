@@ -111,6 +111,14 @@ def test_half_a_row_left_by_a_crash_is_dropped(tmp_path: Path) -> None:
     assert [row["step"] for row in rows(tmp_path / "train.csv")] == ["1", "3"]
 
 
+def test_half_a_header_is_written_anew(tmp_path: Path) -> None:
+    (tmp_path / "train.csv").write_text("step,frames,updates,epoch,seconds,q")
+    logger = csv_logger(tmp_path)
+    logger.rewind(-1)
+    logger.log("train", {"loss": 1.0}, clock(1))
+    assert [row["loss"] for row in rows(tmp_path / "train.csv")] == ["1.0"]
+
+
 def test_someone_elses_csv_is_neither_continued_nor_rewound(tmp_path: Path) -> None:
     (tmp_path / "eval.csv").write_text("name,value\n9,9\n")
     logger = csv_logger(tmp_path)
@@ -148,6 +156,70 @@ def test_rewind_drops_later_rows_of_every_group(tmp_path: Path) -> None:
         ("3", "2.0"),
     ]
     assert rows(tmp_path / "eval.csv") == []
+
+
+@pytest.mark.parametrize("damage", [b"\0" * 40, b"\0" * 40 + b"\n", b"\xff\xfe,\n4,", b"3,\0,\n"])
+def test_rewind_drops_what_a_power_cut_left_of_later_rows(tmp_path: Path, damage: bytes) -> None:
+    logger = csv_logger(tmp_path)
+    for step in (1, 2):
+        logger.log("train", {"q": 1.0, "loss": float("nan")}, clock(step))
+    with (tmp_path / "train.csv").open("ab") as file:
+        file.write(damage)
+    resumed = csv_logger(tmp_path)
+    resumed.rewind(2)
+    resumed.log("train", {"q": -1e-9, "loss": float("inf")}, clock(3))
+    resumed.rewind(3)
+    assert [row["step"] for row in rows(tmp_path / "train.csv")] == ["1", "2", "3"]
+
+
+@pytest.fixture
+def flushed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the files and folders that went to the disk, with their sizes where files."""
+    names: list[str] = []
+    fsync = os.fsync
+
+    def record(descriptor: int) -> None:
+        path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        names.append(f"{path.name} {path.stat().st_size}" if path.is_file() else path.name)
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", record)
+    return names
+
+
+def test_flush_brings_every_row_and_event_to_the_disk(tmp_path: Path, flushed: list[str]) -> None:
+    logger = events_logger(tmp_path)
+    for step in (1, 2):
+        logger.log("train", {"q": 1.0}, clock(step))
+    logger.log("eval", {"return": 1.0}, clock(2))
+    flushed.clear()
+    logger.flush()
+    paths = [*tmp_path.glob("events.*"), tmp_path / "train.csv", tmp_path / "eval.csv"]
+    files = {f"{path.name} {path.stat().st_size}" for path in paths}
+    assert len(files) == 3
+    assert set(flushed) == files | {tmp_path.name}
+
+
+def test_flush_touches_nothing_but_what_grew_since_the_last(
+    tmp_path: Path, flushed: list[str]
+) -> None:
+    logger = csv_logger(tmp_path)
+    logger.log("train", {"q": 1.0}, clock(1))
+    logger.log("eval", {"return": 1.0}, clock(1))
+    logger.flush()
+    flushed.clear()
+    logger.flush()
+    assert flushed == []
+    logger.log("eval", {"return": 1.0}, clock(2))
+    logger.flush()
+    assert {name.split()[0] for name in flushed} == {"eval.csv", tmp_path.name}
+
+
+def test_end_of_a_run_is_on_the_disk(tmp_path: Path, flushed: list[str]) -> None:
+    logger = events_logger(tmp_path)
+    logger.finish({"lr": 0.1}, {"best/score": 1.0})
+    (path,) = tmp_path.glob("events.*")
+    assert f"{path.name} {path.stat().st_size}" in flushed
 
 
 def test_full_disk_raises_and_keeps_every_complete_row(tmp_path: Path) -> None:

@@ -12,10 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from research.errors import UserError
 from research.training import provenance
-from research.training.provenance import git_state, gpus, write_provenance
+from research.training.provenance import git_state, gpus, read_attempts, write_provenance
 
 needs_git = pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
 
@@ -75,7 +77,57 @@ def test_resumed_run_keeps_the_earlier_attempts(tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize("text", ["", "{}", "[]", '{"attempts": 3}'])
+def test_attempt_notes_the_changes_that_were_accepted(tmp_path: Path) -> None:
+    write_provenance(tmp_path, ["train.py"])
+    write_provenance(tmp_path, ["train.py"], ("alg.lr: 0.1 -> 0.2", "seed: 1 -> 2"))
+    assert [attempt["changes"] for attempt in attempts(tmp_path)] == [
+        [],
+        ["alg.lr: 0.1 -> 0.2", "seed: 1 -> 2"],
+    ]
+
+
+def test_megabytes_of_diffs_are_read_and_more_than_a_run_has_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "provenance.json"
+    path.write_text(json.dumps({"attempts": [{"git": {"diff": "+\n" * 2**19}}] * 5}))
+    assert len(read_attempts(path)) == 5
+    monkeypatch.setattr(provenance, "MAX_FILE_BYTES", 2**20)
+    with pytest.raises(UserError, match=r"provenance\.json is not .* more than 1,048,576 bytes"):
+        read_attempts(path)
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.just("attempts") | st.text(), inner),
+    max_leaves=8,
+)
+likely = st.fixed_dictionaries({"attempts": st.lists(st.dictionaries(st.text(), values))})
+
+
+@settings(max_examples=60, deadline=None)
+@given(content=st.binary() | (values | likely).map(lambda value: json.dumps(value).encode()))
+def test_any_bytes_are_attempts_or_refused_in_one_line(
+    tmp_path_factory: pytest.TempPathFactory, content: bytes
+) -> None:
+    path = tmp_path_factory.mktemp("run") / "provenance.json"
+    path.write_bytes(content)
+    try:
+        read = read_attempts(path)
+    except UserError as error:
+        lines = str(error).splitlines()
+        assert [str(path) in line for line in lines] == [True]
+        return
+    assert read == json.loads(content)["attempts"]
+    assert all(isinstance(attempt, dict) for attempt in read)
+
+
+NESTED = '{"attempts": [{"a": ' + "[" * 500 + "]" * 500 + "}]}"
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{}", "[]", '{"attempts": 3}', '{"attempts": ["a"]}', '{"attempts": "a"}', NESTED]
+)
 def test_file_that_is_no_provenance_is_refused_and_kept(tmp_path: Path, text: str) -> None:
     path = tmp_path / "provenance.json"
     path.write_text(text)
