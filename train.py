@@ -13,6 +13,7 @@ from research.training.run import Run
 def main(cfg: DictConfig, run: Run) -> float:
     """Build each part in data-flow order, train, and return the score that a sweep optimises."""
     from research.training.device import choose_device
+    from research.training.initialise import initialise
     from research.training.seed import seed_everything
 
     device = choose_device(cfg.device)
@@ -22,6 +23,7 @@ def main(cfg: DictConfig, run: Run) -> float:
     processor = processor.to(device)
     network = build(cfg.network, processor.observation_space, processor.action_space).to(device)
     alg = build(cfg.alg, network)
+    initialise(alg, processor, run, cfg.init_from, parts=cfg.init_parts, strict=cfg.init_strict)
     dataset = build(cfg.dataset, env, run.seed)
     logger = build(cfg.logger, run.folder)
     make_env = partial(build, cfg.env)  # for evaluation, made when it is first needed

@@ -7,13 +7,16 @@ import os
 import re
 import resource
 import signal
+import stat
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import NoReturn, TypeAlias
+from typing import Any, NoReturn, TypeAlias
 
 import hydra
+import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
@@ -21,11 +24,12 @@ from omegaconf.errors import OmegaConfBaseException
 
 from research.config import build, check, iterate_causes, to_plain
 from research.differences import differences
-from research.errors import UserError, did_you_mean
+from research.errors import PREEMPTED, Preempted, UserError, did_you_mean
 from research.files import write_whole
 from research.launchers.store import share_config_store
 from research.status import BLANK, Status, read_status, sole_process
 from research.training.provenance import write_provenance
+from research.training.retention import holds_checkpoints
 from research.training.run import Run
 
 Task: TypeAlias = Callable[[DictConfig, Run], float]
@@ -34,8 +38,11 @@ Task: TypeAlias = Callable[[DictConfig, Run], float]
 log = logging.getLogger(__name__)
 CANNOT_WRITE = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM),
-    *(errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG),
+    *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.EIO),
 )
+MAX_BYTES = 2**20
+"""A longer file is no config."""
+
 EXTENDABLE = {"resume", "trainer.total_steps"}
 CONF = Path(__file__).parent.parent / "conf"
 
@@ -56,7 +63,7 @@ def command(task: Task) -> Callable[[], None]:
         except (UserError, OSError, KeyboardInterrupt) as error:
             if full_error or (line := one_line(error)) is None:
                 raise
-            return fail(line, status=130 if isinstance(error, KeyboardInterrupt) else 1)
+            return fail(line, status=exit_status(error))
 
     for_launchers = {
         "keeps_status": True,
@@ -69,14 +76,16 @@ def command(task: Task) -> Callable[[], None]:
     @functools.wraps(task)
     def main() -> None:
         os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints the error in its own words
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, signal.default_int_handler)
         try:
             program()
         except (Exception, KeyboardInterrupt) as error:
             if full_error or (line := one_line(error)) is None:
                 traceback.print_exc()
                 sys.exit(1)
-            fail(line, status=130 if isinstance(error, KeyboardInterrupt) else 1)
+            fail(line, status=exit_status(error))
 
     return main
 
@@ -104,57 +113,112 @@ def run_task(task: Task, cfg: DictConfig) -> float:
 
 def run_in(run_dir: Path, task: Task, cfg: DictConfig) -> float:
     """Run in a directory that is this process's alone."""
-    completed = read_completed(cfg, run_dir)
-    if completed is not None:
-        log.info("%s is complete (score %s); nothing to do", run_dir, completed)
-        return completed
-    claim(cfg, run_dir)
-    write_provenance(run_dir, sys.argv)
     status = Status(run_dir)
+    changes = compare(cfg, run_dir)
+    reached, score = status.fields["step"], status.fields["score"]
+    is_complete = status.fields["state"] == "completed" and holds_checkpoints(run_dir)
+    if is_complete and cfg.trainer.total_steps == reached:
+        log.info("%s is complete (score %s); nothing to do", run_dir, score)
+        return score
+    before = read_files(run_dir / ".hydra")
+    claim(cfg, run_dir)
+    write_provenance(run_dir, sys.argv, changes)
     status.start(total_steps=cfg.trainer.total_steps)
     try:
         score = task(cfg, Run(run_dir, status, cfg.seed, to_plain(cfg)))
-    except KeyboardInterrupt:
-        status.end("preempted", "interrupted")
+    except KeyboardInterrupt as error:
+        status.end("preempted", str(error) or "interrupted")
         raise
     except Exception as error:
         log.debug("failed", exc_info=True)
-        status.end("failed", one_line(error) or f"{type(error).__name__}: {error}")
+        if isinstance(error, OSError):  # a write that failed does not know where
+            error.filename = error.filename or str(run_dir)
+        with suppress(OSError):  # on a full disk; why the run failed says more
+            if changes and status.fields["step"] == reached:  # the old config is still right
+                for path, content in before.items():
+                    write_whole(path, content)
+            status.end("failed", one_line(error) or f"{type(error).__name__}: {error}")
         raise
     status.end("completed", "reached trainer.total_steps")
     return score
 
 
-def read_completed(cfg: DictConfig, run_dir: Path) -> float | None:
-    """The score of a run that is there already and complete; None when there is work to do.
+def compare(cfg: DictConfig, run_dir: Path) -> list[str]:
+    """In what ``cfg`` differs from the run in a directory, if there is one; ``resume`` allows it.
+
+    A run without a checkpoint is no run yet: it starts anew.
 
     Raises:
-        UserError: the directory holds a run of another config, one that has come further than
-            ``trainer.total_steps``, or one that ``resume`` does not allow. A run without a
-            checkpoint is no run yet: it starts anew.
+        UserError: ``resume`` does not allow to go on, or the run has come further than
+            ``trainer.total_steps``.
 
     """
-    status, stored = read_status(run_dir) or BLANK, run_dir / ".hydra" / "config.yaml"
-    if not (stored.exists() and (run_dir / "checkpoints" / "last").exists()):
+    if not holds_checkpoints(run_dir):
         if cfg.resume == "must":
             raise UserError(f"resume=must, but {run_dir} holds no run")
-        return None
+        return []
     if cfg.resume == "never":
         raise UserError(f"resume=never, but {run_dir} holds a run; choose another hydra.run.dir")
-    changes = differences(to_plain(OmegaConf.load(stored)), to_plain(cfg))
-    if changes := [change for path, change in changes if path not in EXTENDABLE]:
+    stored = read_config(run_dir)
+    # As written first, since nothing that a file says is resolved; then as it is now.
+    written = dict(differences(stored, OmegaConf.to_container(cfg)))
+    resolved = dict(differences(stored, to_plain(cfg)))
+    changes = [written[path] for path in written if path in resolved and path not in EXTENDABLE]
+    if changes and cfg.resume != "override":
         raise UserError(
             f"{run_dir} belongs to another config: {'; '.join(changes)}; "
-            "choose another hydra.run.dir"
+            "choose another hydra.run.dir, or accept it by resume=override"
         )
-    reached = status["step"]
+    reached = (read_status(run_dir) or BLANK)["step"]
     if cfg.trainer.total_steps < reached:
         raise UserError(
             f"trainer.total_steps={cfg.trainer.total_steps} is below the {reached} steps "
             f"that {run_dir} has reached"
         )
-    is_complete = status["state"] == "completed" and cfg.trainer.total_steps == reached
-    return status["score"] if is_complete else None
+    return changes
+
+
+def read_config(run_dir: Path) -> dict[str, Any]:
+    """The config that a run was started with, as it is written; nothing in it is built or resolved.
+
+    Raises:
+        UserError: there is none, or it is damaged.
+
+    """
+    path = run_dir / ".hydra" / "config.yaml"
+    try:
+        config = OmegaConf.to_container(OmegaConf.create(read_yaml(path)))
+    except FileNotFoundError as error:
+        raise UserError(f"{path} is missing, so whose checkpoints these are is unknown") from error
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path} is no config: {reason}") from error
+    if not isinstance(config, dict):
+        raise UserError(f"{path} is no config: it holds a {type(config).__name__}")
+    return {str(key): value for key, value in config.items()}
+
+
+def read_yaml(path: Path) -> str:
+    """The text of a YAML file that anybody may have written, without aliases.
+
+    Raises:
+        ValueError: it is something else; aliases of aliases would fill the memory.
+
+    """
+    if not stat.S_ISREG(path.stat().st_mode):  # to open a pipe would wait for its writer
+        raise ValueError("it is no regular file")
+    with path.open("rb") as file:
+        text = file.read(MAX_BYTES + 1)
+    if len(text) > MAX_BYTES:
+        raise ValueError(f"it has more than {MAX_BYTES:,} bytes")
+    if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
+        raise ValueError("it has aliases")
+    return text.decode()
+
+
+def read_files(folder: Path) -> dict[Path, bytes]:
+    """The contents of the files in a folder."""
+    return {path: path.read_bytes() for path in folder.glob("*") if path.is_file()}
 
 
 def claim(cfg: DictConfig, run_dir: Path) -> None:
@@ -176,7 +240,7 @@ def one_line(error: BaseException) -> str | None:
         if isinstance(cause, UserError):
             return " ".join(str(cause).split())
         if isinstance(cause, KeyboardInterrupt):
-            return "interrupted"
+            return str(cause) or "interrupted"
         if isinstance(cause, MissingConfigException):
             return explain_choice(cause)
         if isinstance(cause, OSError) and cause.errno in CANNOT_WRITE:
@@ -221,6 +285,13 @@ def explain_override(key: str) -> str:
     return (
         f"{key} is not a known key; {place} {', '.join(sorted(known))}{did_you_mean(name, known)}"
     )
+
+
+def exit_status(error: BaseException) -> int:
+    """What the program exits with, which launchers read as well."""
+    if isinstance(error, Preempted):
+        return PREEMPTED
+    return 130 if isinstance(error, KeyboardInterrupt) else 1
 
 
 def fail(line: str, *, status: int) -> NoReturn:

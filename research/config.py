@@ -35,7 +35,10 @@ class RunConfig(TypedDict):
     seed: int
     device: str
     name: str
-    resume: Literal["auto", "must", "never"]
+    resume: Literal["auto", "must", "never", "override"]
+    init_from: str | None
+    init_parts: list[str] | None
+    init_strict: bool
     trusted_modules: list[str]
     env: Mapping[str, Any]
     processor: Mapping[str, Any]
@@ -60,7 +63,18 @@ def check(cfg: DictConfig) -> None:
         if key not in root:
             raise UserError(f"{key} is missing from the config")
         check_type(root[key], annotation, key)
+    check_init(root)
     check_node(root, "", trusted_modules(cfg))
+
+
+def check_init(root: Mapping[str, Any]) -> None:
+    """Refuse what has no effect; whether ``init_from`` is there matters to a new run alone."""
+    if root["init_parts"] == []:
+        raise UserError("init_parts is empty; null takes all parts")
+    if root["init_from"] is None and root["init_parts"] is not None:
+        raise UserError(f"init_parts={root['init_parts']} needs init_from=...")
+    if root["init_from"] is None and not root["init_strict"]:
+        raise UserError("init_strict=false needs init_from=...")
 
 
 def build(node: DictConfig, *collaborators: Any) -> Any:

@@ -43,7 +43,7 @@ Cli = Callable[..., Outcome]
 @pytest.fixture
 def cli(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Cli:
     """Runs ``train.py`` in this process, on a small pendulum run."""
-    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
     # Hydra's logging closes all handlers, and absl's would close pytest's capture with it.
     monkeypatch.setattr(logging, "shutdown", lambda *_: None)
     monkeypatch.setattr(logging.root, "handlers", logging.root.handlers[:])
@@ -56,7 +56,7 @@ def cli(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> C
             train.main()
         except SystemExit as end:
             status = int(end.code or 0)
-        monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+        monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
         printed = capfd.readouterr()
         return Outcome(status, str(printed.out), str(printed.err))
 

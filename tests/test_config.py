@@ -155,6 +155,29 @@ def test_what_has_no_target_is_checked_too(load: Callable[..., DictConfig]) -> N
         check(load("resume=maybe"))
 
 
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["init_parts=[alg]"], r"init_parts=\['alg'\] needs init_from"),
+        (["init_strict=false"], "init_strict=false needs init_from"),
+        (["init_from=x", "init_parts=[]"], "init_parts is empty"),
+        (["init_from=3"], "init_from must be text or null, got 3"),
+        (["init_from=x", "init_parts=alg"], "init_parts must be .*, got 'alg'"),
+        (["init_from=x", "init_parts=[alg,1]"], "init_parts must be"),
+        (["init_from=x", "init_strict=null"], "init_strict must be true or false"),
+    ],
+)
+def test_what_says_how_to_begin_is_refused_where_it_has_no_effect(
+    load: Callable[..., DictConfig], overrides: list[str], words: str
+) -> None:
+    with pytest.raises(UserError, match=words):
+        check(load(*overrides))
+
+
+def test_a_source_that_is_gone_matters_to_a_new_run_alone(load: Callable[..., DictConfig]) -> None:
+    check(load("init_from=gone", "init_parts=[alg.network,processor]", "init_strict=false"))
+
+
 def test_alg_brings_companions_and_the_command_line_wins(load: Callable[..., DictConfig]) -> None:
     cfg = load("alg=td3", "processor=normalise", "dataset.batch_size=32")
     assert cfg.processor._target_.endswith("NormaliseObservations")

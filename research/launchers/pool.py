@@ -13,7 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Literal, NamedTuple, Protocol
 
-from research.errors import UserError
+from research.errors import PREEMPTED, UserError
 from research.launchers.gpus import slot_environment
 from research.launchers.guard import Guard
 from research.launchers.ledger import Job
@@ -29,7 +29,10 @@ TERMINATION_S = 30.0
 TICK_S = 0.2
 WATCH_S = 0.5
 LOG = "output.log"
-TOLD_TO_STOP = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2)
+TOLD_TO_STOP = (
+    *(signal.SIGINT, signal.SIGTERM, signal.SIGHUP),
+    *(signal.SIGUSR1, signal.SIGUSR2),
+)
 """Signals that end a process which has not come far enough to take them as an interruption."""
 
 
@@ -261,7 +264,7 @@ def judge(run: Run, ending: Ending, *, stopping: bool) -> Outcome:
         stopped = stopping or -ending.status in TOLD_TO_STOP
         return Outcome("preempted" if stopped else "failed", None, f"killed by {name}{hint}")
     reason = own["exit_reason"] or ending.error or f"exit status {ending.status}"
-    if ending.status == 130:
+    if ending.status in (PREEMPTED, 130):
         return Outcome("preempted", None, reason)
     return Outcome("failed", None, reason)
 

@@ -144,7 +144,8 @@ def main(call_file: int, result_file: int) -> NoReturn:
     with open(call_file, "rb") as file:
         header = json.loads(file.readline())
         die_with(header["parent"])
-        signal.signal(signal.SIGTERM, interrupt)
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, interrupt)
         signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # SLURM's warning, which is for the pool
         if header["cpus"] and hasattr(os, "sched_setaffinity"):
             os.sched_setaffinity(0, header["cpus"])

@@ -1,14 +1,19 @@
 """The part of training that meets the environment."""
 
+import copy
+import logging
 from typing import Any
 
 import numpy as np
+import torch
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
 from research.datasets.base import OnlineDataset
 from research.training.episodes import Episodes
 from research.training.policy import Policy
 from research.training.seed import derive_seed
+
+log = logging.getLogger(__name__)
 
 
 class Collector:
@@ -57,12 +62,14 @@ class Collector:
         self.steps_per_update = steps_per_update
         self.episodes = Episodes(env.num_envs)
         self.num_episodes = np.zeros(env.num_envs, dtype=np.int64)
+        self.episode_seeds: list[int | None] = [None] * env.num_envs
         self.obs: Any = None
         env.action_space.seed(derive_seed(seed, "warmup"))
 
     def start(self) -> None:
-        """Begin an episode in every environment."""
-        self.reset(np.ones(self.env.num_envs, dtype=np.bool_))
+        """Begin an episode in every environment, unless they were taken up again."""
+        if self.obs is None:
+            self.reset(np.ones(self.env.num_envs, dtype=np.bool_))
 
     def step(self, step: int) -> list[dict[str, float]]:
         """One step of every environment; the episodes that it finished."""
@@ -82,11 +89,10 @@ class Collector:
 
     def reset(self, mask: np.ndarray) -> None:
         """Begin the next episode in the environments of ``mask`` (E,)."""
-        seeds: list[int | None] = [
-            derive_seed(self.seed, "episode", index, int(count))
-            for index, count in enumerate(self.num_episodes)
-        ]
-        self.obs, _ = self.env.reset(seed=seeds, options={"reset_mask": mask})
+        for index in np.flatnonzero(mask).tolist():
+            seed = derive_seed(self.seed, "episode", index, int(self.num_episodes[index]))
+            self.episode_seeds[index] = seed
+        self.obs, _ = self.env.reset(seed=self.episode_seeds, options={"reset_mask": mask})
         self.num_episodes += mask
         self.dataset.start_episodes(self.obs, mask)
 
@@ -95,13 +101,87 @@ class Collector:
         return max(0, step - self.warmup_steps) * self.updates_per_step // self.steps_per_update
 
     def state_dict(self) -> dict[str, Any]:
-        """What is needed to begin the next episodes as an uninterrupted run would."""
+        """All that the next steps depend on, in tensors and plain values."""
         return {
             "num_episodes": self.num_episodes.tolist(),
+            "episode_seeds": list(self.episode_seeds),
+            "episodes": self.episodes.totals,
             "action_space": self.env.action_space.np_random.bit_generator.state,
+            "obs": to_tensors(self.obs),
+            "envs": to_tensors(self.episode_states()),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.dataset.end_open_episodes()
+        """Take up the open episodes where they were; the dataset is there already.
+
+        An environment that does not come to where it was, since it is not deterministic, say,
+        begins its next episode; the open one is truncated in the dataset.
+
+        Raises:
+            ValueError: the state is of another number of environments.
+
+        """
+        if len(state["num_episodes"]) != self.env.num_envs:
+            raise ValueError(
+                f"the checkpoint has {len(state['num_episodes'])} environments, "
+                f"env.num_envs is {self.env.num_envs}"
+            )
         self.num_episodes[:] = state["num_episodes"]
+        self.episode_seeds = list(state["episode_seeds"])
+        self.episodes.totals = state["episodes"]
         self.env.action_space.np_random.bit_generator.state = state["action_space"]
+        lost = ~self.restore_episodes(to_arrays(state["envs"]))
+        self.obs = to_arrays(state["obs"])
+        if lost.any():
+            log.warning(
+                "%d of %d environments did not come back to where they were: they are not "
+                "deterministic, or cannot be repeated; their episodes are cut here",
+                *(lost.sum(), len(lost)),
+            )
+            self.dataset.end_open_episodes(lost)
+            for index in np.flatnonzero(lost).tolist():
+                self.episodes.finish(index)
+            present = copy.deepcopy(self.obs)
+            self.reset(lost)
+            self.obs = merge(self.obs, present, lost)
+
+    def episode_states(self) -> list[dict[str, Any]] | None:
+        """Of every environment; None where they cannot give any."""
+        is_resumable = self.env.metadata.get("is_resumable", False)
+        return list(self.env.get_attr("episode_state")) if is_resumable else None
+
+    def restore_episodes(self, states: list[dict[str, Any]] | None) -> np.ndarray:
+        """Bring the environments to these states; which are there then, (E,)."""
+        everywhere = np.ones(self.env.num_envs, dtype=np.bool_)
+        if states is None:
+            return ~everywhere
+        self.env.reset(seed=self.episode_seeds, options={"reset_mask": everywhere})
+        self.env.set_attr("episode_state", states)
+        return np.array(self.env.get_attr("is_restored"), dtype=np.bool_)
+
+
+def to_tensors(value: Any) -> Any:
+    """``value`` with tensors for NumPy's arrays and plain numbers for its scalars."""
+    if isinstance(value, dict):
+        return {key: to_tensors(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [to_tensors(item) for item in value]
+    if isinstance(value, np.generic):
+        return value.item()
+    return torch.from_numpy(value.copy()) if isinstance(value, np.ndarray) else value
+
+
+def to_arrays(value: Any) -> Any:
+    """``to_tensors`` undone, but for the scalars."""
+    if isinstance(value, dict):
+        return {key: to_arrays(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [to_arrays(item) for item in value]
+    return value.numpy() if isinstance(value, torch.Tensor) else value
+
+
+def merge(new: Any, old: Any, mask: np.ndarray) -> Any:
+    """Observations (E, ...), or a dict of such: ``new`` where ``mask`` (E,) is true."""
+    if isinstance(new, dict):
+        return {key: merge(new[key], old[key], mask) for key in new}
+    return np.where(mask.reshape(-1, *[1] * (new.ndim - 1)), new, old)

@@ -1,6 +1,6 @@
 """How good a policy is: whole episodes without exploration, or data apart from training's."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,29 +16,48 @@ from research.training.seed import derive_seed, preserve_random_state, seed_ever
 
 
 def evaluate(
-    policy: Policy, env: SyncVectorEnv | AsyncVectorEnv, *, num_episodes: int, seed: int, step: int
+    policy: Policy,
+    env: SyncVectorEnv | AsyncVectorEnv,
+    *,
+    num_episodes: int,
+    seed: int,
+    step: int,
+    each: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
     """Means over ``num_episodes`` episodes, and ``return_std`` (population).
 
     The numbers depend on the weights, ``seed`` and ``step`` alone. An environment whose episode is
     over takes the next one, and every episode that was begun is waited for, so short episodes are
     not favoured.
+
+    ``each`` is called before every step, and may end it by an exception.
     """
     with evaluation_mode(policy, seed=seed, step=step):
-        finished = run_episodes(policy, env, num_episodes=num_episodes, seed=seed, step=step)
+        finished = run_episodes(
+            policy, env, num_episodes=num_episodes, seed=seed, step=step, each=each
+        )
     returns = [episode["return"] for episode in finished]
     return {**mean_metrics(finished), "return_std": float(np.std(returns))}
 
 
-def validate(policy: Policy, batches: Iterable[Any], *, seed: int, step: int) -> dict[str, float]:
+def validate(
+    policy: Policy,
+    batches: Iterable[Any],
+    *,
+    seed: int,
+    step: int,
+    each: Callable[[], None] = lambda: None,
+) -> dict[str, float]:
     """Means of ``alg.validate`` over all examples, where a batch's metrics are means over its own.
 
-    The numbers depend on the weights, the batches, ``seed`` and ``step`` alone.
+    The numbers depend on the weights, the batches, ``seed`` and ``step`` alone. ``each`` is called
+    before every batch, and may end it by an exception.
     """
     sums: dict[str, Tensor] = {}
     num_examples = 0
     with evaluation_mode(policy, seed=seed, step=step), torch.no_grad():
         for batch in batches:
+            each()
             size = count_examples(batch)
             batch = policy.processor(to_device(batch, policy.device))
             for name, value in policy.alg.validate(batch).items():
@@ -63,7 +82,13 @@ def evaluation_mode(policy: Policy, *, seed: int, step: int) -> Iterator[None]:
 
 
 def run_episodes(
-    policy: Policy, env: SyncVectorEnv | AsyncVectorEnv, *, num_episodes: int, seed: int, step: int
+    policy: Policy,
+    env: SyncVectorEnv | AsyncVectorEnv,
+    *,
+    num_episodes: int,
+    seed: int,
+    step: int,
+    each: Callable[[], None],
 ) -> list[dict[str, float]]:
     """The episodes in the order in which they were begun."""
     running, begun = list(range(env.num_envs)), env.num_envs
@@ -71,6 +96,7 @@ def run_episodes(
     episodes, finished = Episodes(env.num_envs), {}
     obs = None
     while len(finished) < num_episodes:
+        each()
         if over.any():
             seeds: list[int | None] = [derive_seed(seed, "evaluation", step, i) for i in running]
             obs, _ = env.reset(seed=seeds, options={"reset_mask": over})

@@ -5,21 +5,24 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any
 
+from research.errors import Preempted
+
 
 class StopRequest:
-    """While it is entered, SIGINT and SIGTERM are noted; a second SIGINT interrupts at once.
+    """While it is entered, signals that ask for an end are noted; a second SIGINT ends at once.
 
-    A signal that whoever started this process had it ignore stays ignored.
+    SIGTERM, SIGUSR1 and SIGUSR2 are what batch systems send before they kill. A signal that whoever
+    started this process had it ignore stays ignored.
 
     Attributes:
-        made: whether one came.
+        made: the name of the first one that came, or None.
 
     """
 
-    NUMBERS = (signal.SIGINT, signal.SIGTERM)
+    NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
     def __init__(self) -> None:
-        self.made = False
+        self.made: str | None = None
         self.before: dict[int, Any] = {}
 
     def __enter__(self) -> "StopRequest":
@@ -39,6 +42,11 @@ class StopRequest:
 
     def note(self, number: int, frame: FrameType | None) -> None:
         """Take a signal."""
-        if self.made and number == signal.SIGINT:  # batch systems repeat SIGTERM
+        if self.made and number == signal.SIGINT:  # batch systems repeat the others
             raise KeyboardInterrupt
-        self.made = True
+        self.made = self.made or signal.Signals(number).name
+
+    def check(self) -> None:
+        """Raise ``Preempted`` if a signal came."""
+        if self.made:
+            raise Preempted(self.made)

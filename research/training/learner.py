@@ -1,5 +1,6 @@
 """The part of training that meets the batches."""
 
+import copy
 import warnings
 from collections.abc import Callable
 from typing import Any, TypeAlias
@@ -59,9 +60,10 @@ class Learner:
         self.metrics = Metrics("train")
         self.optimizers: dict[str, Optimizer] | None = None
         self.schedules: list[LRScheduler] = []
+        self.settings: dict[str, Any] = {}
 
-    def make_optimizers(self) -> None:
-        """Make the optimizers and what belongs to each.
+    def make_optimizers(self) -> dict[str, Optimizer]:
+        """Make the optimizers, by name, and what belongs to each.
 
         Raises:
             UserError: an optimizer or a schedule refuses its settings.
@@ -76,11 +78,18 @@ class Learner:
             raise UserError(f"alg.optim or trainer.schedule: {error}") from error
         if any(isinstance(schedule, ReduceLROnPlateau) for schedule in self.schedules):
             raise UserError("trainer.schedule must depend on the number of updates alone")
+        groups = {
+            name: [hyperparameters(group) for group in optim.param_groups]
+            for name, optim in self.optimizers.items()
+        }
+        schedules = [schedule.state_dict() for schedule in self.schedules]
+        self.settings = copy.deepcopy({"optimizers": groups, "schedules": schedules})
         # a delayed actor's optimizer has made no step when its schedule first does
         warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
         for optim in self.optimizers.values():
             if self.max_grad_norm is not None:
                 clip_gradients(optim, self.max_grad_norm)
+        return self.optimizers
 
     def update(self, step: int, phases: Phases) -> None:
         """One update from one batch, at environment step ``step``."""
@@ -104,24 +113,47 @@ class Learner:
         return means
 
     def state_dict(self) -> dict[str, Any]:
-        """Updates made, and the state of optimizers and schedules."""
+        """Updates made, metrics not yet taken, and the state of optimizers and schedules."""
         return {
             "updates": self.updates,
+            "metrics": self.metrics.state_dict(),
+            "settings": self.settings,
             "optimizers": self.optimizers
             and {name: optim.state_dict() for name, optim in self.optimizers.items()},
             "schedules": [schedule.state_dict() for schedule in self.schedules],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from ``state_dict``."""
+        """Go on from ``state_dict``.
+
+        Optimizers that are configured otherwise than they were keep what they have learned of the
+        gradients and take the new settings; the schedules then stand where they would be if they
+        had been these from the start.
+        """
         self.updates = state["updates"]
+        self.metrics.load_state_dict(state["metrics"], self.device)
+        self.optimizers, self.schedules = None, []
         if state["optimizers"] is None:
             return
-        self.make_optimizers()
-        for name, optim in self.alg.optimizers.items():
+        optimizers = self.make_optimizers()
+        for name, optim in optimizers.items():
+            groups = [hyperparameters(group) for group in optim.param_groups]
             optim.load_state_dict(state["optimizers"][name])
+            if self.settings != state["settings"]:
+                for group, values in zip(optim.param_groups, groups, strict=True):
+                    group.update(values)
+        if self.settings != state["settings"]:
+            for _ in range(self.updates):
+                for schedule in self.schedules:
+                    schedule.step()
+            return
         for schedule, saved in zip(self.schedules, state["schedules"], strict=True):
             schedule.load_state_dict(saved)
+
+
+def hyperparameters(group: dict[str, Any]) -> dict[str, Any]:
+    """An optimizer's group without its parameters."""
+    return {name: value for name, value in group.items() if name != "params"}
 
 
 def clip_gradients(optim: Optimizer, max_norm: float) -> None:

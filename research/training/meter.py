@@ -2,6 +2,7 @@
 
 import time
 from operator import itemgetter
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -56,6 +57,16 @@ class Metrics:
         means = self.check()
         self.values, self.steps = {}, {}
         return means
+
+    def state_dict(self) -> dict[str, Any]:
+        """What has not been taken yet."""
+        values = {name: torch.stack(values) for name, values in self.values.items()}
+        return {"values": values, "steps": self.steps}
+
+    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
+        """Go on from ``state_dict``, with metrics that come from ``device``."""
+        self.values = {n: list(values.to(device).unbind()) for n, values in state["values"].items()}
+        self.steps = state["steps"]
 
 
 class Phases:

@@ -2,19 +2,19 @@
 
 import logging
 import math
-import os
 import time
 from collections.abc import Callable
 from contextlib import closing
-from typing import Any, Literal, NoReturn, TypeAlias
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
 
 from gymnasium.vector import VectorEnv
 
 from research.algs.base import Algorithm
 from research.datasets.base import Dataset, ValidationDataset
-from research.errors import UserError, did_you_mean
+from research.errors import Preempted, UserError, did_you_mean
 from research.processors.base import Processor
-from research.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from research.training.checkpoint import Checkpoint, load_newest, save_checkpoint
 from research.training.collector import Collector
 from research.training.episodes import mean_metrics
 from research.training.evaluation import evaluate, validate
@@ -24,6 +24,7 @@ from research.training.logger import Clock, Logger
 from research.training.meter import Phases
 from research.training.policy import Policy
 from research.training.progress import Progress
+from research.training.retention import holds_checkpoints
 from research.training.run import Run
 from research.training.seed import preserve_random_state, random_state, restore_random_state
 
@@ -51,10 +52,13 @@ class Trainer:
         collector: makes the collector; None for learning from the dataset as it is.
         schedule: makes a learning-rate schedule for each optimizer, stepped once per update.
         max_grad_norm: bound on the norm of each optimizer's gradients, above 0; None for none.
-        log_every: steps between rows of metrics; a checkpoint has one too, so that none is lost.
+        log_every: steps between rows of metrics; an evaluation has one too.
         eval_every: steps between evaluations; the last step has one too.
         eval_episodes: episodes of an evaluation, at least 1.
-        checkpoint_every: steps between checkpoints; the last step has one too.
+        checkpoint_every: steps between checkpoints; an evaluation has one too. None for no others.
+        checkpoint_minutes: a checkpoint is made when the last is older than that; None for never.
+        keep_last: how many checkpoints to keep beside the best, at least 1. If the last is damaged,
+            the one before is gone on from.
         metric: what makes a checkpoint the best, such as ``eval/return``.
         mode: whether a larger (``max``) or smaller (``min``) metric is better.
 
@@ -80,7 +84,9 @@ class Trainer:
         log_every: int,
         eval_every: int,
         eval_episodes: int,
-        checkpoint_every: int,
+        checkpoint_every: int | None,
+        checkpoint_minutes: float | None,
+        keep_last: int,
         metric: str,
         mode: Literal["max", "min"],
     ) -> None:
@@ -90,9 +96,11 @@ class Trainer:
             "eval_every": eval_every,
             "eval_episodes": eval_episodes,
             "checkpoint_every": checkpoint_every,
+            "checkpoint_minutes": checkpoint_minutes,
+            "keep_last": keep_last,
         }
         for name, value in positive.items():
-            if value <= 0:
+            if value is not None and value <= 0:
                 raise ValueError(f"{name} must be above 0, got {value}")
         if mode not in ("max", "min"):
             raise ValueError(f"mode must be max or min, got {mode}")
@@ -109,6 +117,8 @@ class Trainer:
         self.eval_every = eval_every
         self.eval_episodes = eval_episodes
         self.checkpoint_every = checkpoint_every
+        self.checkpoint_minutes = checkpoint_minutes
+        self.keep_last = keep_last
         self.metric = metric
         self.mode = mode
         self.policy = Policy(alg, processor)
@@ -148,31 +158,25 @@ class Trainer:
     def train(self) -> float:
         """Run to ``total_steps``, from the run directory's last checkpoint if it has one.
 
-        SIGINT or SIGTERM ends it after the step it is at, with a checkpoint.
+        SIGINT, SIGTERM, SIGUSR1 or SIGUSR2 ends it after the step it is at, with a checkpoint.
 
         Returns:
             the best value of ``metric``.
 
         Raises:
-            KeyboardInterrupt: such a signal came.
+            Preempted: such a signal came.
             UserError: a metric or a weight became NaN or infinite, ``metric`` is none of the
-                evaluation's, or the checkpoint is damaged, of other code, or past the end.
+                evaluation's, or no checkpoint is whole, of this code and before the end.
 
         """
-        try:
+        with closing(self), StopRequest() as self.stop:
             self.start()
-            with (
-                closing(Progress(self.total_steps, self.step)) as self.progress,
-                StopRequest() as stop,
-            ):
+            with closing(Progress(self.total_steps, self.step)) as self.progress:
+                if self.evaluated_step < self.step and self.reached(self.eval_every):
+                    self.evaluate_and_save()  # it was stopped there, or a longer run passed
                 while self.step < self.total_steps:
+                    self.halt_if_asked()
                     self.advance()
-                    if stop.made:
-                        self.stop()
-                if self.evaluated_step < self.total_steps:  # resumed where a longer run passed
-                    self.evaluate_and_save()
-        finally:
-            self.close()
         assert self.best_score is not None
         self.logger.finish(self.run.config, {"best/score": self.best_score})
         return self.best_score
@@ -181,14 +185,15 @@ class Trainer:
         """Go on from the last checkpoint, or from nothing."""
         self.alg.train()
         self.processor.train()
-        if os.path.lexists(self.run.folder / "checkpoints" / "last"):
+        if holds_checkpoints(self.run.folder):
             self.resume()
         else:
             self.logger.rewind(-1)
         if self.collector is not None:
             self.collector.start()
         self.phases = Phases()
-        self.started = time.monotonic() - self.seconds
+        self.saved_at = time.monotonic()
+        self.started = self.saved_at - self.seconds
         self.logged = self.clock()
 
     def advance(self) -> None:
@@ -197,25 +202,33 @@ class Trainer:
         self.learn()
         self.progress.update(self.step)
         evaluates = self.reached(self.eval_every)
-        saves = evaluates or self.reached(self.checkpoint_every)
-        if saves or self.reached(self.log_every):
+        if evaluates or self.reached(self.log_every):
             self.log_training()
         if evaluates:
             self.evaluate_and_save()
-        elif saves:
+        elif self.reached(self.checkpoint_every) or self.is_time_to_save():
             self.save(is_best=False)
 
-    def stop(self) -> NoReturn:
-        """Save what the last checkpoint lacks, and end."""
+    def halt_if_asked(self) -> None:
+        """When a signal has come, save what the last checkpoint lacks, and end."""
+        if not self.stop.made:
+            return
         if self.saved_step < self.step:
-            self.log_training()
             self.save(is_best=False)
-        raise KeyboardInterrupt
+        raise Preempted(
+            f"{self.stop.made}: stopped at step {self.step} of {self.total_steps}; go on with "
+            f"hydra.run.dir={self.run.folder}"
+        )
 
-    def reached(self, every: int) -> bool:
+    def reached(self, every: int | None) -> bool:
         """Whether the last step reached a multiple of ``every``, or the end."""
-        crossed = self.step // every > (self.step - self.step_size) // every
-        return crossed or self.step >= self.total_steps
+        crossed = every and self.step // every > (self.step - self.step_size) // every
+        return bool(crossed) or self.step >= self.total_steps
+
+    def is_time_to_save(self) -> bool:
+        """Whether the last checkpoint is older than ``checkpoint_minutes``."""
+        limit = self.checkpoint_minutes
+        return limit is not None and time.monotonic() - self.saved_at >= 60 * limit
 
     def collect(self) -> None:
         """Take a step, in the environments if there are any to learn from."""
@@ -250,7 +263,11 @@ class Trainer:
     def evaluate_and_save(self) -> None:
         """Score the policy; save a checkpoint, and keep the best."""
         self.phases.lap("other")
-        metrics = self.evaluate()
+        try:
+            metrics = self.evaluate()
+        except Preempted:  # it can be long; the next attempt begins with it
+            self.halt_if_asked()
+            raise
         self.phases.lap("evaluate")
         self.logger.log("eval", metrics, self.clock())
         names = [f"eval/{name}" for name in metrics]
@@ -274,12 +291,18 @@ class Trainer:
         seed, step = self.run.seed, self.step
         if not isinstance(self.env, VectorEnv):
             assert isinstance(self.dataset, ValidationDataset)
-            return validate(self.policy, self.dataset.validation_batches(), seed=seed, step=step)
+            batches = self.dataset.validation_batches()
+            return validate(self.policy, batches, seed=seed, step=step, each=self.stop.check)
         if self.eval_env is None:
             with preserve_random_state():
                 self.eval_env = self.make_env()
         return evaluate(
-            self.policy, self.eval_env, num_episodes=self.eval_episodes, seed=seed, step=step
+            self.policy,
+            self.eval_env,
+            num_episodes=self.eval_episodes,
+            seed=seed,
+            step=step,
+            each=self.stop.check,
         )
 
     def clock(self) -> Clock:
@@ -292,10 +315,11 @@ class Trainer:
         return Clock(self.step, frames, updates, epoch, self.seconds)
 
     def save(self, *, is_best: bool) -> None:
-        """Write a checkpoint of everything, unless a weight is not finite.
+        """Write a checkpoint of everything, unless a metric or a weight is not finite.
 
         An infinite gradient of a finite loss makes such a weight, which no metric shows yet.
         """
+        self.learner.metrics.check()
         for name, parameter in self.alg.named_parameters():
             if not parameter.isfinite().all():
                 raise UserError(
@@ -304,30 +328,34 @@ class Trainer:
                 )
         self.clock()
         weights = {"alg": self.alg.state_dict(), "processor": self.processor.state_dict()}
+        dataset = self.dataset.save(self.data_folder)
         state = {
             "step": self.step,
             "seconds": self.seconds,
             "best_score": self.best_score,
             "evaluated_step": self.evaluated_step,
+            "finished": self.finished,
             "learner": self.learner.state_dict(),
-            "dataset": self.dataset.state_dict(),
+            "dataset": dataset,
             "collector": self.collector.state_dict() if self.collector else None,
             "random": random_state(),
         }
-        save_checkpoint(self.run.folder, self.step, Checkpoint(weights, state), is_best=is_best)
-        self.saved_step = self.step
+        self.logger.flush()  # first, so that what it refers to outlives a power cut
+        save_checkpoint(
+            self.run.folder,
+            self.step,
+            Checkpoint(weights, state),
+            is_best=is_best,
+            keep_last=self.keep_last,
+            files=dataset.get("files", []),
+        )
+        self.saved_step, self.saved_at = self.step, time.monotonic()
         self.run.status.update(step=self.step, score=self.best_score)
         self.phases.lap("checkpoint")
 
     def resume(self) -> None:
-        """Go on from the run directory's last checkpoint; open episodes are cut there."""
-        folder = self.run.folder / "checkpoints" / "last"
-        checkpoint = load_checkpoint(folder)
-        try:
-            self.load(checkpoint)
-        except (KeyError, RuntimeError, ValueError) as error:
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
-            raise UserError(f"{folder} does not fit this code: {reason}") from error
+        """Go on from the run directory's last checkpoint, or the one before if it is damaged."""
+        folder = load_newest(self.run.folder, self.load)
         if self.step > self.total_steps:
             raise UserError(
                 f"trainer.total_steps={self.total_steps} is below the {self.step} steps of {folder}"
@@ -342,13 +370,20 @@ class Trainer:
         self.alg.load_state_dict(weights["alg"])
         self.processor.load_state_dict(weights["processor"])
         self.learner.load_state_dict(state["learner"])
-        self.dataset.load_state_dict(state["dataset"])
+        self.dataset.load(state["dataset"], self.data_folder)
         if self.collector is not None:
             self.collector.load_state_dict(state["collector"])
-        restore_random_state(state["random"])
+        self.finished = state["finished"]
         self.step, self.seconds = state["step"], state["seconds"]
         self.best_score = state["best_score"]
         self.evaluated_step = state["evaluated_step"]
+        self.saved_step = self.step
+        restore_random_state(state["random"])  # last, since environments may use the generators
+
+    @property
+    def data_folder(self) -> Path:
+        """Where the dataset keeps what checkpoints share."""
+        return self.run.folder / "checkpoints" / "data"
 
     def close(self) -> None:
         """Close the environments."""

@@ -5,6 +5,7 @@ import resource
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,12 @@ from research.errors import UserError
 from research.training import checkpoint
 from research.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 
+write = partial(save_checkpoint, keep_last=2, files=[])
+
 
 def save(run_dir: Path, step: int, *, is_best: bool = False, size: int = 4) -> None:
     weights = {"alg": {"w": torch.full((size,), float(step))}}
-    save_checkpoint(run_dir, step, Checkpoint(weights, {"step": step}), is_best=is_best)
+    write(run_dir, step, Checkpoint(weights, {"step": step}), is_best=is_best)
 
 
 def load_step(run_dir: Path, name: str) -> int:
@@ -49,7 +52,7 @@ def test_tensors_and_plain_values_come_back_to_the_bit(tmp_path: Path) -> None:
     generator = np.random.default_rng(2**90).bit_generator
     weights = {"bf16": torch.randn(3).bfloat16(), "nothing": torch.zeros(0, 2), "f64": torch.pi}
     state: dict[str, Any] = {"pcg64": generator.state, "score": None, "pairs": [(1, 2.5), "x"]}
-    save_checkpoint(tmp_path, 1, Checkpoint(weights, state), is_best=False)
+    write(tmp_path, 1, Checkpoint(weights, state), is_best=False)
     loaded = load_checkpoint(tmp_path / "checkpoints" / "last")
     assert loaded.state == state
     assert generator.state["state"]["state"] > 2**64
@@ -96,7 +99,7 @@ def test_a_disk_that_fills_up_leaves_everything_as_it_was(tmp_path: Path, file: 
     large = {"x": torch.zeros(50_000)}
     full = Checkpoint(large, {}) if file == "weights.pt" else Checkpoint({}, large)
     with largest_file(100_000), pytest.raises(OSError, match="File too large"):
-        save_checkpoint(tmp_path, 20, full, is_best=True)
+        write(tmp_path, 20, full, is_best=True)
     assert names(tmp_path) == before
     assert load_step(tmp_path, "last") == load_step(tmp_path, "best") == 10
 

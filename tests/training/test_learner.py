@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -130,7 +131,7 @@ def test_a_loaded_learner_makes_the_same_updates(before: int) -> None:
     make_updates(learner, before)
     other.alg.load_state_dict(learner.alg.state_dict())
     other.load_state_dict(copy.deepcopy(learner.state_dict()))
-    other.dataset.load_state_dict(learner.dataset.state_dict())
+    other.dataset.load(learner.dataset.save(Path()), Path())
     for each in (learner, other):
         torch.manual_seed(1)
         make_updates(each, 2)

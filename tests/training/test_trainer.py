@@ -4,7 +4,7 @@ import os
 import random
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -74,7 +74,9 @@ def make_trainer(
     log_every: int = 10,
     eval_every: int = 10,
     eval_episodes: int = 2,
-    checkpoint_every: int = 10,
+    checkpoint_every: int | None = 10,
+    checkpoint_minutes: float | None = None,
+    keep_last: int = 2,
     metric: str = "eval/return",
     mode: Literal["max", "min"] = "max",
 ) -> Trainer:
@@ -95,6 +97,8 @@ def make_trainer(
         eval_every=eval_every,
         eval_episodes=eval_episodes,
         checkpoint_every=checkpoint_every,
+        checkpoint_minutes=checkpoint_minutes,
+        keep_last=keep_last,
         metric=metric,
         mode=mode,
     )
@@ -626,16 +630,6 @@ def test_a_run_that_was_killed_ends_as_if_it_had_not_been(tmp_path: Path, at: in
     )
 
 
-@pytest.fixture
-def signals_are_heard() -> Iterator[None]:
-    """As in a terminal; a shell's background jobs ignore SIGINT."""
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.signal(number, signal.default_int_handler) for number in numbers]
-    yield
-    for number, handler in zip(numbers, before, strict=True):
-        signal.signal(number, handler)
-
-
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("at", [13, 20])
 def test_a_signal_ends_a_run_behind_its_step_with_a_checkpoint(
@@ -764,10 +758,10 @@ def test_a_checkpoint_that_is_lost_or_of_other_code_is_refused_and_nothing_overw
     tmp_path: Path,
 ) -> None:
     make_supervised(tmp_path, total_steps=10).train()
-    with pytest.raises(UserError, match=r"checkpoints/last does not fit this code: .*weights\.0"):
+    with pytest.raises(UserError, match=r"0000000010 does not fit this code: .*weights\.0"):
         make_supervised(tmp_path, alg=Falling(), total_steps=20).train()
     (tmp_path / "checkpoints" / "0000000010").rename(tmp_path / "checkpoints" / "moved")
-    with pytest.raises(UserError, match=r"weights\.pt is missing"):
+    with pytest.raises(UserError, match=r"no checkpoint of .* can be gone on from: there is none"):
         make_supervised(tmp_path, total_steps=20).train()
     assert steps(tmp_path / "train.csv") == [10]
 

@@ -126,9 +126,9 @@ class Tape:
             if not any(over):
                 self.obs[env] = step.next_obs
 
-    def end_open_episodes(self) -> None:
-        self.cut += len(self.obs)
-        self.obs.clear()
+    def end_open_episodes(self, mask: np.ndarray) -> None:
+        for env in np.flatnonzero(mask).tolist():
+            self.cut += self.obs.pop(env, None) is not None
 
     def sample(self) -> Transition:
         """The newest step."""
@@ -141,10 +141,10 @@ class Tape:
             torch.from_numpy(step.next_obs)[None],
         )
 
-    def state_dict(self) -> dict[str, Any]:
+    def save(self, folder: Path) -> dict[str, Any]:
         return {}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load(self, state: dict[str, Any], folder: Path) -> None:
         assert state == {}
 
 
@@ -187,10 +187,10 @@ class Points:
         for x in (torch.tensor([[0.0], [0.1], [0.2]]), torch.tensor([[1.0]])):
             yield x, 2 * x - 1
 
-    def state_dict(self) -> dict[str, Any]:
+    def save(self, folder: Path) -> dict[str, Any]:
         return {"generator": self.generator.get_state()}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load(self, state: dict[str, Any], folder: Path) -> None:
         self.generator.set_state(state["generator"])
 
 

@@ -1,0 +1,35 @@
+"""``train.py`` as a real process of its own, forked from one that has imported everything."""
+
+import multiprocessing
+import os
+import sys
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+
+SERVER = multiprocessing.get_context("forkserver")
+PRELOAD = [
+    *("train", "research.training.trainer", "research.training.device", "research.algs.td3"),
+    *("research.envs.dm_control", "dm_control.suite", "tensorboard", "torch._dynamo"),
+]
+
+
+def train(folder: Path, *overrides: str) -> ForkServerProcess:
+    """``python train.py hydra.run.dir=FOLDER ...``, started; it prints to ``<folder>.txt``."""
+    SERVER.set_forkserver_preload(PRELOAD)
+    process = SERVER.Process(target=run, args=(folder, overrides))
+    process.start()
+    return process
+
+
+def run(folder: Path, overrides: tuple[str, ...]) -> None:
+    """Do in this process what the command does in its own."""
+    import torch
+
+    import train
+
+    torch.set_num_threads(1)  # two of them share the machine
+    output = os.open(folder.with_suffix(".txt"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    sys.argv = ["train.py", f"hydra.run.dir={folder}", *overrides]
+    train.main()

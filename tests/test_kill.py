@@ -1,0 +1,128 @@
+"""Whatever is killed, however often: the same command ends with the same files, to the bit."""
+
+import csv
+import hashlib
+import random
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from research.config import build
+from research.datasets.replay import ReplayBuffer
+from research.training.checkpoint import load_checkpoint
+from tests.commands import train
+from tests.conftest import Load, options
+
+STEPS = 480
+SMALL = (
+    f"trainer.total_steps={STEPS}",
+    "trainer.collector.warmup_steps=80",
+    *("trainer.log_every=20", "trainer.checkpoint_every=60"),
+    *("trainer.eval_every=240", "trainer.eval_episodes=1"),
+    *("dataset.capacity=320", "dataset.batch_size=16"),  # the rings wrap around
+)
+ENVS = {"pendulum": "env.action_repeat=5", "cheetah": "env.action_repeat=25"}
+"""By which an episode has 40 steps."""
+
+ATTEMPT_S = 120.0
+
+
+def wait_for_step(folder: Path, step: int, process: Any) -> None:
+    """Wait until a run has logged this step, or has ended."""
+    deadline = time.monotonic() + ATTEMPT_S
+    while process.is_alive() and last_step(folder / "time.csv") < step:
+        assert time.monotonic() < deadline, (folder.with_suffix(".txt")).read_text()
+        time.sleep(0.002)
+
+
+def last_step(path: Path) -> int:
+    """The step of the last whole row of a log."""
+    rows = path.read_text().splitlines()[1:-1] if path.exists() else []
+    return int(rows[-1].split(",")[0]) if rows else 0
+
+
+def train_to_the_end(folder: Path, overrides: Sequence[str], kills: Sequence[int]) -> list[int]:
+    """Type the command until it completes; kill it soon after each of these steps. Its exits."""
+    chance = random.Random(str(folder))
+    exits = []
+    for step in [*kills, None]:
+        process = train(folder, *overrides)
+        if step is not None:
+            wait_for_step(folder, step, process)
+            time.sleep(chance.uniform(0, 0.05))
+            process.kill()
+        process.join(ATTEMPT_S)
+        assert process.exitcode is not None
+        exits.append(process.exitcode)
+    return exits
+
+
+def logs(folder: Path) -> dict[str, Any]:
+    """All rows but for the times of this machine, and all points of TensorBoard."""
+    rows = {}
+    for group in ("train", "env", "eval"):
+        with (folder / f"{group}.csv").open() as file:
+            rows[group] = [{**row, "seconds": None} for row in csv.DictReader(file)]
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
+    for tag in events.Tags()["scalars"]:
+        if not tag.startswith("time/"):
+            rows[tag] = [(event.step, event.value) for event in events.Scalars(tag)]
+    return rows
+
+
+def weights(folder: Path) -> dict[str, str]:
+    """Hashes of the files with the last and the best weights."""
+    return {
+        name: hashlib.sha256(
+            (folder / "checkpoints" / name / "weights.pt").read_bytes()
+        ).hexdigest()
+        for name in ("last", "best")
+    }
+
+
+def buffer(folder: Path, load: Load, overrides: Sequence[str]) -> dict[str, Any]:
+    """The replay buffer that a run ended with: its rows and all that it would sample next."""
+    cfg = load(*overrides)
+    dataset = build(cfg.dataset, build(cfg.env), 0)
+    assert isinstance(dataset, ReplayBuffer)
+    state = load_checkpoint(folder / "checkpoints" / "last").state["dataset"]
+    dataset.load(state, folder / "checkpoints" / "data")
+    rows = dataset._rings
+    spans = list(rows.spans(rows.oldest, rows.num_written))
+    contents = {
+        group: torch.cat([values[start:stop] for start, stop in spans])
+        for group, values in dataset._storage.groups.items()
+    }
+    return {**contents, **state["rings"], "generator": state["generator"]}
+
+
+@pytest.mark.parametrize("num_envs", [1, 4])
+@pytest.mark.parametrize("processor", ["identity", "normalise"])
+@pytest.mark.parametrize("env", ENVS)
+@pytest.mark.parametrize("alg", options("alg"))
+def test_a_run_killed_again_and_again_ends_as_one_that_was_not(
+    tmp_path: Path, load: Load, alg: str, env: str, processor: str, num_envs: int
+) -> None:
+    overrides = [f"alg={alg}", f"env={env}", ENVS[env], f"processor={processor}", *SMALL]
+    overrides += [f"env.num_envs={num_envs}", f"env.subprocesses={num_envs > 1}"]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    uninterrupted = train(whole, *overrides)
+    chance = random.Random(f"{overrides}")
+    kills = sorted(chance.sample(range(1, STEPS - 20), 4))
+    exits = train_to_the_end(killed, overrides, kills)
+    uninterrupted.join(ATTEMPT_S)
+    assert (uninterrupted.exitcode, exits[-1]) == (0, 0), killed.with_suffix(".txt").read_text()
+    assert exits.count(-9) >= 2
+    assert "resumed at step" in killed.with_suffix(".txt").read_text()
+    assert "did not come back" not in killed.with_suffix(".txt").read_text()
+    assert logs(killed) == logs(whole)
+    assert weights(killed) == weights(whole)
+    ends = [buffer(folder, load, overrides) for folder in (whole, killed)]
+    for name, value in ends[0].items():
+        same = value.equal(ends[1][name]) if isinstance(value, torch.Tensor) else None
+        assert same if same is not None else value == ends[1][name], name
