@@ -25,7 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 from research.config import build, check, iterate_causes, to_plain
 from research.differences import differences
 from research.errors import PREEMPTED, Preempted, UserError, did_you_mean
-from research.files import write_whole
+from research.files import MAX_DEPTH, write_whole
 from research.launchers.store import share_config_store
 from research.status import BLANK, Status, read_status, sole_process
 from research.training.provenance import write_provenance
@@ -40,7 +40,7 @@ CANNOT_WRITE = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM),
     *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.EIO),
 )
-MAX_BYTES = 2**20
+MAX_BYTES = 2**18
 """A longer file is no config."""
 
 EXTENDABLE = {"resume", "trainer.total_steps"}
@@ -190,8 +190,8 @@ def read_config(run_dir: Path) -> dict[str, Any]:
         config = OmegaConf.to_container(OmegaConf.create(read_yaml(path)))
     except FileNotFoundError as error:
         raise UserError(f"{path} is missing, so whose checkpoints these are is unknown") from error
-    except (yaml.YAMLError, OmegaConfBaseException, ValueError, RecursionError) as error:
-        reason = " ".join(str(error).split())
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError, AssertionError) as error:
+        reason = " ".join(str(error).split()) or "it holds no keys"
         raise UserError(f"{path} is no config: {reason}") from error
     if not isinstance(config, dict):
         raise UserError(f"{path} is no config: it holds a {type(config).__name__}")
@@ -199,10 +199,11 @@ def read_config(run_dir: Path) -> dict[str, Any]:
 
 
 def read_yaml(path: Path) -> str:
-    """The text of a YAML file that anybody may have written, without aliases.
+    """The text of a YAML file that anybody may have written.
 
     Raises:
-        ValueError: it is something else; aliases of aliases would fill the memory.
+        ValueError: it is something else, longer than ``MAX_BYTES``, nested deeper than
+            ``MAX_DEPTH``, or has aliases, which can fill the memory.
 
     """
     if not stat.S_ISREG(path.stat().st_mode):  # to open a pipe would wait for its writer
@@ -211,8 +212,14 @@ def read_yaml(path: Path) -> str:
         text = file.read(MAX_BYTES + 1)
     if len(text) > MAX_BYTES:
         raise ValueError(f"it has more than {MAX_BYTES:,} bytes")
-    if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
-        raise ValueError("it has aliases")
+    depth = 0
+    for event in yaml.parse(text):
+        depth += isinstance(event, yaml.CollectionStartEvent)
+        depth -= isinstance(event, yaml.CollectionEndEvent)
+        if depth > MAX_DEPTH:
+            raise ValueError(f"it is nested deeper than {MAX_DEPTH} levels")
+        if isinstance(event, yaml.AliasEvent):
+            raise ValueError("it has aliases")
     return text.decode()
 
 
@@ -296,5 +303,7 @@ def exit_status(error: BaseException) -> int:
 
 def fail(line: str, *, status: int) -> NoReturn:
     """Print one line on stderr and end the program."""
-    sys.stderr.write(f"{Path(sys.argv[0]).name}: {line}\n")
+    # A run directory may be anybody's, and a terminal obeys what is not printable.
+    printable = "".join(letter if letter.isprintable() else "?" for letter in line)
+    sys.stderr.write(f"{Path(sys.argv[0]).name}: {printable}\n")
     sys.exit(status)

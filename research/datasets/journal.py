@@ -81,8 +81,8 @@ class Journal:
         """
         if not self.is_open or self.segments[-1].num_bytes >= self.segment_bytes:
             self.segments.append(Segment(self.make_file(), 0, 0, self.stops))
+            self.is_open = True
         name, num_bytes, checksum, _ = self.segments[-1]
-        self.is_open = False  # until all is well, so that nothing is written behind a failure
         with (self.folder / name).open("r+b", buffering=0) as file:
             file.seek(num_bytes)
             try:
@@ -97,12 +97,11 @@ class Journal:
                 raise
         self.stops = list(block.stop)
         self.segments[-1] = Segment(name, num_bytes, checksum, self.stops)
-        self.is_open = True
 
     def make_file(self) -> str:
         """A new empty file, numbered behind all that are there, of whatever attempt."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        numbers = [int(path.stem) for path in self.folder.glob("*.rows") if path.stem.isdigit()]
+        numbers = [int(path.stem) for path in self.folder.glob("*.rows") if path.stem.isdecimal()]
         name = f"{max(numbers, default=-1) + 1:08d}.rows"
         (self.folder / name).touch(exist_ok=False)
         flush_folder(self.folder)
@@ -149,6 +148,8 @@ class Journal:
         for segment in self.segments:
             path = self.folder / segment.name
             try:
+                if not path.is_file():  # to open a pipe would wait for its writer
+                    raise FileNotFoundError
                 with path.open("rb") as file:
                     reader = Reader(file.fileno(), path, segment)
                     while reader.left:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from research.errors import UserError
+from research.errors import DamagedFile, UserError
 from research.training import checkpoint
 from research.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 
@@ -102,6 +102,100 @@ def test_a_disk_that_fills_up_leaves_everything_as_it_was(tmp_path: Path, file: 
         write(tmp_path, 20, full, is_best=True)
     assert names(tmp_path) == before
     assert load_step(tmp_path, "last") == load_step(tmp_path, "best") == 10
+
+
+def rows_files(run_dir: Path) -> set[str]:
+    return set(os.listdir(run_dir / "checkpoints" / "data"))
+
+
+def save_with_rows(run_dir: Path, step: int, files: list[str], **options: Any) -> None:
+    """Save a checkpoint whose state refers to files that are there."""
+    data = run_dir / "checkpoints" / "data"
+    data.mkdir(parents=True, exist_ok=True)
+    for name in files:
+        (data / name).touch()
+    write(run_dir, step, Checkpoint({}, {}), files=files, **{"is_best": False, **options})
+
+
+def test_data_is_kept_as_long_as_a_checkpoint_needs_it_that_is_kept(tmp_path: Path) -> None:
+    """The best, when it is not among the last, is not gone on from, and needs none."""
+    save_with_rows(tmp_path, 10, ["a"], is_best=True)
+    save_with_rows(tmp_path, 20, ["a", "b"])
+    assert rows_files(tmp_path) == {"a", "b"}
+    save_with_rows(tmp_path, 30, ["b", "c"])
+    save_with_rows(tmp_path, 40, ["c"])
+    assert rows_files(tmp_path) == {"b", "c"}
+    assert names(tmp_path) == {"last", "best", "data", *(f"00000000{n}" for n in (10, 30, 40))}
+    save_with_rows(tmp_path, 50, ["d"], keep_last=1)
+    assert rows_files(tmp_path) == {"d"}
+    assert names(tmp_path) == {"last", "best", "data", "0000000010", "0000000050"}
+
+
+def test_a_damaged_manifest_deletes_nothing_and_does_not_stop_the_run(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for step, file in [(10, "a"), (20, "b")]:
+        save_with_rows(tmp_path, step, [file])
+    manifest = tmp_path / "checkpoints" / "0000000020" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"b"', '"x"'))
+    save_with_rows(tmp_path, 30, ["c"])
+    assert rows_files(tmp_path) == {"a", "b", "c"}
+    assert {"0000000010", "0000000020", "0000000030"} <= names(tmp_path)
+    assert "its checksum is wrong; what it needs is unknown, so nothing is deleted" in caplog.text
+    for step, file in [(40, "d"), (50, "e")]:
+        save_with_rows(tmp_path, step, [file])
+    assert rows_files(tmp_path) == {"d", "e"}
+    assert names(tmp_path) == {"last", "data", "0000000040", "0000000050"}
+
+
+def test_of_links_to_elsewhere_only_the_link_is_deleted(tmp_path: Path) -> None:
+    run_dir, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+    (elsewhere / "data").mkdir(parents=True)
+    (elsewhere / "data" / "thesis.txt").touch()
+    save_with_rows(run_dir, 10, [])
+    folder = run_dir / "checkpoints"
+    for name in ("0000000001", ".0000000001", "data/link"):
+        (folder / name).symlink_to(elsewhere)
+    for step in (20, 30):
+        save_with_rows(run_dir, step, [])
+    assert names(run_dir) == {"last", "data", "0000000020", "0000000030"}
+    assert rows_files(run_dir) == set()
+    (folder / "data").rmdir()
+    (folder / "data").symlink_to(elsewhere / "data")
+    save_with_rows(run_dir, 40, ["a"])
+    assert rows_files(run_dir) == {"a", "thesis.txt"}
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "is damaged"),
+        (b"\xff", "is damaged"),
+        (b"[" * 9999, "nested deeper than"),
+        (b" " * 2**21, "more than"),
+        (b"7", "is of version None"),
+        (b'{"version": "' + b"x" * 9999 + b'"}', r"is of version 'x+\.\.\.x+'; this code"),
+        (b'{"version": 1}', "names no checkpoint and files"),
+        (b'{"version": 1, "best": "../best", "files": []}', "names no checkpoint and files"),
+        (b'{"version": 1, "best": 7, "files": []}', "names no checkpoint and files"),
+        (b'{"version": 1, "best": null, "files": [[]]}', "names no checkpoint and files"),
+        (b'{"version": 1, "best": null, "files": []}', "its checksum is wrong"),
+    ],
+)
+def test_a_manifest_that_is_none_is_refused(tmp_path: Path, content: bytes, reason: str) -> None:
+    save(tmp_path, 10)
+    (tmp_path / "checkpoints" / "last" / "manifest.json").write_bytes(content)
+    with pytest.raises(DamagedFile, match=f"manifest.json is .*{reason.removeprefix('is ')}"):
+        load_checkpoint(tmp_path / "checkpoints" / "last")
+
+
+def test_a_pipe_in_place_of_a_file_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    for file in ("weights.pt", "state.pt", "manifest.json"):
+        save(tmp_path, 10)
+        (tmp_path / "checkpoints" / "last" / file).unlink()
+        os.mkfifo(tmp_path / "checkpoints" / "last" / file)
+        with pytest.raises(DamagedFile, match=f"{file} is damaged.*: it is no regular file"):
+            load_checkpoint(tmp_path / "checkpoints" / "last")
 
 
 class Dead(BaseException):

@@ -138,3 +138,20 @@ def test_a_loaded_learner_makes_the_same_updates(before: int) -> None:
     assert other.updates == learner.updates == before + 2
     for name, value in learner.alg.state_dict().items():
         assert value.equal(other.alg.state_dict()[name])
+
+
+def test_a_state_from_before_the_first_update_undoes_a_later_one() -> None:
+    """The later one was of a checkpoint whose rows turned out to be damaged."""
+    options: Any = {"optim": ADAM, "schedule": partial(StepLR, step_size=4)}
+    early, late, other = (make_learner(**options) for _ in range(3))
+    make_updates(late, 6)
+    weights = copy.deepcopy(early.alg.state_dict())
+    for state in (late.state_dict(), early.state_dict()):
+        other.load_state_dict(copy.deepcopy(state))
+    other.alg.load_state_dict(weights)
+    other.dataset.load(early.dataset.save(Path()), Path())
+    for each in (early, other):
+        torch.manual_seed(1)
+        make_updates(each, 3)
+    for name, value in early.alg.state_dict().items():
+        assert value.equal(other.alg.state_dict()[name])

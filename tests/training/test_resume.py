@@ -6,7 +6,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -26,6 +26,7 @@ from research.status import Status
 from research.training import events, logger
 from research.training.checkpoint import load_checkpoint
 from research.training.collector import Collector
+from research.training.logger import Logger
 from research.training.seed import seed_everything
 from research.training.trainer import Trainer
 from tests.training.test_checkpoint import Dead
@@ -358,7 +359,7 @@ def test_the_best_of_a_checkpoint_that_is_set_aside_is_found_again(
     tmp_path: Path, signals_are_heard: None
 ) -> None:
     """The checkpoint before knows an earlier best, which must still be there."""
-    script = {10: 3.0, 20: 2.0, 30: 1.0, 40: 4.0}
+    script = {10: 2.0, 20: 3.0, 30: 1.0, 40: 4.0}
     make = partial(make_scripted, script, tmp_path)
     trainer = make()
     save = trainer.save
@@ -377,7 +378,7 @@ def test_the_best_of_a_checkpoint_that_is_set_aside_is_found_again(
     tell(trainer, signal.SIGTERM, at=21)
     with pytest.raises(Preempted):
         trainer.train()
-    assert checkpoint_step(tmp_path, "best") == 20
+    assert checkpoint_step(tmp_path, "best") == 10
     assert make().train() == 1.0
     assert checkpoint_step(tmp_path, "best") == 30
 
@@ -398,6 +399,65 @@ def test_where_no_checkpoint_is_whole_nothing_is_touched(
     assert sorted((path, path.lstat().st_mtime_ns) for path in tmp_path.rglob("*")) == before
 
 
+def test_a_last_checkpoint_that_was_chosen_by_hand_is_gone_on_from(
+    tmp_path: Path, whole: Callable[..., dict[str, Any]], signals_are_heard: None
+) -> None:
+    expected = whole()
+    folder = tmp_path / "told"
+    interrupt(folder, at=31)
+    (folder / "checkpoints" / "last").unlink()
+    (folder / "checkpoints" / "last").symlink_to("0000000030")
+    trainer = make_online(folder)
+    with closing(trainer):
+        trainer.start()
+        assert trainer.step == 30
+    trainer = make_online(folder)
+    trainer.train()
+    assert_same_end(end_of(folder, trainer), expected)
+
+
+def test_a_run_that_is_stopped_before_its_next_step_writes_nothing(
+    tmp_path: Path, signals_are_heard: None
+) -> None:
+    interrupt(tmp_path, at=31)
+    before = sorted(os.listdir(tmp_path / "checkpoints"))
+    trainer = make_online(tmp_path)
+    start = trainer.start
+    trainer.start = lambda: (start(), signal.raise_signal(signal.SIGTERM))[0]
+    with pytest.raises(Preempted, match="stopped at step 31"):
+        trainer.train()
+    assert sorted(os.listdir(tmp_path / "checkpoints")) == before
+
+
+def test_what_a_checkpoint_follows_is_on_the_disk_before_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Logs, rows and its own files, at the instant when ``last`` comes to name it."""
+    synced: dict[int, int] = {}
+
+    def fsync(descriptor: int) -> None:
+        file = os.fstat(descriptor)
+        synced[file.st_ino] = file.st_size
+
+    def replace(source: Path, target: Path) -> None:
+        replace_really(source, target)
+        if Path(target).name == "last":
+            files = [*tmp_path.glob("*.csv"), *tmp_path.glob("events*")]
+            files += [path for path in (tmp_path / "checkpoints").rglob("*") if path.is_file()]
+            stats = {path: path.stat() for path in files}
+            checked.append([path for path, s in stats.items() if synced.get(s.st_ino) != s.st_size])
+
+    checked: list[list[Path]] = []
+    replace_really = os.replace
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "replace", replace)
+    trainer = make_online(tmp_path)
+    trainer.logger = Logger(tmp_path, tensorboard=True, wandb=None)
+    trainer.train()
+    assert len(checked) == 7
+    assert not any(checked), checked
+
+
 def test_no_more_is_kept_than_asked_for(tmp_path: Path) -> None:
     make_online(tmp_path, keep_last=3, eval_every=40).train()
     names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
@@ -415,7 +475,7 @@ class Moody(Repeatable):
         return super().reset(**arguments)
 
     def observe(self) -> np.ndarray:
-        return super().observe() + np.float32(self.mood)
+        return super().observe() + np.array([0, self.mood, 0, 0], np.float32)
 
 
 MOODS = count()
@@ -436,6 +496,32 @@ def test_an_environment_that_is_not_deterministic_is_reported_once_and_begins_an
     assert (trainer.collector.num_episodes >= begun).all()
     assert steps(tmp_path / "train.csv") == sorted(set(steps(tmp_path / "train.csv")))
     make_online(tmp_path, num_envs=3, make=Moody, total_steps=42).train()
+
+
+class SometimesMoody(Moody):
+    """Only in episodes with an odd seed."""
+
+    def observe(self) -> np.ndarray:
+        return super().observe() if self.seed % 2 else Repeatable.observe(self)
+
+
+def test_of_several_environments_those_that_can_go_on_do(
+    tmp_path: Path, signals_are_heard: None
+) -> None:
+    interrupt(tmp_path, at=24, num_envs=4, make=SometimesMoody)
+    saved = load_checkpoint(tmp_path / "checkpoints" / "last").state["collector"]
+    moody = np.array(saved["episode_seeds"]) % 2 == 1
+    assert 0 < moody.sum() < 4
+    trainer = make_online(tmp_path, num_envs=4, make=SometimesMoody)
+    with closing(trainer):
+        trainer.start()
+        assert isinstance(trainer.collector, Collector)
+        np.testing.assert_array_equal(trainer.collector.obs[~moody], saved["obs"][~moody])
+        assert (trainer.collector.obs[moody][:, 2] == 0).all()
+        assert (saved["obs"][moody][:, 2] > 0).all()
+        assert trainer.collector.episode_seeds[0] is not None
+        begun = trainer.collector.num_episodes - np.array(saved["num_episodes"])
+        np.testing.assert_array_equal(begun, moody)
 
 
 # What is configured otherwise

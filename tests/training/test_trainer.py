@@ -645,7 +645,7 @@ def test_a_signal_ends_a_run_behind_its_step_with_a_checkpoint(
             signal.raise_signal(signal.SIGTERM)  # batch systems say it twice
 
     trainer.learn = learn_and_be_told
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt, match=f"^{number.name}: "):
         trainer.train()
     assert trainer.step == checkpoint_step(tmp_path, "last") == at
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
