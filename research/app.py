@@ -7,7 +7,6 @@ import os
 import re
 import resource
 import signal
-import stat
 import sys
 import traceback
 from collections.abc import Callable
@@ -25,7 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 from research.config import build, check, iterate_causes, to_plain
 from research.differences import differences
 from research.errors import PREEMPTED, Preempted, UserError, did_you_mean
-from research.files import MAX_DEPTH, write_whole
+from research.files import MAX_DEPTH, read_text, write_whole
 from research.launchers.store import share_config_store
 from research.status import BLANK, Status, read_status, sole_process
 from research.training.provenance import write_provenance
@@ -206,12 +205,7 @@ def read_yaml(path: Path) -> str:
             ``MAX_DEPTH``, or has aliases, which can fill the memory.
 
     """
-    if not stat.S_ISREG(path.stat().st_mode):  # to open a pipe would wait for its writer
-        raise ValueError("it is no regular file")
-    with path.open("rb") as file:
-        text = file.read(MAX_BYTES + 1)
-    if len(text) > MAX_BYTES:
-        raise ValueError(f"it has more than {MAX_BYTES:,} bytes")
+    text = read_text(path, max_bytes=MAX_BYTES)
     depth = 0
     for event in yaml.parse(text):
         depth += isinstance(event, yaml.CollectionStartEvent)
@@ -220,7 +214,7 @@ def read_yaml(path: Path) -> str:
             raise ValueError(f"it is nested deeper than {MAX_DEPTH} levels")
         if isinstance(event, yaml.AliasEvent):
             raise ValueError("it has aliases")
-    return text.decode()
+    return text
 
 
 def read_files(folder: Path) -> dict[Path, bytes]:

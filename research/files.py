@@ -65,6 +65,23 @@ def append(path: Path, data: bytes) -> None:
             raise
 
 
+def read_text(path: Path, *, max_bytes: int) -> str:
+    """The text of a file that anybody may have put there.
+
+    Raises:
+        OSError: it is missing or unreadable.
+        ValueError: it is no regular file, longer than ``max_bytes``, or not UTF-8.
+
+    """
+    if not stat.S_ISREG(path.stat().st_mode):  # to open a pipe would wait for its writer
+        raise ValueError("it is no regular file")
+    with path.open("rb") as file:
+        content = file.read(max_bytes + 1)
+    if len(content) > max_bytes:
+        raise ValueError(f"it has more than {max_bytes:,} bytes")
+    return content.decode()
+
+
 def read_json(path: Path, *, max_bytes: int) -> Any:
     """The content of a JSON file that anybody may have written, its numbers finite.
 
@@ -74,14 +91,9 @@ def read_json(path: Path, *, max_bytes: int) -> Any:
             the message is one line.
 
     """
-    if not stat.S_ISREG(path.stat().st_mode):  # to open a pipe would wait for its writer
-        raise ValueError("it is no regular file")
-    with path.open("rb") as file:
-        text = file.read(max_bytes + 1)
-    if len(text) > max_bytes:
-        raise ValueError(f"it has more than {max_bytes:,} bytes")
+    text = read_text(path, max_bytes=max_bytes)
     try:
-        content = json.loads(text.decode(), parse_float=finite, parse_constant=finite)
+        content = json.loads(text, parse_float=finite, parse_constant=finite)
     except RecursionError:
         is_deep = True
     else:
