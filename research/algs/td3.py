@@ -23,7 +23,7 @@ class TD3(Algorithm):
         An episode cut by a time limit bootstraps from its real final observation.
 
     Args:
-        network: ``actor`` maps (B, O) to (B, A); ``critic`` returns (N, B).
+        network: ``actor`` maps (B, O) to (B, A); ``critics`` return (N, B).
         optim: builds an optimizer from parameters.
         tau: Polyak step per target update, in (0, 1].
         explore_noise: std of the noise added to training actions, at least 0.
@@ -87,7 +87,7 @@ class TD3(Algorithm):
     def update_critic(self, batch: Transition, noise: Tensor) -> Metrics:
         """Regress every critic on the clipped double-Q target."""
         target_q = self.compute_target(batch, noise)
-        q = self.network.critic(batch.obs, batch.action)
+        q = self.network.critics(batch.obs, batch.action)
         loss = F.mse_loss(q, target_q.expand_as(q))
         take_step(self.critic_optim, loss)
         return {
@@ -98,7 +98,7 @@ class TD3(Algorithm):
 
     def update_actor(self, obs: Tensor) -> Metrics:
         """Climb the first critic (the deterministic policy gradient)."""
-        loss = -self.network.first_critic(obs, self.network.actor(obs)).mean()
+        loss = -self.network.critics.first(obs, self.network.actor(obs)).mean()
         take_step(self.actor_optim, loss)
         return {"actor_loss": loss.detach()}
 
@@ -107,5 +107,5 @@ class TD3(Algorithm):
         """Bootstrapped return at a smoothed target action, (B,); ``noise`` is standard, (B, A)."""
         noise = (self.target_noise * noise).clamp(-self.noise_clip, self.noise_clip)
         next_action = (self.target.actor(batch.next_obs) + noise).clamp(-1, 1)
-        next_q = self.target.critic(batch.next_obs, next_action).amin(dim=0)
+        next_q = self.target.critics(batch.next_obs, next_action).amin(dim=0)
         return batch.reward + batch.discount * next_q

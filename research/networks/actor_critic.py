@@ -10,8 +10,49 @@ from torch import Tensor, nn
 from research.networks.mlp import MLP, Activation, EnsembleMLP, Init
 
 
+class Critics(nn.Module):
+    """N action-value functions on flat observations.
+
+    Raises:
+        ValueError: ``num_critics`` is below 1.
+
+    """
+
+    def __init__(
+        self,
+        num_critics: int,
+        obs_dim: int,
+        action_dim: int,
+        *,
+        hidden_dims: Sequence[int],
+        activation: Activation,
+        layer_norm: bool,
+        init: Init | None,
+    ) -> None:
+        super().__init__()
+        if num_critics < 1:
+            raise ValueError(f"num_critics must be at least 1, got {num_critics}")
+        self.ensemble = EnsembleMLP(
+            num_critics,
+            obs_dim + action_dim,
+            1,
+            hidden_dims=hidden_dims,
+            activation=activation,
+            layer_norm=layer_norm,
+            init=init,
+        )
+
+    def forward(self, obs: Tensor, action: Tensor) -> Tensor:
+        """Every critic's value of (B, O) and (B, A), (N, B)."""
+        return self.ensemble(torch.cat([obs, action], dim=-1)).squeeze(-1)
+
+    def first(self, obs: Tensor, action: Tensor) -> Tensor:
+        """The first critic's value alone, (B,)."""
+        return self.ensemble.forward_member(torch.cat([obs, action], dim=-1), 0).squeeze(-1)
+
+
 class ActorCritic(nn.Module):
-    """``actor`` maps observations to actions in [-1, 1]; ``critic`` rates pairs of both.
+    """``actor`` maps observations to actions in [-1, 1]; ``critics`` rate pairs of both.
 
     Args:
         observation_space: a flat Box of floats, (O,).
@@ -40,8 +81,6 @@ class ActorCritic(nn.Module):
     ) -> None:
         super().__init__()
         obs_dim, action_dim = flat_dim(observation_space), bounded_action_dim(action_space)
-        if num_critics < 1:
-            raise ValueError(f"num_critics must be at least 1, got {num_critics}")
         self.actor = nn.Sequential(
             MLP(
                 obs_dim,
@@ -53,23 +92,15 @@ class ActorCritic(nn.Module):
             ),
             nn.Tanh(),
         )
-        self.critics = EnsembleMLP(
+        self.critics = Critics(
             num_critics,
-            obs_dim + action_dim,
-            1,
+            obs_dim,
+            action_dim,
             hidden_dims=hidden_dims,
             activation=activation,
             layer_norm=layer_norm,
             init=init,
         )
-
-    def critic(self, obs: Tensor, action: Tensor) -> Tensor:
-        """Every critic's value of (B, O) and (B, A), (N, B)."""
-        return self.critics(torch.cat([obs, action], dim=-1)).squeeze(-1)
-
-    def first_critic(self, obs: Tensor, action: Tensor) -> Tensor:
-        """The first critic's value alone, (B,)."""
-        return self.critics.forward_member(torch.cat([obs, action], dim=-1), 0).squeeze(-1)
 
 
 def flat_dim(space: gymnasium.Space) -> int:

@@ -104,7 +104,7 @@ def test_target_is_reward_plus_discounted_lowest_critic(
     td3: TD3, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     values = torch.tensor([[3.0, 5.0, 7.0], [4.0, 1.0, -2.0]])
-    monkeypatch.setattr(td3.target, "critic", lambda obs, action: values)
+    monkeypatch.setattr(td3.target.critics, "forward", lambda obs, action: values)
     batch = make_batch(3)._replace(
         reward=torch.tensor([1.0, 2.0, -1.0]), discount=torch.tensor([0.9, 0.5, 0.81])
     )
@@ -122,7 +122,7 @@ def test_target_comes_from_the_next_observation_and_the_target_network(td3: TD3)
     shift(td3.network)
     target = td3.compute_target(batch._replace(obs=batch.obs + 1, action=batch.action / 2), noise)
     next_action = td3.target.actor(batch.next_obs) + (0.2 * noise).clamp(-0.5, 0.5)
-    next_q = td3.target.critic(batch.next_obs, next_action.clamp(-1, 1))
+    next_q = td3.target.critics(batch.next_obs, next_action.clamp(-1, 1))
     torch.testing.assert_close(target, batch.reward + 0.9 * torch.minimum(next_q[0], next_q[1]))
 
 
@@ -130,9 +130,11 @@ def test_target_actions_are_smoothed_by_clipped_noise_within_bounds(
     td3: TD3, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[Tensor] = []
-    critic = td3.target.critic
+    critic = td3.target.critics.forward
     monkeypatch.setattr(
-        td3.target, "critic", lambda obs, action: (seen.append(action), critic(obs, action))[1]
+        td3.target.critics,
+        "forward",
+        lambda obs, action: (seen.append(action), critic(obs, action))[1],
     )
     fix_actor(td3.target, 0.9, -0.2)
     noise = torch.tensor([[1.0, 1.0], [-1.0, -1.0], [10.0, 10.0], [-10.0, -10.0], [0.0, -8.0]])
@@ -213,7 +215,7 @@ def test_critics_descend_the_squared_error_to_the_target(make: Make) -> None:
     before = snapshot(td3.network.critics)
 
     def loss() -> Tensor:
-        errors = [td3.network.critic(batch.obs, batch.action)[i] - target_q for i in range(2)]
+        errors = [td3.network.critics(batch.obs, batch.action)[i] - target_q for i in range(2)]
         return sum(error.square().sum() for error in errors) / 16  # type: ignore[return-value]
 
     slopes = [slope(loss, parameter) for parameter in td3.network.critics.parameters()]
@@ -232,7 +234,7 @@ def test_actor_climbs_the_first_critic(make: Make) -> None:
     before = snapshot(td3.network.actor)
 
     def value() -> Tensor:
-        return td3.network.critic(obs, td3.network.actor(obs))[0].mean()
+        return td3.network.critics(obs, td3.network.actor(obs))[0].mean()
 
     slopes = [slope(value, parameter) for parameter in td3.network.actor.parameters()]
     expected_value = value().item()

@@ -45,24 +45,24 @@ def network() -> ActorCritic:
 
 def test_every_critic_rates_each_pair_by_itself(network: ActorCritic) -> None:
     obs, action = torch.randn(5, 3), torch.rand(5, 2)
-    values = network.critic(obs, action)
+    values = network.critics(obs, action)
     assert values.shape == (3, 5)
     for row in range(5):
-        alone = network.critic(obs[row : row + 1], action[row : row + 1])
+        alone = network.critics(obs[row : row + 1], action[row : row + 1])
         torch.testing.assert_close(values[:, row : row + 1], alone)
 
 
 def test_every_critic_sees_observation_and_action(network: ActorCritic) -> None:
     obs, action = torch.randn(5, 3), torch.rand(5, 2)
-    values = network.critic(obs, action)
-    assert (network.critic(obs + 1, action) != values).any(dim=1).all()
-    assert (network.critic(obs, -action) != values).any(dim=1).all()
+    values = network.critics(obs, action)
+    assert (network.critics(obs + 1, action) != values).any(dim=1).all()
+    assert (network.critics(obs, -action) != values).any(dim=1).all()
 
 
 def test_the_first_critic_is_the_first_of_all(network: ActorCritic) -> None:
     obs, action = torch.randn(5, 3), torch.rand(5, 2)
-    values = network.first_critic(obs, action)
-    torch.testing.assert_close(values, network.critic(obs, action)[0])
+    values = network.critics.first(obs, action)
+    torch.testing.assert_close(values, network.critics(obs, action)[0])
 
 
 def test_actions_fill_their_bounds_and_do_not_pass_them(network: ActorCritic) -> None:
@@ -118,7 +118,7 @@ def test_the_options_of_the_yaml_reach_actor_and_critics(load: Load) -> None:
         "network.init={_target_: torch.nn.init.orthogonal_, _partial_: true}",
     )
     network = build(cfg.network, FLAT, UNIT)
-    alone, ensemble = network.actor[0], network.critics
+    alone, ensemble = network.actor[0], network.critics.ensemble
     assert isinstance(alone, MLP)
     assert isinstance(ensemble, EnsembleMLP)
     for layers in (alone, ensemble.layers):

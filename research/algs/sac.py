@@ -1,0 +1,130 @@
+"""Soft Actor-Critic: Haarnoja et al., 2018, https://arxiv.org/abs/1812.05905."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from research.algs.base import Algorithm, Metrics, OptimFactory, take_step
+from research.batches import Transition
+from research.networks.squashed_gaussian import SquashedGaussianActorCritic
+from research.networks.targets import frozen_copy, polyak_update
+
+
+class SAC(Algorithm):
+    """Stochastic actor, twin critics, and a temperature that holds the entropy (Algorithm 1).
+
+    Actions lie in [-1, 1].
+
+    Deviations:
+        The critics' losses are averaged over the ensemble, where the paper sums them; Adam, which
+        is invariant to the scale of a loss, makes the same steps but for its epsilon.
+        The log-std is bounded by a tanh, as in pytorch_sac, where the paper clips it.
+        The gradient of the temperature is taken by its logarithm, which keeps it positive.
+        An episode cut by a time limit bootstraps from its real final observation.
+
+    Args:
+        network: ``actor`` maps (B, O) to distributions, ``critics`` (B, O) and (B, A) to (N, B).
+        optim: builds an optimizer from parameters, one each for actor, critics and temperature.
+        tau: Polyak step per target update, in (0, 1].
+        temperature: the first one, above 0.
+        target_entropy: what the temperature aims at, in nats; None for minus A.
+        actor_every: critic updates per update of actor and temperature, at least 1.
+        target_every: critic updates per target update, at least 1.
+
+    Raises:
+        ValueError: for a number outside its range.
+
+    """
+
+    def __init__(
+        self,
+        network: SquashedGaussianActorCritic,
+        *,
+        optim: OptimFactory,
+        tau: float,
+        temperature: float,
+        target_entropy: float | None,
+        actor_every: int,
+        target_every: int,
+    ) -> None:
+        super().__init__()
+        if not 0 < tau <= 1:
+            raise ValueError(f"tau must be in (0, 1], got {tau}")
+        if temperature <= 0:
+            raise ValueError(f"temperature must be above 0, got {temperature}")
+        if min(actor_every, target_every) < 1:
+            raise ValueError(
+                "actor_every and target_every must be at least 1, "
+                f"got {actor_every} and {target_every}"
+            )
+        self.network = network
+        self.target_critics = frozen_copy(network.critics)
+        device = next(network.parameters()).device
+        self.log_temperature = nn.Parameter(torch.tensor(math.log(temperature), device=device))
+        self.optim = optim
+        self.tau = tau
+        self.target_entropy = -network.action_dim if target_entropy is None else target_entropy
+        self.actor_every = actor_every
+        self.target_every = target_every
+
+    def make_optimizers(self) -> None:
+        self.actor_optim = self.optim(self.network.actor.parameters())
+        self.critic_optim = self.optim(self.network.critics.parameters())
+        self.temperature_optim = self.optim([self.log_temperature])
+
+    @torch.no_grad()
+    def act(self, obs: Tensor, step: int, explore: bool) -> Tensor:
+        distribution = self.network.actor(obs)
+        if not explore:
+            return distribution.center()
+        return distribution.sample(torch.randn_like(distribution.mean))[0]
+
+    def update(self, batch: Transition, *, step: int, updates: int) -> Metrics:
+        metrics = self.update_critics(batch, torch.randn_like(batch.action))
+        if (updates + 1) % self.actor_every == 0:
+            metrics |= self.update_actor(batch.obs, torch.randn_like(batch.action))
+        if (updates + 1) % self.target_every == 0:
+            polyak_update(self.network.critics, self.target_critics, self.tau)
+        return metrics
+
+    def update_critics(self, batch: Transition, noise: Tensor) -> Metrics:
+        """Regress every critic on the soft target (equation 5)."""
+        target_q = self.compute_target(batch, noise)
+        q = self.network.critics(batch.obs, batch.action)
+        loss = F.mse_loss(q, target_q.expand_as(q))
+        take_step(self.critic_optim, loss)
+        return {
+            "critic_loss": loss.detach(),
+            "q": q.detach().mean(),
+            "target_q": target_q.mean(),
+        }
+
+    def update_actor(self, obs: Tensor, noise: Tensor) -> Metrics:
+        """Climb the lowest critic and the entropy (equation 9), then correct the temperature."""
+        action, log_prob = self.network.actor(obs).sample(noise)
+        q = self.network.critics(obs, action).amin(dim=0)
+        loss = (self.temperature.detach() * log_prob - q).mean()
+        take_step(self.actor_optim, loss)
+        metrics = {"actor_loss": loss.detach(), "entropy": -log_prob.detach().mean()}
+        return metrics | self.update_temperature(log_prob.detach())
+
+    def update_temperature(self, log_prob: Tensor) -> Metrics:
+        """Raise the temperature while the entropy is below its target (equation 18)."""
+        loss = -(self.temperature * (log_prob + self.target_entropy)).mean()
+        temperature = self.temperature.detach()
+        take_step(self.temperature_optim, loss)
+        return {"temperature": temperature, "temperature_loss": loss.detach()}
+
+    @torch.no_grad()
+    def compute_target(self, batch: Transition, noise: Tensor) -> Tensor:
+        """Bootstrapped soft return, (B,); ``noise`` is standard, (B, A)."""
+        action, log_prob = self.network.actor(batch.next_obs).sample(noise)
+        next_q = self.target_critics(batch.next_obs, action).amin(dim=0)
+        return batch.reward + batch.discount * (next_q - self.temperature * log_prob)
+
+    @property
+    def temperature(self) -> Tensor:
+        """The weight of the entropy, alpha."""
+        return self.log_temperature.exp()

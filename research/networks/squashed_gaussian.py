@@ -1,0 +1,111 @@
+"""Actions drawn from a Gaussian and squashed into [-1, 1] by tanh."""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import gymnasium
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from research.networks.actor_critic import Critics, bounded_action_dim, flat_dim
+from research.networks.mlp import MLP, Activation, Init
+
+
+class SquashedGaussian(NamedTuple):
+    """The distribution of tanh(x) for a normal x with independent parts.
+
+    Haarnoja et al., 2018, https://arxiv.org/abs/1801.01290, appendix C.
+
+    Attributes:
+        mean: (B, A), of x.
+        log_std: (B, A), logarithm of the standard deviation of x.
+
+    """
+
+    mean: Tensor
+    log_std: Tensor
+
+    def center(self) -> Tensor:
+        """Actions (B, A) without noise: the squashed mean."""
+        return self.mean.tanh()
+
+    def sample(self, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Actions (B, A) for standard normal ``noise`` (B, A), and their log-densities (B,)."""
+        x = self.mean + self.log_std.exp() * noise
+        log_normal = -0.5 * noise.square() - self.log_std - 0.5 * math.log(2 * math.pi)
+        # log(1 - tanh(x)^2), which would be rounded to log(0) for a large x
+        log_slope = 2 * (math.log(2) - x - F.softplus(-2 * x))
+        return x.tanh(), (log_normal - log_slope).sum(dim=-1)
+
+
+class SquashedGaussianActor(nn.Module):
+    """(B, O) to a ``SquashedGaussian``, whose log-std lies between two bounds.
+
+    Its squashing by tanh is pytorch_sac's (https://github.com/denisyarats/pytorch_sac); the paper
+    clips.
+    """
+
+    def __init__(self, mlp: MLP, log_std_bounds: Sequence[float]) -> None:
+        super().__init__()
+        self.mlp = mlp
+        self.low, self.high = log_std_bounds
+
+    def forward(self, obs: Tensor) -> SquashedGaussian:
+        mean, raw = self.mlp(obs).chunk(2, dim=-1)
+        return SquashedGaussian(mean, self.low + (self.high - self.low) * (raw.tanh() + 1) / 2)
+
+
+class SquashedGaussianActorCritic(nn.Module):
+    """``actor`` maps observations to distributions of actions; ``critics`` rate pairs of both.
+
+    Args:
+        observation_space: a flat Box of floats, (O,).
+        action_space: a Box in [-1, 1], (A,).
+        hidden_dims: widths of the hidden layers of actor and critics.
+        num_critics: members of the critic ensemble, at least 1.
+        activation: makes the activation after each hidden layer.
+        layer_norm: whether hidden layers are normalised before their activation.
+        init: fills the weight matrices; None leaves torch's own.
+        log_std_bounds: least and largest logarithm of the standard deviation before the squashing.
+
+    Raises:
+        ValueError: for spaces that it cannot take, or a number outside its range.
+
+    """
+
+    def __init__(
+        self,
+        observation_space: gymnasium.Space,
+        action_space: gymnasium.Space,
+        *,
+        hidden_dims: Sequence[int],
+        num_critics: int,
+        activation: Activation,
+        layer_norm: bool,
+        init: Init | None,
+        log_std_bounds: Sequence[float],
+    ) -> None:
+        super().__init__()
+        obs_dim, action_dim = flat_dim(observation_space), bounded_action_dim(action_space)
+        self.action_dim = action_dim
+        if len(log_std_bounds) != 2 or log_std_bounds[0] >= log_std_bounds[1]:
+            raise ValueError(f"log_std_bounds must be two rising numbers, got {log_std_bounds}")
+        actor = MLP(
+            obs_dim,
+            2 * action_dim,
+            hidden_dims=hidden_dims,
+            activation=activation,
+            layer_norm=layer_norm,
+            init=init,
+        )
+        self.actor = SquashedGaussianActor(actor, log_std_bounds)
+        self.critics = Critics(
+            num_critics,
+            obs_dim,
+            action_dim,
+            hidden_dims=hidden_dims,
+            activation=activation,
+            layer_norm=layer_norm,
+            init=init,
+        )
