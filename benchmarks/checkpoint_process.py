@@ -28,7 +28,7 @@ from stable_baselines3 import TD3
 from stable_baselines3.common.logger import Logger
 
 from benchmarks.measure import ROOT
-from benchmarks.sb3_td3 import make_td3
+from benchmarks.sb3 import make_model
 from benchmarks.train_speed import ACTION_DIM, OBS_DIM
 from research.config import build
 from research.files import flush_file, flush_folder, write_whole
@@ -140,7 +140,7 @@ class StableBaselines3:
             self.model.load_replay_buffer(models[-1].with_suffix(".pkl"))
         else:
             self.folder.mkdir()
-            self.model = make_td3(self.cfg, self.env)
+            self.model = make_model(self.cfg, self.env)
             self.model.set_logger(Logger(folder=None, output_formats=[]))
         self.buffer: Any = self.model.replay_buffer
 

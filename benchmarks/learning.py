@@ -1,6 +1,6 @@
-"""Does our TD3 learn as well as that of Stable-Baselines3? Same settings, environments, evaluation.
+"""Do TD3 and SAC learn as well as those of Stable-Baselines3? Same settings and environments.
 
-Each run is a process of its own, ``train.py`` or ``benchmarks/sb3_td3.py``, with the same command
+Each run is a process of its own, ``train.py`` or ``benchmarks/sb3.py``, with the same command
 line. Both are scored by research.training.evaluation on the same initial states, without noise.
 Runs that are in the work folder already are not repeated, so an interrupted comparison goes on
 where it was; when all are there, it writes a CSV, a figure and a table. Give another work folder
@@ -55,7 +55,7 @@ class Job(NamedTuple):
         if self.system == "ours":
             command = [ROOT / "train.py", *self.overrides, f"hydra.run.dir={self.folder}"]
         else:
-            command = [ROOT / "benchmarks" / "sb3_td3.py", self.folder, *self.overrides]
+            command = [ROOT / "benchmarks" / "sb3.py", self.folder, *self.overrides]
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         run_python(command, threads=threads, log=self.folder.with_suffix(".log"))
         log.info("%s is done", self.folder)
@@ -73,6 +73,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--alg", choices=["td3", "sac"], default="td3")
     parser.add_argument("--work", type=Path, default=ROOT / "outputs" / "learning", help="runs")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the report")
     parser.add_argument("--only", choices=SYSTEMS, help="make the runs of one system")
@@ -93,7 +94,7 @@ def main() -> None:
     if missing:
         log.info("no report yet, for these are missing: %s", ", ".join(missing))
     else:
-        report(jobs, arguments.results, threads=arguments.threads)
+        report(jobs, arguments.results, alg=arguments.alg, threads=arguments.threads)
 
 
 def run_all(jobs: Sequence[Job], *, num_processes: int, threads: int) -> bool:
@@ -114,7 +115,7 @@ def make_jobs(arguments: argparse.Namespace) -> Iterator[Job]:
     """Every run, ours and theirs by turns."""
     for seed, (task, system) in product(range(arguments.seeds), product(arguments.tasks, SYSTEMS)):
         overrides = (
-            "alg=td3",
+            f"alg={arguments.alg}",
             f"env={task}",
             f"seed={seed}",
             "device=cpu",
@@ -123,19 +124,19 @@ def make_jobs(arguments: argparse.Namespace) -> Iterator[Job]:
             f"trainer.eval_every={arguments.eval_every}",
             f"trainer.eval_episodes={EVAL_EPISODES}",
         )
-        folder = arguments.work.resolve() / f"{system}_{task}_{seed}"
+        folder = arguments.work.resolve() / f"{system}_{arguments.alg}_{task}_{seed}"
         yield Job(system, task, seed, folder, overrides)
 
 
-def report(jobs: Sequence[Job], folder: Path, *, threads: int) -> None:
-    """Write ``learning_td3`` as .csv, .png and .md into ``folder``."""
+def report(jobs: Sequence[Job], folder: Path, *, alg: str, threads: int) -> None:
+    """Write ``learning_<alg>`` as .csv, .png and .md into ``folder``."""
     rows = [
         {"system": job.system, "task": job.task, "seed": job.seed}
         | {name: row[name] for name in ("step", "return", "length")}
         for job in jobs
         for row in job.rows()
     ]
-    write_rows(folder / "learning_td3.csv", rows)
+    write_rows(folder / f"learning_{alg}.csv", rows)
     curves = {
         (task, system): np.array(
             [
@@ -147,18 +148,17 @@ def report(jobs: Sequence[Job], folder: Path, *, threads: int) -> None:
         for task, system in product(dict.fromkeys(job.task for job in jobs), SYSTEMS)
     }
     steps = np.array([int(row["step"]) for row in jobs[0].rows()])
-    draw(curves, steps, folder / "learning_td3.png")
-    text = "\n".join(summarise(curves, steps, describe_machine(threads=threads))) + "\n"
-    write_whole(folder / "learning_td3.md", text)
+    draw(curves, steps, folder / f"learning_{alg}.png")
+    title = f"# {alg.upper()}, {steps[-1]:,} steps, {len(curves[jobs[0].task, 'ours'])} seeds"
+    text = "\n".join([title, *summarise(curves, describe_machine(threads=threads))]) + "\n"
+    write_whole(folder / f"learning_{alg}.md", text)
     print(text)
 
 
 def summarise(
-    curves: dict[tuple[str, str], np.ndarray], steps: np.ndarray, facts: dict[str, str | int]
+    curves: dict[tuple[str, str], np.ndarray], facts: dict[str, str | int]
 ) -> Iterator[str]:
     """Lines of a Markdown table: scores by task, and their differences."""
-    num_seeds = len(next(iter(curves.values())))
-    yield f"# TD3, {steps[-1]:,} steps, {num_seeds} seeds"
     yield ""
     yield "Mean and 95 % interval over seeds: Student's t, for the difference Welch's."
     yield f"Return of {EVAL_EPISODES} episodes without noise; at most 1000."

@@ -1,8 +1,8 @@
-"""How fast is training, and how soon does it begin? TD3 on cheetah run against the others.
+"""How fast is training, and how soon does it begin? TD3 and SAC on cheetah run against others.
 
 Throughput: environment steps per second and CPU seconds per step in a window of steady training
 (one update per step, no evaluation), ours by ``train.py`` with its logging, Stable-Baselines3 by
-``benchmarks/sb3_td3.py``, which logs nothing, with the same command line. Beside it the share of
+``benchmarks/sb3.py``, which logs nothing, with the same command line. Beside it the share of
 what this machine's fp32 matrix products would allow if there were nothing else to do.
 
 Start-up: seconds from the command to the first environment step, against Stable-Baselines3 and
@@ -43,22 +43,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--alg", choices=["td3", "sac"], default="td3")
     parser.add_argument("--threads", type=int, default=2, help="of every process")
     parser.add_argument("--windows", type=int, default=7, help="of each system; 0 to skip")
     parser.add_argument("--steps", type=int, default=2000, help="of a window")
     parser.add_argument("--settle", type=int, default=400, help="steps with updates before it")
-    parser.add_argument("--starts", type=int, default=7, help="of each system; 0 to skip")
+    parser.add_argument("--starts", type=int, default=7, help="of each system, TD3; 0 to skip")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the tables")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     facts = describe_machine(threads=arguments.threads)
     with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(Path(folder), arguments.threads)
+        bench = Bench(Path(folder), arguments.alg, arguments.threads)
         tables = {
-            "train_speed.csv": measure_throughput(
+            f"train_speed_{arguments.alg}.csv": measure_throughput(
                 bench, arguments.windows, arguments.settle, arguments.steps
             ),
-            "start_up.csv": measure_start_up(bench, arguments.starts),
+            "start_up.csv": measure_start_up(bench, arguments.starts * (arguments.alg == "td3")),
         }
     for name, rows in tables.items():
         if rows:
@@ -74,12 +75,14 @@ class Bench:
 
     Args:
         folder: for what they leave.
+        alg: what is trained.
         threads: of each process.
 
     """
 
-    def __init__(self, folder: Path, threads: int) -> None:
+    def __init__(self, folder: Path, alg: str, threads: int) -> None:
         self.folder = folder
+        self.alg = alg
         self.threads = threads
         self.count = 0
 
@@ -101,7 +104,7 @@ class Bench:
     def train(self, system: str, *, warmup: int, first: int, last: int) -> dict[str, float]:
         """Time the steps after ``first`` up to ``last`` of a training run."""
         overrides = (
-            "alg=td3",
+            f"alg={self.alg}",
             "env=timed",
             f"hydra.searchpath=[file://{ROOT / 'benchmarks' / 'conf'}]",
             "trusted_modules=[benchmarks]",
@@ -115,7 +118,7 @@ class Bench:
         )
         if system == "ours":
             return self.run("train.py", *overrides, "hydra.run.dir=FOLDER")
-        return self.run("benchmarks/sb3_td3.py", "FOLDER", *overrides)
+        return self.run("benchmarks/sb3.py", "FOLDER", *overrides)
 
     def start(self, system: str) -> dict[str, float]:
         """Time from the command to the end of the first environment step, as ``start_s``."""
@@ -138,7 +141,7 @@ def measure_throughput(
         window = bench.train(system, warmup=WARMUP_STEPS, first=first, last=first + steps)
         row[f"{system}_steps_per_s"] = steps / window["wall_s"]
         row[f"{system}_cpu_s_per_step"] = window["cpu_s"] / steps
-        share = row[f"{system}_steps_per_s"] * update_gflop() / row["matmul_gflops"]
+        share = row[f"{system}_steps_per_s"] * update_gflop(bench.alg) / row["matmul_gflops"]
         row[f"{system}_share_of_bound"] = share
         log.info("window %d: %s %.1f steps/s", index, system, steps / window["wall_s"])
     for row in rows:
@@ -162,20 +165,23 @@ def measure_start_up(bench: Bench, starts: int) -> list[dict[str, float]]:
     return rows
 
 
-def update_gflop() -> float:
-    """Work of the matrix products of one TD3 update with a delay of 2, in 1e9 operations.
+def update_gflop(alg: str) -> float:
+    """Work of the matrix products of one update, of TD3 with a delay of 2, in 1e9 operations.
 
     A product with a weight matrix of n entries takes 2 n B operations, forward, for the gradient
     of its input and for that of its weights. The first layer needs no gradient of its input but
     where an action flows into a critic. Acting, on a batch of 1, is left out.
     """
     first_of_actor, first_of_critic = OBS_DIM * HIDDEN_DIM, (OBS_DIM + ACTION_DIM) * HIDDEN_DIM
-    actor = first_of_actor + HIDDEN_DIM**2 + HIDDEN_DIM * ACTION_DIM
+    num_outputs = {"td3": ACTION_DIM, "sac": 2 * ACTION_DIM}[alg]
+    actor = first_of_actor + HIDDEN_DIM**2 + HIDDEN_DIM * num_outputs
     critic = first_of_critic + HIDDEN_DIM**2 + HIDDEN_DIM
     targets = actor + 2 * critic
     critic_update = 2 * (3 * critic - first_of_critic)
-    actor_update = 3 * actor - first_of_actor + 2 * critic
-    return 2 * BATCH_SIZE * (targets + critic_update + actor_update / 2) / 1e9
+    # an actor climbs one critic, every second time, or the lower of two
+    critics_climbed, period = {"td3": (1, 2), "sac": (2, 1)}[alg]
+    actor_update = 3 * actor - first_of_actor + 2 * critics_climbed * critic
+    return 2 * BATCH_SIZE * (targets + critic_update + actor_update / period) / 1e9
 
 
 def summarised(rows: Sequence[Mapping[str, float]]) -> Iterator[Mapping[str, object]]:

@@ -1,12 +1,12 @@
-"""TD3 of Stable-Baselines3 (Raffin et al., 2021, https://jmlr.org/papers/v22/20-1364.html).
+"""Stable-Baselines3 (Raffin et al., 2021, https://jmlr.org/papers/v22/20-1364.html): TD3, SAC.
 
 It takes the command line of train.py and reads every setting from the config that this composes:
 
-    python benchmarks/sb3_td3.py FOLDER alg=td3 env=cheetah trainer.total_steps=50000
+    python benchmarks/sb3.py FOLDER alg=td3 env=cheetah trainer.total_steps=50000
 
 Environment and evaluation are ours, so both are the same for the two; ``FOLDER/eval.csv`` has the
-columns of ours. What remains of its own: uniformly random warm-up actions get exploration noise
-too, and only the first episode of training is seeded.
+columns of ours. What remains of its own: uniformly random warm-up actions of TD3 get exploration
+noise too, only the first episode of training is seeded, and SAC's log-std is clipped to [-20, 2].
 """
 
 import argparse
@@ -19,8 +19,9 @@ import numpy as np
 import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
-from stable_baselines3 import TD3
+from stable_baselines3 import SAC, TD3
 from stable_baselines3.common.noise import NormalActionNoise
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from torch import Tensor
 
 from benchmarks.measure import ROOT
@@ -33,9 +34,9 @@ from research.training.policy import Policy
 
 
 class Actor(Algorithm):
-    """The deterministic policy of a model, for our evaluation; the model learns by itself."""
+    """The policy of a model without noise, for our evaluation; the model learns by itself."""
 
-    def __init__(self, model: TD3) -> None:
+    def __init__(self, model: OffPolicyAlgorithm) -> None:
         super().__init__()
         self.model = model
         self.network = model.policy
@@ -70,7 +71,7 @@ def train(cfg: DictConfig, folder: Path) -> None:
     env, eval_env = build(cfg.env), build(cfg.env)
     if env.num_envs != 1 or cfg.dataset.n_step != 1:
         raise ValueError("this comparison is for env.num_envs=1 and dataset.n_step=1")
-    model = make_td3(cfg, env.envs[0])
+    model = make_model(cfg, env.envs[0])
     processor = Identity(env.single_observation_space, env.single_action_space)
     policy = Policy(Actor(model), processor)
     logger = Logger(folder, tensorboard=False, wandb=None)
@@ -87,31 +88,56 @@ def train(cfg: DictConfig, folder: Path) -> None:
         print(f"step {step:,}: return {metrics['return']:.1f} after {clock.seconds:.0f} s")
 
 
-def make_td3(cfg: DictConfig, env: gymnasium.Env) -> TD3:
+def make_model(cfg: DictConfig, env: gymnasium.Env) -> OffPolicyAlgorithm:
     """The model for our config; its own DummyVecEnv and Monitor go around ``env``."""
+    name = cfg.alg._target_.rpartition(".")[2]
+    make = {"TD3": make_td3, "SAC": make_sac}[name]
+    settings = {
+        "learning_rate": cfg.alg.optim.lr,
+        "buffer_size": cfg.dataset.capacity,
+        "learning_starts": cfg.trainer.collector.warmup_steps,
+        "batch_size": cfg.dataset.batch_size,
+        "tau": cfg.alg.tau,
+        "gamma": cfg.dataset.discount,
+        "train_freq": cfg.trainer.collector.steps_per_update,
+        "gradient_steps": cfg.trainer.collector.updates_per_step,
+        "policy_kwargs": {
+            "net_arch": list(cfg.network.hidden_dims),
+            "n_critics": cfg.network.num_critics,
+        },
+        "seed": cfg.seed,
+        "device": cfg.device,
+    }
+    return make(cfg, env, settings)
+
+
+def make_td3(cfg: DictConfig, env: gymnasium.Env, settings: dict[str, Any]) -> TD3:
+    """TD3, with what the two have in common."""
     assert isinstance(env.action_space, gymnasium.spaces.Box)
     noise_std = np.full(env.action_space.shape, cfg.alg.explore_noise)
     return TD3(
         "MlpPolicy",
         env,
-        learning_rate=cfg.alg.optim.lr,
-        buffer_size=cfg.dataset.capacity,
-        learning_starts=cfg.trainer.collector.warmup_steps,
-        batch_size=cfg.dataset.batch_size,
-        tau=cfg.alg.tau,
-        gamma=cfg.dataset.discount,
-        train_freq=cfg.trainer.collector.steps_per_update,
-        gradient_steps=cfg.trainer.collector.updates_per_step,
         action_noise=NormalActionNoise(np.zeros_like(noise_std), noise_std),
         policy_delay=cfg.alg.actor_every,
         target_policy_noise=cfg.alg.target_noise,
         target_noise_clip=cfg.alg.noise_clip,
-        policy_kwargs={
-            "net_arch": list(cfg.network.hidden_dims),
-            "n_critics": cfg.network.num_critics,
-        },
-        seed=cfg.seed,
-        device=cfg.device,
+        **settings,
+    )
+
+
+def make_sac(cfg: DictConfig, env: gymnasium.Env, settings: dict[str, Any]) -> SAC:
+    """SAC, with what the two have in common."""
+    if cfg.alg.actor_every != 1:
+        raise ValueError("Stable-Baselines3's SAC updates its actor every time")
+    target_entropy = "auto" if cfg.alg.target_entropy is None else cfg.alg.target_entropy
+    return SAC(
+        "MlpPolicy",
+        env,
+        ent_coef=f"auto_{cfg.alg.temperature}",
+        target_entropy=target_entropy,
+        target_update_interval=cfg.alg.target_every,
+        **settings,
     )
 
 
