@@ -99,6 +99,9 @@ def make_env(report: Path) -> Any:
         height=240,
         width=320,
         camera_id=0,
+        pixels=False,
+        pixel_size=84,
+        frame_stack=3,
     )
     assert isinstance(env, SyncVectorEnv)
     return make_timed(env=env, first=0, last=1, report=str(report))

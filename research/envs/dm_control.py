@@ -10,7 +10,8 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
-from research.envs.rendering import import_suite
+from research.envs.pixels import Pixels
+from research.envs.rendering import find_renderer, import_suite
 from research.envs.vector import Vector, vectorize
 from research.errors import did_you_mean
 
@@ -50,6 +51,7 @@ class DMControl(gymnasium.Env[Any, np.ndarray]):
         self.dm_env = load(domain, task)
         self.flatten_obs = flatten_obs
         self.height, self.width, self.camera_id = height, width, camera_id
+        self.cameras: dict[tuple[int, int], Any] = {}
         model = self.dm_env.physics.model
         if not -1 <= camera_id < model.ncam:
             raise ValueError(f"camera_id must be from -1 to {model.ncam - 1}, got {camera_id}")
@@ -134,12 +136,21 @@ class DMControl(gymnasium.Env[Any, np.ndarray]):
             UserError: no rendering library works here.
 
         """
-        return self.dm_env.physics.render(
-            height=self.height, width=self.width, camera_id=self.camera_id
-        )
+        return self.render_frame(self.height, self.width)
+
+    def render_frame(self, height: int, width: int) -> np.ndarray:
+        """What ``render`` returns, in another size."""
+        camera = self.cameras.get((height, width))
+        if camera is None:
+            # Kept, unlike by physics.render: making one takes a seventh of a frame's time.
+            engine = importlib.import_module("dm_control.mujoco.engine")
+            camera = engine.Camera(self.dm_env.physics, height, width, self.camera_id)
+            self.cameras[height, width] = camera
+        return camera.render().copy()  # it fills the same array the next time
 
     def close(self) -> None:
         """Free the simulation and its rendering context."""
+        self.cameras.clear()
         self.dm_env.close()
 
     def convert_obs(self, obs: dict[str, np.ndarray]) -> np.ndarray | dict[str, np.ndarray]:
@@ -246,8 +257,22 @@ def make_dm_control(
     height: int,
     width: int,
     camera_id: int,
+    pixels: bool,
+    pixel_size: int,
+    frame_stack: int,
 ) -> Vector:
-    """``num_envs`` copies of a task, with actions in [-1, 1] and float32 observations."""
+    """``num_envs`` copies of a task, with actions in [-1, 1] and float32 observations.
+
+    With ``pixels`` they are observed as ``Pixels``, whatever ``flatten_obs``, ``height`` and
+    ``width`` say. Without, ``pixel_size`` and ``frame_stack`` change nothing.
+
+    Raises:
+        ValueError: an argument is wrong; see ``DMControl``, ``Pixels`` and ``vectorize``.
+        UserError: there are to be pixels, and no rendering library works here.
+
+    """
+    if pixels:
+        find_renderer()  # here it is one line; from a subprocess it would be a traceback
     make_env = partial(
         DMControl,
         domain=domain,
@@ -263,4 +288,5 @@ def make_dm_control(
         subprocesses=subprocesses,
         action_repeat=action_repeat,
         flatten_obs=flatten_obs,
+        wrap=partial(Pixels, pixel_size=pixel_size, frame_stack=frame_stack) if pixels else None,
     )

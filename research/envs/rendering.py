@@ -1,19 +1,29 @@
 """Puts off dm_control's choice of a rendering library to the first frame: training needs none."""
 
+import functools
 import importlib
 import logging
 import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from ctypes.util import find_library
 from types import ModuleType
 from typing import Any
 
 from research.errors import UserError
 
-LIBRARIES = {"egl": "EGL", "osmesa": "OSMesa"}
-"""The headless choices of MUJOCO_GL and their libraries, the one that uses a GPU first."""
+HEADLESS = ("egl", "osmesa")
+"""The values of MUJOCO_GL that need no screen, the one that may use a GPU first."""
+
+TRIAL = """
+import importlib, mujoco, os
+context = importlib.import_module("mujoco." + os.environ["MUJOCO_GL"]).GLContext(8, 8)
+context.make_current()
+model = mujoco.MjModel.from_xml_string("<mujoco/>")
+mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
+"""
+TRIAL_S = 60
 
 PACKAGES = (
     "apt-get install libegl1 (MUJOCO_GL=egl, GPU or CPU) or libosmesa6 (MUJOCO_GL=osmesa, CPU)"
@@ -39,7 +49,7 @@ def import_suite() -> ModuleType:
 
 
 def make_renderer(max_width: int, max_height: int) -> Any:
-    """A rendering context of the library that MUJOCO_GL names, or of the first that is there.
+    """A rendering context of the library that MUJOCO_GL names, or of the first that works.
 
     Raises:
         UserError: there is no such library, or it finds no device.
@@ -47,16 +57,16 @@ def make_renderer(max_width: int, max_height: int) -> Any:
     """
     from dm_control import _render
 
-    library = os.environ.get("MUJOCO_GL") or find_renderer()
+    library = find_renderer()
     try:
         with environment_variable("MUJOCO_GL", library):
             importlib.reload(_render)
         if _render.BACKEND == "glfw" and sys.platform == "linux" and not has_screen():
             raise RuntimeError("it needs a screen")
         return _render.Renderer(max_width, max_height)
-    except (ImportError, AttributeError, RuntimeError) as error:
+    except Exception as error:  # each library and driver has errors of its own
         setattr(_render, "Renderer", make_renderer)  # noqa: B010
-        raise UserError(f"cannot render by {library} ({error}); {PACKAGES}") from error
+        raise UserError(f"cannot render by {library} ({one_line(error)}); {PACKAGES}") from error
 
 
 def has_screen() -> bool:
@@ -65,13 +75,50 @@ def has_screen() -> bool:
 
 
 def find_renderer() -> str:
-    """The value of MUJOCO_GL that suits this machine, for a machine where the user gave none."""
-    if sys.platform != "linux":
-        return "glfw"
-    for name, library in LIBRARIES.items():
-        if find_library(library):
-            return name
-    raise UserError(f"rendering needs EGL or OSMesa, and neither is installed; {PACKAGES}")
+    """The value of MUJOCO_GL to render with: the user's, or else the first that works here.
+
+    Raises:
+        UserError: it does not work, or none does.
+
+    """
+    chosen = os.environ.get("MUJOCO_GL", "")
+    if sys.platform != "linux" or chosen not in ("", *HEADLESS):
+        return chosen or "glfw"
+    failures = []
+    for library in (chosen,) if chosen else HEADLESS:
+        failure = try_library(library)
+        if failure is None:
+            return library
+        failures.append(f"{library} ({failure})")
+    raise UserError(f"cannot render by {' or '.join(failures)}; {PACKAGES}")
+
+
+@functools.cache
+def try_library(library: str) -> str | None:
+    """Why a library does not render here; None: it does.
+
+    It is tried in a child process: a process that has loaded one of them cannot use another.
+    """
+    environment = {**os.environ, "MUJOCO_GL": library}
+    try:
+        trial = subprocess.run(
+            [sys.executable, "-c", TRIAL],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=TRIAL_S,
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        return one_line(error)
+    if trial.returncode == 0:
+        return None
+    lines = [line for line in trial.stderr.splitlines() if line[:1].isalpha() and ":" in line]
+    return lines[-1] if lines else f"it ended with status {trial.returncode}"
+
+
+def one_line(error: Exception) -> str:
+    """What an error says, without line breaks."""
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 @contextmanager

@@ -25,13 +25,15 @@ def vectorize(
     subprocesses: bool,
     action_repeat: int,
     flatten_obs: bool,
+    wrap: Callable[[gymnasium.Env], gymnasium.Env] | None = None,
 ) -> Vector:
     """``num_envs`` standardised, resumable environments that never reset themselves.
 
     So no step mixes two episodes. Whoever steps them resets the finished ones, each with a seed:
     ``env.reset(seed=[...], options={"reset_mask": finished})``. ``metadata["action_repeat"]`` is
-    the number of frames per step, and ``metadata["is_resumable"]`` says that each is a
-    ``Resumable``.
+    the number of frames per step, ``metadata["frame_stack"]`` that of the frames that an
+    observation shows (1: no stack), and ``metadata["is_resumable"]`` says that each is a
+    ``Resumable``. ``wrap`` is put around each environment once it is standardised.
 
     Raises:
         ValueError: ``num_envs`` or ``action_repeat`` is below 1, or an action has no bound.
@@ -41,7 +43,7 @@ def vectorize(
         raise ValueError(f"num_envs must be at least 1, got {num_envs}")
     if action_repeat < 1:
         raise ValueError(f"action_repeat must be at least 1, got {action_repeat}")
-    make = partial(make_standardised, make_env, action_repeat, flatten_obs)
+    make = partial(make_standardised, make_env, action_repeat, flatten_obs, wrap)
     if subprocesses:
         # Not fork: torch's threads do not survive it, and a child that uses torch then hangs.
         env = AsyncVectorEnv(
@@ -51,16 +53,20 @@ def vectorize(
         )
     else:
         env = SyncVectorEnv([make] * num_envs, autoreset_mode=AutoresetMode.DISABLED)
-    env.metadata = {**env.metadata, "action_repeat": action_repeat, "is_resumable": True}
+    known = {"action_repeat": action_repeat, "is_resumable": True}
+    env.metadata = {"frame_stack": 1, **env.metadata, **known}
     return env
 
 
 def make_standardised(
-    make_env: Callable[[], gymnasium.Env], action_repeat: int, flatten_obs: bool
+    make_env: Callable[[], gymnasium.Env],
+    action_repeat: int,
+    flatten_obs: bool,
+    wrap: Callable[[gymnasium.Env], gymnasium.Env] | None,
 ) -> gymnasium.Env:
     """One environment of a vector."""
     env = standardise(make_env(), action_repeat=action_repeat, flatten_obs=flatten_obs)
-    return Resumable(env)
+    return Resumable(wrap(env) if wrap else env)
 
 
 def make_in_child(make_env: Callable[[], gymnasium.Env], parent_pid: int) -> gymnasium.Env:

@@ -5,7 +5,7 @@ import functools
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 
 from research.envs.dm_control import DMControl, make_dm_control
-from research.envs.rendering import find_renderer, import_suite
+from research.envs.rendering import find_renderer, import_suite, try_library
 from research.envs.vector import Vector
 from research.errors import UserError
 
 FRAME = {"height": 20, "width": 30, "camera_id": 0}
+IMAGE = {"pixel_size": 16, "frame_stack": 3}
 
 
 def make(domain: str, task: str, *, flatten_obs: bool = True) -> DMControl:
@@ -33,6 +34,8 @@ def make_vector(domain: str, task: str, *, action_repeat: int = 1) -> Vector:
         subprocesses=False,
         action_repeat=action_repeat,
         flatten_obs=True,
+        pixels=False,
+        **IMAGE,
         **FRAME,
     )
 
@@ -176,7 +179,7 @@ def test_a_camera_that_is_not_there_is_refused() -> None:
         DMControl(domain="cheetah", task="run", flatten_obs=True, height=9, width=9, camera_id=2)
 
 
-@pytest.mark.skipif(not can_render(), reason="no rendering library is installed")
+@pytest.mark.skipif(not can_render(), reason="no rendering library works here")
 def test_frames_have_the_size_and_the_camera_asked_for() -> None:
     frames = []
     for camera_id in (0, 1):
@@ -194,6 +197,24 @@ def test_frames_have_the_size_and_the_camera_asked_for() -> None:
     assert all(frame.shape == (500, 30, 3) and frame.dtype == np.uint8 for frame in frames)
     assert frames[0].std() > 1
     assert not np.array_equal(*frames)
+
+
+@pytest.mark.skipif(not can_render(), reason="no rendering library works here")
+def test_frames_of_every_size_are_those_of_the_suite_at_every_step() -> None:
+    reference = import_suite().load("quadruped", "walk", task_kwargs={"random": 7})
+    reference.reset()
+    env = make("quadruped", "walk")
+    env.reset(seed=7)
+    frames, expected = [], []
+    for height, width in ((20, 30), (16, 16), (20, 30), (16, 16)):
+        frames.append(env.render_frame(height, width))
+        expected.append(reference.physics.render(height, width, 0))
+        action = np.full(12, 0.5, np.float32)
+        env.step(action)
+        reference.step(action)
+    for frame, same in zip(frames, expected, strict=True):
+        np.testing.assert_array_equal(frame, same)
+    env.close()
 
 
 def run_python(code: str, mujoco_gl: str) -> str:
@@ -343,23 +364,77 @@ def test_training_needs_no_rendering_library_and_a_frame_says_which_package_is_m
         assert all(word in error for word in (library, "libegl1", "libosmesa6"))
 
 
-def test_a_machine_without_libraries_is_told_their_packages(
+@pytest.fixture
+def no_cache() -> Iterator[None]:
+    try_library.cache_clear()
+    yield
+    try_library.cache_clear()
+
+
+@pytest.mark.usefixtures("no_cache")
+def test_a_machine_where_no_library_works_is_told_why_and_what_to_install(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("research.envs.rendering.find_library", lambda name: None)
-    monkeypatch.setattr("sys.platform", "linux")
-    with pytest.raises(UserError, match=r"libegl1 .* libosmesa6"):
+    monkeypatch.setenv("PYOPENGL_PLATFORM", "glx")
+    monkeypatch.setenv("MUJOCO_GL", "")
+    with pytest.raises(
+        UserError, match=r"egl \(.*\) or osmesa \(.*'glx'.*\); .*libosmesa6"
+    ) as error:
         find_renderer()
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.usefixtures("no_cache")
+def test_pixels_that_cannot_be_rendered_are_refused_before_the_first_process_starts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("MUJOCO_GL", "egl")
+    monkeypatch.setenv("MUJOCO_EGL_DEVICE_ID", "99")
+    arguments = {
+        "domain": "cheetah",
+        "task": "run",
+        "num_envs": 2,
+        "action_repeat": 1,
+        **FRAME,
+        **IMAGE,
+    }
+    with pytest.raises(UserError, match=r"cannot render by egl \("):
+        make_dm_control(**arguments, subprocesses=True, flatten_obs=True, pixels=True)
 
 
 @pytest.mark.parametrize(
-    ("installed", "choice"), [({"EGL", "OSMesa"}, "egl"), ({"OSMesa"}, "osmesa")]
+    ("mujoco_gl", "working", "choice"),
+    [
+        ("", {"egl", "osmesa"}, "egl"),
+        ("", {"osmesa"}, "osmesa"),
+        ("osmesa", {"egl", "osmesa"}, "osmesa"),
+        ("glfw", {"egl", "osmesa"}, "glfw"),
+    ],
 )
-def test_the_library_that_may_use_a_gpu_comes_first(
-    monkeypatch: pytest.MonkeyPatch, installed: set[str], choice: str
+def test_the_library_is_the_users_or_else_the_first_that_may_use_a_gpu(
+    monkeypatch: pytest.MonkeyPatch, mujoco_gl: str, working: set[str], choice: str
 ) -> None:
+    monkeypatch.setenv("MUJOCO_GL", mujoco_gl)
     monkeypatch.setattr(
-        "research.envs.rendering.find_library", lambda name: name if name in installed else None
+        "research.envs.rendering.try_library", lambda name: None if name in working else "no"
     )
     monkeypatch.setattr("sys.platform", "linux")
     assert find_renderer() == choice
+
+
+@pytest.mark.skipif(try_library("osmesa") is not None, reason="OSMesa does not work here")
+def test_without_a_driver_for_egl_frames_come_from_osmesa(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("__EGL_VENDOR_LIBRARY_FILENAMES", os.devnull)
+    monkeypatch.delenv("PYOPENGL_PLATFORM", raising=False)  # set by what rendered in this process
+    out = run_python(
+        "from research.envs.dm_control import DMControl\n"
+        "size = dict(height=9, width=9, camera_id=0)\n"
+        "env = DMControl(domain='pendulum', task='swingup', flatten_obs=True, **size)\n"
+        "env.reset(seed=0)\n"
+        "print(env.render().shape)\n"
+        "from dm_control import _render\n"
+        "print(_render.BACKEND)\n"
+        "env.close()\n",
+        mujoco_gl="",
+    )
+    assert out.split("\n")[:2] == ["(9, 9, 3)", "osmesa"]

@@ -107,6 +107,9 @@ def test_subprocesses_give_the_numbers_of_one_process() -> None:
             height=9,
             width=9,
             camera_id=0,
+            pixels=False,
+            pixel_size=84,
+            frame_stack=3,
         )
         rng, mask = np.random.default_rng(0), np.array([False, True, False])
         stream = [env.reset(seed=[5, 6, 7])[0]]

@@ -1,0 +1,90 @@
+"""Frames instead of states, stacked as in DrQ-v2: Yarats et al., 2021, arxiv.org/abs/2107.09645."""
+
+from typing import Any, Protocol, runtime_checkable
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+
+from research.envs.resumable import HasState
+
+MAX_SIZE = 480
+"""The height of the buffer that MuJoCo renders into, unless a model asks for more."""
+
+
+@runtime_checkable
+class HasFrames(HasState, Protocol):
+    """An environment with a state of its own that can be seen in any size."""
+
+    def render_frame(self, height: int, width: int) -> np.ndarray:
+        """(H, W, 3) bytes."""
+        ...
+
+
+class Pixels(gymnasium.Wrapper):
+    """Shows the frames after the last ``frame_stack`` steps, one per step.
+
+    | space | what |
+    | --- | --- |
+    | observation | uint8 (3 * frame_stack, H, W): oldest frame first, each red, green and blue |
+
+    The first frame of an episode fills the stack. Around repeated actions a step renders only what
+    the last of them led to. The environment within must have no state but that of its innermost.
+
+    Raises:
+        ValueError: ``pixel_size`` or ``frame_stack`` is out of range.
+
+    """
+
+    def __init__(self, env: gymnasium.Env, *, pixel_size: int, frame_stack: int) -> None:
+        super().__init__(env)
+        if not 1 <= pixel_size <= MAX_SIZE:
+            raise ValueError(f"pixel_size must be from 1 to {MAX_SIZE}, got {pixel_size}")
+        if frame_stack < 1:
+            raise ValueError(f"frame_stack must be at least 1, got {frame_stack}")
+        inner = env.unwrapped
+        assert isinstance(inner, HasFrames), f"{inner} has no frames in any size"
+        self.inner, self.pixel_size, self.frame_stack = inner, pixel_size, frame_stack
+        self.metadata = {**env.metadata, "frame_stack": frame_stack}
+        shape = (3 * frame_stack, pixel_size, pixel_size)
+        self.observation_space = spaces.Box(0, 255, shape, np.uint8)
+        self.frames = np.zeros(shape, np.uint8)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """Start an episode."""
+        _, info = self.env.reset(seed=seed, options=options)
+        self.frames = np.tile(self.render_newest(), (self.frame_stack, 1, 1))
+        return self.frames, info
+
+    def step(self, action: Any) -> tuple[np.ndarray, Any, bool, bool, dict[str, Any]]:
+        """Step the environment and render once."""
+        _, reward, terminated, truncated, info = self.env.step(action)
+        self.frames = np.concatenate([self.frames[3:], self.render_newest()])
+        return self.frames, reward, terminated, truncated, info
+
+    def render_newest(self) -> np.ndarray:
+        """The frame (3, H, W) of where the environment is."""
+        return self.inner.render_frame(self.pixel_size, self.pixel_size).transpose(2, 0, 1)
+
+    def compute_obs(self) -> np.ndarray:
+        """The observation of the last reset or step, its newest frame rendered again."""
+        return np.concatenate([self.frames[:-3], self.render_newest()])
+
+    def state_dict(self) -> dict[str, Any]:
+        """The environment's own state, and the frames that it does not tell: all but the newest."""
+        return {"frames": self.frames[:-3].copy(), "env": self.inner.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from ``state``; a reset has just begun the same episode.
+
+        Raises:
+            ValueError: ``state`` is none of this environment; nothing has changed.
+
+        """
+        older = state["frames"]
+        if older.dtype != np.uint8 or older.shape != self.frames[:-3].shape:
+            raise ValueError("these are not the frames of an episode in the same size")
+        self.inner.load_state_dict(state["env"])
+        self.frames = np.concatenate([older, self.render_newest()])
