@@ -7,15 +7,11 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 SERVER = multiprocessing.get_context("forkserver")
-PRELOAD = [
-    *("train", "research.training.trainer", "research.training.device", "research.algs.td3"),
-    *("research.envs.dm_control", "dm_control.suite", "tensorboard", "torch._dynamo"),
-]
 
 
 def train(folder: Path, *overrides: str) -> ForkServerProcess:
     """``python train.py hydra.run.dir=FOLDER ...``, started; it prints to ``<folder>.txt``."""
-    SERVER.set_forkserver_preload(PRELOAD)
+    SERVER.set_forkserver_preload(["tests.preload"])
     process = SERVER.Process(target=run, args=(folder, overrides))
     process.start()
     return process

@@ -2,6 +2,7 @@
 
 import copy
 import io
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,8 +38,14 @@ class Parts(NamedTuple):
 
 @pytest.fixture(params=options("alg"), scope="module")
 def cfg(request: pytest.FixtureRequest, load: Load) -> DictConfig:
-    """What ``alg=x`` alone composes to, but for the size of its dataset."""
-    return load(f"alg={request.param}", "dataset.capacity=400", "dataset.batch_size=16")
+    """What ``alg=x`` alone composes to, but for the sizes of its dataset and of its images."""
+    small = [f"alg={request.param}", "dataset.capacity=400", "dataset.batch_size=16"]
+    return load(*small, *(["env.pixel_size=24"] if sees_pixels(load(*small)) else []))
+
+
+def sees_pixels(cfg: DictConfig) -> bool:
+    """Whether a config's environment shows images."""
+    return bool(cfg.env.get("pixels", False))
 
 
 def make(cfg: DictConfig, seed: int = 0) -> Parts:
@@ -49,7 +56,10 @@ def make(cfg: DictConfig, seed: int = 0) -> Parts:
     alg = make_alg(cfg, processor)
     alg.make_optimizers()
     dataset = build(cfg.dataset, env, seed)
-    fill(dataset, env, num_steps=100, seed=seed)
+    key = (cfg.alg._target_, seed)
+    if key not in RECORDED:
+        RECORDED[key] = list(record(env, num_steps=100, seed=seed))
+    fill(dataset, RECORDED[key])
     return Parts(env, processor, alg, dataset)
 
 
@@ -66,20 +76,37 @@ def sample_obs(parts: Parts, size: int, scale: float = 1.0) -> Tree:
     return parts.processor.process_obs(torch.as_tensor(obs))
 
 
-def fill(dataset: Any, env: gymnasium.vector.VectorEnv, *, num_steps: int, seed: int) -> None:
+RECORDED: dict[tuple[str, int], list[dict[str, Any]]] = {}
+"""Random steps by algorithm and seed: images take their time."""
+
+
+def fill(dataset: Any, steps: list[dict[str, Any]]) -> None:
+    """Put recorded steps into a dataset."""
+    for step in steps:
+        if (first := step["first"]) is not None:
+            dataset.start_episodes(first, np.ones(len(step["reward"]), np.bool_))
+        dataset.add(*(step[name] for name in ("action", "reward", "ended", "cut", "obs")))
+
+
+def record(
+    env: gymnasium.vector.VectorEnv, *, num_steps: int, seed: int
+) -> Iterator[dict[str, Any]]:
     """Act at random; episodes are cut every 40 steps, and one ends for good."""
     env.action_space.seed(seed)
     env.single_observation_space.seed(seed)
     everywhere, nowhere = np.ones(env.num_envs, np.bool_), np.zeros(env.num_envs, np.bool_)
     for step in range(num_steps):
-        if step % 40 == 0:
-            obs, _ = env.reset(seed=seed + step)
-            dataset.start_episodes(obs, everywhere)
+        first = env.reset(seed=seed + step)[0] if step % 40 == 0 else None
         action = env.action_space.sample()
         obs, reward, *_ = env.step(action)
-        terminated = everywhere if step == 79 else nowhere
-        truncated = everywhere if step % 40 == 39 else nowhere
-        dataset.add(action, reward, terminated, truncated, obs)
+        yield {
+            "first": first,
+            "action": action,
+            "reward": reward,
+            "ended": everywhere if step == 79 else nowhere,
+            "cut": everywhere if step % 40 == 39 else nowhere,
+            "obs": obs,
+        }
 
 
 def saved_and_loaded(state: Any) -> Any:

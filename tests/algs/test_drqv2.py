@@ -1,0 +1,246 @@
+"""DrQ-v2: the target, the gradients and where they stop, the noise, and a task it must solve."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, TypeAlias
+
+import numpy as np
+import pytest
+import torch
+from gymnasium.spaces import Box
+from torch import Tensor
+
+from research.algs.base import OptimFactory
+from research.algs.drqv2 import DrQv2
+from research.batches import Transition
+from research.networks.drqv2 import DrQv2ActorCritic
+from tests.algs.test_td3 import ADAM, DESCENT, moved, shift, slope, snapshot
+
+NUMBERS: dict[str, Any] = {
+    "tau": 0.05,
+    "noise_start": 1.0,
+    "noise_end": 0.2,
+    "noise_steps": 100,
+    "noise_clip": 0.3,
+}
+IMAGES = Box(0, 255, (2, 15, 15), np.uint8)
+ACTIONS = Box(-1, 1, (2,), np.float32)
+
+Make: TypeAlias = Callable[..., DrQv2]
+
+
+@pytest.fixture
+def make() -> Make:
+    """Makes DrQ-v2 with small networks; ``make(tau=1.0)`` changes a number."""
+
+    def make(
+        optim: OptimFactory = ADAM, hidden_dims: tuple[int, ...] = (32,), **changes: Any
+    ) -> DrQv2:
+        network = DrQv2ActorCritic(
+            IMAGES, ACTIONS, feature_dim=8, hidden_dims=hidden_dims, num_critics=2
+        )
+        drqv2 = DrQv2(network, optim=optim, **(NUMBERS | changes))
+        drqv2.make_optimizers()
+        return drqv2
+
+    return make
+
+
+@pytest.fixture
+def drqv2(make: Make) -> DrQv2:
+    return make()
+
+
+def make_batch(size: int = 32, discount: float = 0.9) -> Transition:
+    """Steps of a bandit whose best action is the brightness of the two channels, less a half."""
+    brightness = torch.rand(2, size, 2)
+    images = (brightness * 255).round().to(torch.uint8)[..., None, None].expand(-1, -1, -1, 15, 15)
+    action = torch.rand(size, 2) * 2 - 1
+    reward = -(action - (brightness[0] - 0.5)).square().sum(dim=-1)
+    return Transition(images[0], action, reward, torch.full((size,), discount), images[1])
+
+
+def test_target_is_reward_plus_discounted_lowest_critic(
+    drqv2: DrQv2, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = torch.tensor([[3.0, 5.0, 7.0], [4.0, 1.0, -2.0]])
+    monkeypatch.setattr(drqv2.target_critics, "forward", lambda encoded, action: values)
+    batch = make_batch(3)._replace(
+        reward=torch.tensor([1.0, 2.0, -1.0]), discount=torch.tensor([0.9, 0.5, 0.81])
+    )
+    target = drqv2.compute_target(batch, torch.randn(3, 2))
+    torch.testing.assert_close(target, torch.tensor([1 + 0.9 * 3, 2 + 0.5 * 1, -1 - 0.81 * 2]))
+
+
+def test_target_ignores_the_future_after_termination(drqv2: DrQv2) -> None:
+    batch = make_batch(discount=0.0)
+    assert torch.equal(drqv2.compute_target(batch, torch.randn(32, 2)), batch.reward)
+
+
+def test_target_takes_encoder_and_actor_as_they_are_and_the_critics_as_they_were(
+    drqv2: DrQv2,
+) -> None:
+    batch, noise = make_batch(), torch.randn(32, 2)
+    with torch.no_grad():
+        for parameter in drqv2.network.parameters():
+            parameter.mul_(1.3)
+    target = drqv2.compute_target(batch._replace(obs=255 - batch.obs), noise)
+    encoded = drqv2.network.encoder(batch.next_obs)
+    action = (drqv2.network.actor(encoded) + noise.clamp(-0.3, 0.3)).clamp(-1 + 1e-6, 1 - 1e-6)
+    next_q = drqv2.target_critics(encoded, action)
+    expected = batch.reward + 0.9 * torch.minimum(next_q[0], next_q[1])
+    torch.testing.assert_close(target, expected.detach())
+
+
+def test_noise_is_clipped_and_actions_stay_inside_with_the_gradient_passing(
+    drqv2: DrQv2,
+) -> None:
+    action = torch.tensor([0.9, -0.2, 0.5, -0.9], requires_grad=True)
+    moved_action = drqv2.perturb(action, torch.tensor([5.0, -5.0, 0.1, -0.05]))
+    expected = torch.tensor([1 - 1e-6, -0.5, 0.6, -0.95])
+    torch.testing.assert_close(moved_action.detach(), expected)
+    moved_action.sum().backward()
+    assert action.grad is not None
+    assert action.grad.tolist() == [1, 1, 1, 1]
+
+
+def test_the_noise_falls_linearly_and_then_stays(drqv2: DrQv2) -> None:
+    stds = [drqv2.noise_std(step) for step in (0, 25, 50, 100, 1000)]
+    assert stds == pytest.approx([1.0, 0.8, 0.6, 0.2, 0.2])
+
+
+@pytest.mark.parametrize(("step", "std"), [(50, 0.6), (10_000, 0.2)])
+def test_exploration_adds_the_noise_of_its_step_unclipped(
+    make: Make, step: int, std: float
+) -> None:
+    drqv2 = make()
+    with torch.no_grad():
+        for parameter in drqv2.network.actor.parameters():
+            parameter.zero_()
+    actions = drqv2.act(torch.zeros(20_000, 2, 15, 15, dtype=torch.uint8), step, explore=True)
+    inside = actions.abs() < 0.99
+    # the share of a normal distribution that lies within 0.99
+    normal = torch.distributions.Normal(0.0, std)
+    expected = 1 - 2 * normal.cdf(torch.tensor(-0.99)).item()
+    assert inside.float().mean().item() == pytest.approx(expected, abs=0.01)
+    assert actions.abs().quantile(0.3829).item() == pytest.approx(std / 2, rel=0.05)
+    assert actions.abs().amax() <= 1 - 1e-6
+
+
+def test_an_update_takes_the_noise_of_its_step(
+    drqv2: DrQv2, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Tensor] = []
+    monkeypatch.setattr(drqv2, "perturb", lambda action, noise: (seen.append(noise), action)[1])
+    batch = make_batch(4000)
+    drqv2.update(batch, step=50, updates=3)
+    assert len(seen) == 2
+    for noise in seen:
+        assert noise.std().item() == pytest.approx(0.6, rel=0.05)
+    assert not torch.equal(*seen)
+
+
+def test_critics_and_encoder_descend_the_squared_error_to_the_target(make: Make) -> None:
+    drqv2 = make(optim=DESCENT, hidden_dims=(4,))
+    batch, noise = make_batch(8), torch.randn(8, 2)
+    shift(drqv2.network.critics)
+    target_q = drqv2.compute_target(batch, noise)
+    learners = [*drqv2.network.encoder.parameters(), *drqv2.network.critics.parameters()]
+    q = drqv2.network.critics(drqv2.network.encoder(batch.obs), batch.action)
+    loss = ((q[0] - target_q).square().sum() + (q[1] - target_q).square().sum()) / 16
+    gradients = torch.autograd.grad(loss, learners)
+    before = [parameter.detach().clone() for parameter in learners]
+    metrics = drqv2.update_critics(batch, drqv2.network.encoder(batch.obs), noise)
+    for new, old, gradient in zip(learners, before, gradients, strict=True):
+        torch.testing.assert_close(old - new, gradient, atol=1e-6, rtol=1e-4)
+    assert any(gradient.abs().amax() > 1e-4 for gradient in gradients[:8])
+    assert metrics["critic_loss"].item() == pytest.approx(loss.item(), rel=1e-5)
+    assert metrics["target_q"].item() == pytest.approx(target_q.mean().item(), rel=1e-5)
+
+
+def test_actor_climbs_the_lowest_critic(make: Make) -> None:
+    drqv2 = make(optim=DESCENT, hidden_dims=(4,)).double()
+    encoded = torch.rand(8, drqv2.network.encoder.output_dim, dtype=torch.float64)
+    noise = 0.05 * torch.randn(8, 2, dtype=torch.float64)
+    before = snapshot(drqv2.network.actor)
+
+    def value() -> Tensor:
+        action = drqv2.network.actor(encoded) + noise
+        assert action.abs().amax() < 1
+        q = drqv2.network.critics(encoded, action)
+        return torch.minimum(q[0], q[1]).mean()
+
+    last = list(drqv2.network.actor.parameters())[-2:]
+    slopes = [slope(value, parameter) for parameter in last]
+    expected_value = value().item()
+    metrics = drqv2.update_actor(encoded, noise)
+    for new, old, gradient in zip(last, before[-2:], slopes, strict=True):
+        torch.testing.assert_close(new - old, gradient, atol=1e-7, rtol=1e-5)
+    assert metrics["actor_loss"].item() == pytest.approx(-expected_value)
+
+
+def test_an_actor_update_leaves_encoder_critics_and_targets_untouched(drqv2: DrQv2) -> None:
+    network = drqv2.network
+    others = network.encoder, network.critics, drqv2.target_critics
+    before = [snapshot(module) for module in others]
+    encoded = network.encoder(make_batch().obs)
+    drqv2.update_actor(encoded.detach(), torch.randn(32, 2))
+    for module, old in zip(others, before, strict=True):
+        assert not moved(module, old)
+        assert all(parameter.grad is None for parameter in module.parameters())
+
+
+def test_a_critic_update_leaves_actor_and_targets_untouched(drqv2: DrQv2) -> None:
+    before = snapshot(drqv2.network.actor), snapshot(drqv2.target_critics)
+    batch = make_batch()
+    drqv2.update_critics(batch, drqv2.network.encoder(batch.obs), torch.randn(32, 2))
+    assert not moved(drqv2.network.actor, before[0])
+    assert not moved(drqv2.target_critics, before[1])
+
+
+def test_the_actor_learns_from_the_encoding_before_the_critics_step(
+    drqv2: DrQv2, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Tensor] = []
+    monkeypatch.setattr(drqv2, "update_actor", lambda encoded, noise: {"x": seen.append(encoded)})
+    batch = make_batch()
+    expected = drqv2.network.encoder(batch.obs).detach()
+    drqv2.update(batch, step=0, updates=0)
+    assert torch.equal(seen[0], expected)
+    assert not seen[0].requires_grad
+
+
+def test_targets_move_a_share_tau_towards_the_updated_critics(drqv2: DrQv2) -> None:
+    before = snapshot(drqv2.target_critics)
+    drqv2.update(make_batch(), step=0, updates=0)
+    for new, old, goal in zip(
+        drqv2.target_critics.parameters(), before, drqv2.network.critics.parameters(), strict=True
+    ):
+        torch.testing.assert_close(new, 0.95 * old + 0.05 * goal)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tau": 0.0}, r"tau must be in \(0, 1\], got 0.0"),
+        ({"noise_start": -0.1}, "must be at least 0, got -0.1, 0.2 and 0.3"),
+        ({"noise_end": -0.1}, "must be at least 0, got 1.0, -0.1 and 0.3"),
+        ({"noise_clip": -0.1}, "must be at least 0, got 1.0, 0.2 and -0.1"),
+        ({"noise_steps": 0}, "noise_steps must be at least 1, got 0"),
+    ],
+)
+def test_numbers_outside_their_range_are_refused(
+    make: Make, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        make(**changes)
+
+
+def test_solves_a_bandit(make: Make) -> None:
+    drqv2 = make(optim=partial(torch.optim.Adam, lr=1e-3), hidden_dims=(64, 64))
+    for updates in range(250):
+        drqv2.update(make_batch(64, discount=0.0), step=100, updates=updates)
+    batch = make_batch(256)
+    best = batch.obs[:, :, 0, 0].float() / 255 - 0.5
+    error = drqv2.act(batch.obs, 0, explore=False) - best
+    assert error.abs().mean() < 0.1  # 0.3 untrained
