@@ -1,6 +1,6 @@
 """Experience of running environments, sampled as n-step transitions."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
@@ -10,6 +10,7 @@ from gymnasium import Space, spaces
 from torch import Tensor
 
 from research.batches import Transition, Tree
+from research.datasets.frames import FrameStacks
 from research.datasets.journal import Block, Journal
 from research.datasets.memory import require_memory
 from research.datasets.rings import EpisodeRings, compute_bookkeeping_bytes, count_rows
@@ -32,6 +33,9 @@ class Environments(Protocol):
     @property
     def num_envs(self) -> int: ...
 
+    @property
+    def metadata(self) -> Mapping[str, Any]: ...
+
 
 class ReplayBuffer:
     """The newest steps of E environments; a batch is drawn uniformly from all their transitions.
@@ -43,6 +47,11 @@ class ReplayBuffer:
     A transition that starts k steps before the end of its episode, k below ``n_step``, sums k
     rewards and looks k steps ahead, to the episode's real final observation. One that starts nearer
     than ``n_step`` to the newest row of a running episode waits until its window is complete.
+
+    Where ``env.metadata["frame_stack"]`` is S above 1, observations are the S newest frames of an
+    episode, uint8 (S * C, H, W), the oldest first, and its first observation is S times the same
+    frame. Then a row holds one frame. A transition is forgotten with the oldest frame of the stack
+    that it starts from.
 
     float64 is stored as float32, every other type as it is.
 
@@ -78,14 +87,18 @@ class ReplayBuffer:
         n_step: int,
         device: str,
     ) -> None:
-        check_numbers(env.num_envs, capacity, batch_size, discount, n_step)
+        frame_stack = env.metadata.get("frame_stack", 1)
+        check_numbers(env.num_envs, capacity, batch_size, discount, n_step, frame_stack)
         self.batch_size = batch_size
         self.discount = discount
         self.n_step = n_step
         self.device = parse_device(device)
         obs_space = env.single_observation_space
         self._obs_keys = list(obs_space.spaces) if isinstance(obs_space, spaces.Dict) else None
-        obs_leaves = name_obs_leaves(obs_space)
+        self._stacks = None
+        if frame_stack > 1:
+            self._stacks = FrameStacks(obs_space, frame_stack=frame_stack, n_step=n_step)
+        obs_leaves = {"obs": self._stacks.leaf} if self._stacks else name_obs_leaves(obs_space)
         self._obs_names = list(obs_leaves)
         # The order makes neighbours of an observation, what was done there, and where it led.
         leaves = {
@@ -95,9 +108,10 @@ class ReplayBuffer:
             **obs_leaves,
         }
         ring_rows = capacity // env.num_envs
-        num_rows = count_rows(env.num_envs, ring_rows=ring_rows, n_step=n_step)
+        spans = {"n_step": n_step, "frame_stack": frame_stack}
+        num_rows = count_rows(env.num_envs, ring_rows=ring_rows, **spans)
         row_bytes = num_rows * compute_row_bytes(leaves.values())
-        index_bytes = compute_bookkeeping_bytes(num_rows, n_step=n_step)
+        index_bytes = compute_bookkeeping_bytes(num_rows, **spans)
         self.memory_bytes = row_bytes + index_bytes
         what = f"a replay buffer of {capacity:,} rows"
         if self.device.type == "cuda":
@@ -105,13 +119,13 @@ class ReplayBuffer:
             require_memory(index_bytes, f"the index of {what}", torch.device("cpu"))
         else:
             require_memory(self.memory_bytes, what, self.device)
-        self._rings = EpisodeRings(env.num_envs, ring_rows=ring_rows, n_step=n_step)
+        self._rings = EpisodeRings(env.num_envs, ring_rows=ring_rows, **spans)
         self._storage = RowStorage(
             leaves,
             num_rows=num_rows,
             num_staged=env.num_envs,
             device=self.device,
-            apart=("reward",) if n_step > 1 else (),
+            apart=[*["reward"] * (n_step > 1), *["obs"] * (frame_stack > 1)],
         )
         self._generator = torch.Generator().manual_seed(seed)
         self._journal: Journal | None = None
@@ -129,9 +143,12 @@ class ReplayBuffer:
             mask: the environments that were reset.
 
         Raises:
-            ValueError: one of them has a running episode.
+            ValueError: one of them has a running episode, or frames that differ in its stack.
 
         """
+        if self._stacks:
+            assert isinstance(obs, np.ndarray), "observations are a dict, their space is not"
+            self._stacks.check_first(obs[mask])
         self._stage_obs(obs)
         sources, rows = self._rings.start(np.flatnonzero(mask).tolist())
         self._storage.write(sources, rows)
@@ -175,6 +192,8 @@ class ReplayBuffer:
     def sample(self) -> Transition:
         """B transitions, each equally likely, with replacement.
 
+        Observations of stacked frames may share memory with each other.
+
         Raises:
             UserError: there is none yet.
 
@@ -186,8 +205,10 @@ class ReplayBuffer:
             )
         starts = self._rings.starts.draw(self.batch_size, self._generator)
         if self.n_step == 1:
-            return self._one_step(starts.to(self.device))
-        return self._n_steps(starts.to(self.device), self._rings.num_steps(starts).to(self.device))
+            return self._one_step(starts.to(self.device), self._read_stacks(starts, None))
+        num_steps = self._rings.num_steps(starts)
+        stacks = self._read_stacks(starts, num_steps)
+        return self._n_steps(starts.to(self.device), num_steps.to(self.device), stacks)
 
     def save(self, folder: Path) -> dict[str, Any]:
         """All that later samples depend on, in tensors and plain values.
@@ -238,7 +259,7 @@ class ReplayBuffer:
                 raise DamagedFile(f"{folder}: a block has {max(counts)} rows")
             self._storage.fill_rows(self._rings.spans(*block), fill)
         for source, target in self._rings.repeated():
-            self._storage.repeat(source, target, self.n_step)
+            self._storage.repeat(source, target, self._rings.num_repeated)
         self._generator.set_state(state["generator"])
         self._journal = journal
 
@@ -254,9 +275,10 @@ class ReplayBuffer:
         """Lay out what is gathered, and tables by the number k of steps, 0 to n."""
         n, device = self.n_step, self.device
         self._discounts = torch.tensor([self.discount**k for k in range(n + 1)], device=device)
-        obs = [(name, 0) for name in self._obs_names]
+        names = [] if self._stacks else self._obs_names  # stacks need rows that no window has
+        obs = [(name, 0) for name in names]
         if n == 1:
-            led_to = ["action", "reward", "continues", *self._obs_names]
+            led_to = ["action", "reward", "continues", *names]
             self._step = Window(self._storage, [*obs, *((name, 1) for name in led_to)])
             # A tensor, which multiplies in half the time of a number.
             self._gamma = self._discounts[1]
@@ -268,30 +290,37 @@ class ReplayBuffer:
         counts = torch.arange(n + 1, device=device)
         self._is_behind = counts[:n] >= counts[:, None]
 
-    def _one_step(self, starts: Tensor) -> Transition:
+    def _read_stacks(self, starts: Tensor, num_steps: Tensor | None) -> Sequence[Tensor]:
+        """First and last stacks of frames; nothing if observations are no stacks."""
+        if self._stacks is None:
+            return ()
+        frames, num_earlier = self._storage.groups["obs"], self._rings.num_earlier(starts)
+        return self._stacks.read(frames, starts, num_earlier, num_steps)
+
+    def _one_step(self, starts: Tensor, stacks: Sequence[Tensor]) -> Transition:
         parts = self._step.read(starts)
-        num_obs = len(self._obs_names)
+        num_obs = (len(parts) - 3) // 2
         action, reward, continues = parts[num_obs : num_obs + 3]
         return Transition(
-            self._tree(parts[:num_obs]),
+            self._tree(parts[:num_obs] or stacks[:1]),
             action,
             reward,
             continues.mul_(self._gamma),
-            self._tree(parts[num_obs + 3 :]),
+            self._tree(parts[num_obs + 3 :] or stacks[1:]),
         )
 
-    def _n_steps(self, starts: Tensor, num_steps: Tensor) -> Transition:
+    def _n_steps(self, starts: Tensor, num_steps: Tensor, stacks: Sequence[Tensor]) -> Transition:
         *obs, action = self._first.read(starts)
         continues, *next_obs = self._last.read(starts + num_steps)
         # Filled, not multiplied by zero: behind the episode's end lies anything, NaN included.
         rewards = self._rewards.index_select(0, starts)
         rewards.masked_fill_(self._is_behind.index_select(0, num_steps), 0.0)
         return Transition(
-            self._tree(obs),
+            self._tree(obs or stacks[:1]),
             action,
             rewards.mv(self._powers),
             continues.mul_(self._discounts.index_select(0, num_steps)),
-            self._tree(next_obs),
+            self._tree(next_obs or stacks[1:]),
         )
 
     def _tree(self, parts: Sequence[Tensor]) -> Tree:
@@ -303,7 +332,7 @@ class ReplayBuffer:
             for name, key in zip(self._obs_names, self._obs_keys, strict=True):
                 self._storage.stage(name, obs[key])
         else:
-            self._storage.stage("obs", obs)
+            self._storage.stage("obs", self._stacks.newest(obs) if self._stacks else obs)
 
     def _layout(self) -> dict[str, Any]:
         widths = {name: rows.shape[1] for name, rows in self._storage.groups.items()}
@@ -311,12 +340,13 @@ class ReplayBuffer:
             "num_envs": self._rings.num_envs,
             "rows_per_env": self._rings.ring_rows,
             "n_step": self.n_step,
+            **({"frame_stack": self._rings.frame_stack} if self._stacks else {}),
             **widths,
         }
 
 
 def check_numbers(
-    num_envs: int, capacity: int, batch_size: int, discount: float, n_step: int
+    num_envs: int, capacity: int, batch_size: int, discount: float, n_step: int, frame_stack: int
 ) -> None:
     """Refuse a number outside its range with a ValueError."""
     if num_envs < 1:
@@ -327,9 +357,12 @@ def check_numbers(
         raise ValueError(f"discount must be in [0, 1], got {discount}")
     if n_step < 1:
         raise ValueError(f"n_step must be at least 1, got {n_step}")
-    if not (n_step + 1) * num_envs <= capacity < 2**30:
+    if frame_stack < 1:
+        raise ValueError(f"the environments' frame_stack must be at least 1, got {frame_stack}")
+    least = (n_step + frame_stack) * num_envs
+    if not least <= capacity < 2**30:
         raise ValueError(
-            f"capacity must be at least {(n_step + 1) * num_envs}, n_step + 1 rows for each "
+            f"capacity must be at least {least}, n_step + {frame_stack} rows for each "
             f"environment, and below {2**30}, got {capacity}"
         )
 

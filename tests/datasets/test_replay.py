@@ -29,6 +29,7 @@ class Spaces(NamedTuple):
     single_observation_space: gymnasium.Space[Any]
     single_action_space: gymnasium.Space[Any]
     num_envs: int
+    metadata: dict[str, Any]
 
 
 def make_buffer(
@@ -41,9 +42,11 @@ def make_buffer(
     device: str = "cpu",
     obs_space: gymnasium.Space[Any] = spaces.Box(-1, 1, (2,), np.float64),  # noqa: B008
     action_space: gymnasium.Space[Any] = spaces.Box(-1, 1, (1,), np.float32),  # noqa: B008
+    frame_stack: int | None = None,
 ) -> ReplayBuffer:
+    metadata = {} if frame_stack is None else {"frame_stack": frame_stack}
     return ReplayBuffer(
-        Spaces(obs_space, action_space, num_envs),
+        Spaces(obs_space, action_space, num_envs, metadata),
         seed,
         capacity=capacity,
         batch_size=batch_size,
@@ -56,7 +59,8 @@ def make_buffer(
 class Row(NamedTuple):
     """What the naive buffer remembers of one observation."""
 
-    obs: int
+    obs: Any
+    action: int
     reward: int
     terminated: bool
 
@@ -64,13 +68,14 @@ class Row(NamedTuple):
 class NaiveBuffer:
     """Lists of the episodes of every environment; transitions by plain loops."""
 
-    def __init__(self, num_envs: int, capacity: int, n_step: int) -> None:
+    def __init__(self, num_envs: int, capacity: int, n_step: int, frame_stack: int = 1) -> None:
         self.ring_rows = capacity // num_envs
         self.n_step = n_step
+        self.frame_stack = frame_stack
         self.episodes: list[list[list[Row]]] = [[] for _ in range(num_envs)]
         self.is_running = [False] * num_envs
 
-    def transitions(self) -> set[tuple[int, int, float, float, int]]:
+    def transitions(self) -> set[tuple[Any, int, float, float, Any]]:
         """Every (obs, action, reward, discount, next_obs) that may be sampled."""
         found = set()
         for episodes, running in zip(self.episodes, self.is_running, strict=True):
@@ -78,21 +83,21 @@ class NaiveBuffer:
             for episode in episodes:
                 open_end = running and episode is episodes[-1]
                 for start in range(len(episode)):
-                    if rows_behind <= self.ring_rows:
+                    if rows_behind + min(start, self.frame_stack - 1) <= self.ring_rows:
                         found |= self.transition(episode, start, open_end)
                     rows_behind -= 1
         return found
 
     def transition(
         self, episode: list[Row], start: int, open_end: bool
-    ) -> set[tuple[int, int, float, float, int]]:
+    ) -> set[tuple[Any, int, float, float, Any]]:
         """The one that starts there, if there is one."""
         path = episode[start + 1 : start + 1 + self.n_step]
         if not path or (open_end and len(path) < self.n_step):
             return set()
         reward = sum(GAMMA**j * row.reward for j, row in enumerate(path))
         discount = 0.0 if path[-1].terminated else GAMMA ** len(path)
-        return {(episode[start].obs, path[0].obs, reward, discount, path[-1].obs)}
+        return {(episode[start].obs, path[0].action, reward, discount, path[-1].obs)}
 
 
 class Streams:
@@ -109,12 +114,16 @@ class Streams:
         self.count += self.num_envs
         return np.arange(self.count - self.num_envs, self.count)
 
+    def observe(self, numbers: np.ndarray, first: np.ndarray) -> tuple[np.ndarray, list[Any]]:
+        """What the buffer gets for them, and what the naive one remembers."""
+        return as_obs(numbers), numbers.tolist()
+
     def start(self) -> None:
         mask = ~np.array(self.naive.is_running)
-        numbers = self.numbers()
-        self.buffer.start_episodes(as_obs(numbers), mask)
+        obs, remembered = self.observe(self.numbers(), mask)
+        self.buffer.start_episodes(obs, mask)
         for env in np.flatnonzero(mask):
-            self.naive.episodes[env].append([Row(int(numbers[env]), 0, False)])
+            self.naive.episodes[env].append([Row(remembered[env], 0, 0, False)])
             self.naive.is_running[env] = True
 
     def step(self, events: list[int]) -> None:
@@ -125,10 +134,11 @@ class Streams:
         ends = np.array(events)
         terminated, truncated = ends == TERMINATE, ends == TRUNCATE
         action = numbers[:, None].astype(np.float32)
-        self.buffer.add(action, rewards, terminated, truncated, as_obs(numbers))
+        obs, remembered = self.observe(numbers, np.zeros(self.num_envs, np.bool_))
+        self.buffer.add(action, rewards, terminated, truncated, obs)
         for env in range(self.num_envs):
-            row = Row(int(numbers[env]), int(rewards[env]), bool(terminated[env]))
-            self.naive.episodes[env][-1].append(row)
+            row = (remembered[env], int(numbers[env]), int(rewards[env]), bool(terminated[env]))
+            self.naive.episodes[env][-1].append(Row(*row))
             self.naive.is_running[env] = events[env] == CONTINUE
 
     def end(self) -> None:
