@@ -3,16 +3,23 @@
 import multiprocessing
 import os
 import sys
+from collections.abc import Callable
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
+from typing import Any
 
 SERVER = multiprocessing.get_context("forkserver")
 
 
 def train(folder: Path, *overrides: str) -> ForkServerProcess:
     """``python train.py hydra.run.dir=FOLDER ...``, started; it prints to ``<folder>.txt``."""
+    return start(run, folder, overrides)
+
+
+def start(function: Callable[..., None], *arguments: Any) -> ForkServerProcess:
+    """A call in a process of its own, started."""
     SERVER.set_forkserver_preload(["tests.preload"])
-    process = SERVER.Process(target=run, args=(folder, overrides))
+    process = SERVER.Process(target=function, args=arguments)
     process.start()
     return process
 

@@ -49,9 +49,7 @@ def stop_at(step: int, folder: Path, overrides: tuple[str, ...]) -> None:
 def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that was stopped at step 70 of 100, with checkpoints of steps 60 and 70."""
     folder = tmp_path_factory.mktemp("stopped") / "run"
-    commands.SERVER.set_forkserver_preload(commands.PRELOAD)
-    process = commands.SERVER.Process(target=stop_at, args=(70, folder, (*SMALL, *RUN)))
-    process.start()
+    process = commands.start(stop_at, 70, folder, (*SMALL, *RUN))
     process.join()
     assert process.exitcode == 75, folder.with_suffix(".txt").read_text()
     return folder
