@@ -32,7 +32,9 @@ class RandomShift(Processor):
         self, observation_space: gymnasium.Space, action_space: gymnasium.Space, *, pad: int
     ) -> None:
         if not isinstance(observation_space, Box) or len(observation_space.shape) != 3:
-            raise ValueError(f"observations must be images (C, H, W), got {observation_space}")
+            raise ValueError(
+                f"observations must be images (C, H, W), got {observation_space}; try env.pixels=true"
+            )
         if not 0 <= pad < min(observation_space.shape[1:]):
             raise ValueError(f"pad must be at least 0 and below the image's size, got {pad}")
         super().__init__(observation_space, action_space)
