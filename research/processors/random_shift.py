@@ -33,7 +33,8 @@ class RandomShift(Processor):
     ) -> None:
         if not isinstance(observation_space, Box) or len(observation_space.shape) != 3:
             raise ValueError(
-                f"observations must be images (C, H, W), got {observation_space}; try env.pixels=true"
+                f"observations must be images (C, H, W), got {observation_space}; "
+                "try env.pixels=true"
             )
         if not 0 <= pad < min(observation_space.shape[1:]):
             raise ValueError(f"pad must be at least 0 and below the image's size, got {pad}")
