@@ -20,9 +20,12 @@ class Encoder(nn.Sequential):
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         channels, height, width = shape
-        layers: list[nn.Module] = [nn.Conv2d(channels, NUM_FILTERS, 3, stride=2), nn.ReLU()]
+        layers: list[nn.Module] = [
+            nn.Conv2d(channels, NUM_FILTERS, 3, stride=2),
+            nn.ReLU(inplace=True),
+        ]
         for _ in range(3):
-            layers += [nn.Conv2d(NUM_FILTERS, NUM_FILTERS, 3), nn.ReLU()]
+            layers += [nn.Conv2d(NUM_FILTERS, NUM_FILTERS, 3), nn.ReLU(inplace=True)]
         super().__init__(*layers)
         # the last three each take a pixel off every side
         sides = [(side - 3) // 2 + 1 - 6 for side in (height, width)]
