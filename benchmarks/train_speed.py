@@ -1,13 +1,19 @@
-"""How fast is training, and how soon does it begin? TD3 and SAC on cheetah run against others.
+"""How fast is training, and how soon does it begin? Ours against others.
 
-Throughput: environment steps per second and CPU seconds per step in a window of steady training
-(one update per step, no evaluation), ours by ``train.py`` with its logging, Stable-Baselines3 by
-``benchmarks/sb3.py``, which logs nothing, with the same command line. Beside it the share of
-what this machine's fp32 matrix products would allow if there were nothing else to do.
+TD3 and SAC on cheetah run: environment steps per second and CPU seconds per step in a window of
+steady training (one update per step, no evaluation), ours by ``train.py`` with its logging,
+Stable-Baselines3 by ``benchmarks/sb3.py``, which logs nothing, with the same command line. Beside
+it the share of what this machine's fp32 matrix products would allow if there were nothing else.
 
-Start-up: seconds from the command to the first environment step, against Stable-Baselines3 and
-a script of ours with the imports and set-up of CleanRL's (see ``benchmarks/first_step.py``); and
-the CPU seconds of that, without those of other programs that are called (git, by ours).
+DrQ-v2 on walker walk, 84 x 84 pixels: frames per second (two frames a step, an update every two
+steps), CPU seconds per step, and where the time goes, by the shares that each program logs:
+environment (acting, simulating, rendering, storing), sample and update (with the shifts). Beside it
+``plain``, a stand-in of ours for the authors' program (see ``benchmarks/drqv2_plain.py``).
+
+Start-up, with TD3: seconds from the command to the first environment step, against
+Stable-Baselines3 and a script of ours with the imports and set-up of CleanRL's (see
+``benchmarks/first_step.py``); and the CPU seconds of that, without those of other programs that are
+called (git, by ours).
 
 Every window is a process of its own and the systems take turns. Keep the machine quiet meanwhile.
 """
@@ -15,6 +21,7 @@ Every window is a process of its own and the systems take turns. Keep the machin
 import argparse
 import json
 import logging
+import math
 import statistics
 import tempfile
 import time
@@ -26,6 +33,7 @@ from benchmarks.measure import (
     ROOT,
     describe_machine,
     interleaved,
+    read_rows,
     run_python,
     spread,
     write_rows,
@@ -33,6 +41,10 @@ from benchmarks.measure import (
 
 OBS_DIM, ACTION_DIM, HIDDEN_DIM, BATCH_SIZE = 17, 6, 256, 256  # of cheetah run and conf/
 WARMUP_STEPS = 1000
+PIXEL_WARMUP_STEPS = 500  # an episode of walker walk: the stand-in replays whole ones
+WINDOWS = {"td3": (400, 2000), "sac": (400, 2000), "drqv2": (20, 40)}  # settling, timed steps
+PHASES = ("environment", "sample", "update")
+SCRIPTS = {"ours": "train.py", "sb3": "benchmarks/sb3.py", "plain": "benchmarks/drqv2_plain.py"}
 STARTERS = ("ours", "sb3", "cleanrl")
 
 log = logging.getLogger(__name__)
@@ -43,22 +55,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--alg", choices=["td3", "sac"], default="td3")
+    parser.add_argument("--alg", choices=list(WINDOWS), default="td3")
     parser.add_argument("--threads", type=int, default=2, help="of every process")
     parser.add_argument("--windows", type=int, default=7, help="of each system; 0 to skip")
-    parser.add_argument("--steps", type=int, default=2000, help="of a window")
-    parser.add_argument("--settle", type=int, default=400, help="steps with updates before it")
+    parser.add_argument("--steps", type=int, help="of a window; 2000, DrQ-v2 40")
+    parser.add_argument(
+        "--settle", type=int, help="steps with updates before it, at least; 400, DrQ-v2 20"
+    )
     parser.add_argument("--starts", type=int, default=7, help="of each system, TD3; 0 to skip")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the tables")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    settle, steps = WINDOWS[arguments.alg]
+    settle = settle if arguments.settle is None else arguments.settle
+    steps = arguments.steps or steps
+    measure = measure_pixels if arguments.alg == "drqv2" else measure_throughput
     facts = describe_machine(threads=arguments.threads)
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(Path(folder), arguments.alg, arguments.threads)
         tables = {
-            f"train_speed_{arguments.alg}.csv": measure_throughput(
-                bench, arguments.windows, arguments.settle, arguments.steps
-            ),
+            f"train_speed_{arguments.alg}.csv": measure(bench, arguments.windows, settle, steps),
             "start_up.csv": measure_start_up(bench, arguments.starts * (arguments.alg == "td3")),
         }
     for name, rows in tables.items():
@@ -101,11 +117,12 @@ class Bench:
         result = json.loads(report.read_text())
         return {**result, "start_s": result.get("ended", start) - start}
 
-    def train(self, system: str, *, warmup: int, first: int, last: int) -> dict[str, float]:
+    def train(
+        self, system: str, *overrides: str, warmup: int, first: int, last: int
+    ) -> dict[str, float]:
         """Time the steps after ``first`` up to ``last`` of a training run."""
         overrides = (
             f"alg={self.alg}",
-            "env=timed",
             f"hydra.searchpath=[file://{ROOT / 'benchmarks' / 'conf'}]",
             "trusted_modules=[benchmarks]",
             f"env.first={first}",
@@ -115,15 +132,37 @@ class Bench:
             f"trainer.collector.warmup_steps={warmup}",
             "trainer.eval_every=1_000_000",
             "trainer.checkpoint_every=1_000_000",
+            "trainer.checkpoint_minutes=null",
+            *overrides,
         )
-        if system == "ours":
-            return self.run("train.py", *overrides, "hydra.run.dir=FOLDER")
-        return self.run("benchmarks/sb3.py", "FOLDER", *overrides)
+        folder = "hydra.run.dir=FOLDER" if system == "ours" else "FOLDER"
+        return self.run(SCRIPTS[system], folder, *overrides)
+
+    def train_on_pixels(self, system: str, *, first: int, steps: int) -> dict[str, float]:
+        """Time ``steps`` steps of DrQ-v2, with the row of its own log.
+
+        A process ends within its last step, before that could be logged, so the window that it
+        logs is one step earlier.
+        """
+        report = self.train(
+            system,
+            "env=timed_pixels",
+            "~env.pixels",
+            "~env.action_repeat",
+            "dataset.capacity=10_000",  # about 200 MB
+            f"trainer.log_every={steps}",
+            warmup=PIXEL_WARMUP_STEPS,
+            first=first + 1,
+            last=first + steps + 1,
+        )
+        rows = read_rows(self.folder / str(self.count) / "time.csv")
+        row = next(row for row in rows if int(row["step"]) == first + steps)
+        return {**report, **{name: float(value) for name, value in row.items()}}
 
     def start(self, system: str) -> dict[str, float]:
         """Time from the command to the end of the first environment step, as ``start_s``."""
         if system == "ours":
-            return self.train(system, warmup=10_000, first=0, last=1)
+            return self.train(system, "env=timed", warmup=10_000, first=0, last=1)
         return self.run("benchmarks/first_step.py", system, "REPORT")
 
 
@@ -138,7 +177,9 @@ def measure_throughput(
         if system == "matmul":
             row["matmul_gflops"] = bench.run("benchmarks/matmul.py", "REPORT")["gflops"]
             continue
-        window = bench.train(system, warmup=WARMUP_STEPS, first=first, last=first + steps)
+        window = bench.train(
+            system, "env=timed", warmup=WARMUP_STEPS, first=first, last=first + steps
+        )
         row[f"{system}_steps_per_s"] = steps / window["wall_s"]
         row[f"{system}_cpu_s_per_step"] = window["cpu_s"] / steps
         share = row[f"{system}_steps_per_s"] * update_gflop(bench.alg) / row["matmul_gflops"]
@@ -147,6 +188,26 @@ def measure_throughput(
     for row in rows:
         row["speed_ratio"] = row["ours_steps_per_s"] / row["sb3_steps_per_s"]
         row["cpu_ratio"] = row["ours_cpu_s_per_step"] / row["sb3_cpu_s_per_step"]
+    return rows
+
+
+def measure_pixels(bench: Bench, windows: int, settle: int, steps: int) -> list[dict[str, float]]:
+    """One row for each pair of windows of DrQ-v2."""
+    rows: list[dict[str, float]] = [{} for _ in range(windows)]
+    # a run logs at multiples of ``steps``
+    first = math.ceil((PIXEL_WARMUP_STEPS + settle) / steps) * steps
+    for index, system in interleaved(("ours", "plain"), windows):
+        window, row = bench.train_on_pixels(system, first=first, steps=steps), rows[index]
+        frames = steps * window["frames"] / window["step"]
+        row[f"{system}_frames_per_s"] = frames / window["wall_s"]
+        row[f"{system}_cpu_s_per_step"] = window["cpu_s"] / steps
+        for phase in PHASES:
+            row[f"{system}_{phase}_s_per_step"] = window[phase] * window["wall_s"] / steps
+            row[f"{system}_{phase}_share"] = window[phase]
+        log.info("window %d: %s %.2f frames/s", index, system, frames / window["wall_s"])
+    for row in rows:
+        row["speed_ratio"] = row["ours_frames_per_s"] / row["plain_frames_per_s"]
+        row["cpu_ratio"] = row["ours_cpu_s_per_step"] / row["plain_cpu_s_per_step"]
     return rows
 
 

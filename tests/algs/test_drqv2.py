@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.spaces import Box
-from torch import Tensor
+from torch import Tensor, nn
 
+from benchmarks.drqv2_plain import PlainDrQv2, TwinCritics
 from research.algs.base import OptimFactory
 from research.algs.drqv2 import DrQv2
 from research.batches import Transition
 from research.networks.drqv2 import DrQv2ActorCritic
+from research.processors.random_shift import RandomShift
 from tests.algs.test_td3 import ADAM, DESCENT, moved, shift, slope, snapshot
 
 NUMBERS: dict[str, Any] = {
@@ -244,3 +246,41 @@ def test_solves_a_bandit(make: Make) -> None:
     best = batch.obs[:, :, 0, 0].float() / 255 - 0.5
     error = drqv2.act(batch.obs, 0, explore=False) - best
     assert error.abs().mean() < 0.1  # 0.3 untrained
+
+
+def test_three_updates_make_the_losses_and_weights_of_plain_pytorch() -> None:
+    images = Box(0, 255, (6, 24, 20), np.uint8)
+    network = DrQv2ActorCritic(images, ACTIONS, feature_dim=8, hidden_dims=(32, 32), num_critics=2)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter))  # the biases too
+        # Here noise takes some actions over the bounds, where gradients pass.
+        list(network.actor.parameters())[-1].copy_(torch.tensor([1.5, -1.5]))
+    # An epsilon that large, and twice that for twice the loss, leaves no step to rounding errors.
+    optim = partial(torch.optim.Adam, lr=1e-3, eps=1e-3)
+    drqv2 = DrQv2(network, optim=partial(optim, fused=True), **NUMBERS)
+    drqv2.make_optimizers()
+    plain = PlainDrQv2(drqv2, optim=optim, pad=4)
+    for plain_optim in (plain.encoder_optim, plain.critic_optim):
+        plain_optim.param_groups[0]["eps"] *= 2
+    processor = RandomShift(images, ACTIONS, pad=4)
+    for updates in range(3):
+        obs, next_obs = torch.randint(256, (2, 8, *images.shape), dtype=torch.uint8)
+        batch = make_batch(8)._replace(obs=obs, next_obs=next_obs)
+        torch.manual_seed(updates)  # the same shifts and noise
+        losses = drqv2.update(processor(batch), step=50, updates=updates)
+        torch.manual_seed(updates)
+        expected = plain.update(batch, step=50)
+        torch.testing.assert_close(2 * losses["critic_loss"], expected["critic_loss"])
+        torch.testing.assert_close(losses["actor_loss"], expected["actor_loss"])
+    targets = TwinCritics(drqv2.target_critics), plain.target_critics
+    critics = TwinCritics(network.critics), plain.critics
+    pairs = (network.encoder, plain.encoder), (network.actor, plain.actor), critics, targets
+    for ours, theirs in pairs:
+        assert_same_weights(ours, theirs)
+
+
+def assert_same_weights(module: nn.Module, other: nn.Module) -> None:
+    """To a thousandth of a step of Adam at a learning rate of 1e-3."""
+    for one, two in zip(module.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(one, two, atol=1e-6, rtol=1e-5)
