@@ -108,7 +108,7 @@ class Ours:
 
     def learn(self) -> None:
         for _ in range(UPDATES):
-            self.trainer.learner.update(self.trainer.step, self.trainer.phases)
+            self.trainer.learner.update(self.trainer.step, self.trainer.phases, can_prepare=False)
         means = self.trainer.learner.take_metrics()
         for group in ("train", "env", "time", "eval"):  # saving flushes the logs too
             self.trainer.logger.log(group, means, self.trainer.clock())

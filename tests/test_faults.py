@@ -38,7 +38,7 @@ def stop_at(step: int, folder: Path, overrides: tuple[str, ...]) -> None:
 
     def learn_and_be_told(self: Trainer) -> None:
         learn(self)
-        if self.step == step:
+        if self.step + self.step_size == step:
             signal.raise_signal(signal.SIGTERM)
 
     Trainer.learn = learn_and_be_told
@@ -130,7 +130,7 @@ def at_step(
 
     def learn_and_happen(trainer: Trainer) -> None:
         learn(trainer)
-        if trainer.step == step:
+        if trainer.step + trainer.step_size == step:
             monkeypatch.setattr(Trainer, "learn", learn)
             happen(trainer)
 

@@ -77,3 +77,16 @@ class ValidationDataset(Protocol):
     def validation_batches(self) -> Iterable[Any]:
         """Batches that show every one of them once."""
         ...
+
+
+@runtime_checkable
+class PreparingDataset(Protocol):
+    """A dataset that can gather its next batch while other work is done."""
+
+    def prepare(self, *, pinned: bool) -> None:
+        """Begin to gather what the next ``sample`` returns, to be added to only after that.
+
+        Args:
+            pinned: whether to gather into memory that a GPU can read by itself.
+
+        """

@@ -1,6 +1,7 @@
 """Experience of running environments, sampled as n-step transitions."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
@@ -9,12 +10,15 @@ import torch
 from gymnasium import Space, spaces
 from torch import Tensor
 
-from research.batches import Transition, Tree
+from research.batches import Transition
+from research.datasets.disk import require_disk
 from research.datasets.frames import FrameStacks
 from research.datasets.journal import Block, Journal
 from research.datasets.memory import require_memory
+from research.datasets.returns import NStepReturns
 from research.datasets.rings import EpisodeRings, compute_bookkeeping_bytes, count_rows
-from research.datasets.storage import Leaf, RowStorage, Window, compute_row_bytes, leaf_of
+from research.datasets.storage import Leaf, RowStorage, compute_row_bytes, leaf_of
+from research.datasets.transitions import TransitionReader
 from research.errors import DamagedFile, UserError
 
 ArrayTree: TypeAlias = np.ndarray | dict[str, np.ndarray]
@@ -63,6 +67,8 @@ class ReplayBuffer:
         batch_size: B.
         discount: gamma per environment step, in [0, 1].
         n_step: most rewards that a transition sums.
+        storage: ``ram``, the memory of ``device``; or ``disk``, for rows that are more than fits: a
+            file in the folder for temporary files ($TMPDIR), which is gone with the process.
         device: where rows are kept and batches returned; what is drawn does not depend on it.
 
     Attributes:
@@ -70,7 +76,7 @@ class ReplayBuffer:
 
     Raises:
         ValueError: for a number outside its range, a space whose elements are no arrays, or rows
-            that do not fit in memory.
+            that do not fit.
 
     """
 
@@ -85,6 +91,7 @@ class ReplayBuffer:
         batch_size: int,
         discount: float,
         n_step: int,
+        storage: str,
         device: str,
     ) -> None:
         frame_stack = env.metadata.get("frame_stack", 1)
@@ -112,24 +119,43 @@ class ReplayBuffer:
         num_rows = count_rows(env.num_envs, ring_rows=ring_rows, **spans)
         row_bytes = num_rows * compute_row_bytes(leaves.values())
         index_bytes = compute_bookkeeping_bytes(num_rows, **spans)
-        self.memory_bytes = row_bytes + index_bytes
+        index_bytes += num_rows * NStepReturns.bytes_per_row * (n_step > 1)
         what = f"a replay buffer of {capacity:,} rows"
-        if self.device.type == "cuda":
+        if storage not in ("ram", "disk") or (storage == "disk" and self.device.type == "cuda"):
+            raise ValueError(f"storage must be ram, or disk with device=cpu, got {storage}")
+        on_host = self.device.type == "cpu" and storage == "ram"
+        self.memory_bytes = row_bytes * on_host + index_bytes
+        if storage == "disk":
+            require_disk(row_bytes, what)
+        elif not on_host:
             require_memory(row_bytes, what, self.device)
-            require_memory(index_bytes, f"the index of {what}", torch.device("cpu"))
-        else:
-            require_memory(self.memory_bytes, what, self.device)
+        require_memory(self.memory_bytes, what, torch.device("cpu"))
         self._rings = EpisodeRings(env.num_envs, ring_rows=ring_rows, **spans)
         self._storage = RowStorage(
             leaves,
             num_rows=num_rows,
             num_staged=env.num_envs,
             device=self.device,
-            apart=[*["reward"] * (n_step > 1), *["obs"] * (frame_stack > 1)],
+            on_disk=storage == "disk",
+            apart=["obs"] if frame_stack > 1 else [],
+        )
+        self._returns = None
+        if n_step > 1:
+            self._returns = NStepReturns(num_rows, env.num_envs, n_step=n_step, discount=discount)
+        self._reader = TransitionReader(
+            self._storage,
+            self._rings,
+            self._stacks,
+            self._returns,
+            obs_names=self._obs_names,
+            obs_keys=self._obs_keys,
+            discount=discount,
         )
         self._generator = torch.Generator().manual_seed(seed)
+        self._state_before_draw = self._generator.get_state()
+        self._thread = ThreadPoolExecutor(1, "sample")
+        self._prepared: Future[Transition] | None = None
         self._journal: Journal | None = None
-        self._make_windows()
 
     def __len__(self) -> int:
         """Number of transitions that ``sample`` chooses from."""
@@ -149,6 +175,7 @@ class ReplayBuffer:
         if self._stacks:
             assert isinstance(obs, np.ndarray), "observations are a dict, their space is not"
             self._stacks.check_first(obs[mask])
+        self._discard_prepared()
         self._stage_obs(obs)
         sources, rows = self._rings.start(np.flatnonzero(mask).tolist())
         self._storage.write(sources, rows)
@@ -174,12 +201,16 @@ class ReplayBuffer:
             ValueError: an environment has no running episode.
 
         """
+        self._discard_prepared()
         self._storage.stage("action", action)
         self._storage.stage("reward", reward)
         self._storage.stage("continues", np.logical_not(terminated))
         self._stage_obs(next_obs)
         sources, rows = self._rings.step(np.logical_or(terminated, truncated).tolist())
         self._storage.write(sources, rows)
+        if self._returns:
+            self._returns.add(reward.astype(np.float32).tolist())
+            self._returns.complete(self._rings.completed, terminated)
 
     def end_open_episodes(self, mask: np.ndarray) -> None:
         """Truncate the running episodes where ``mask`` (E,) is true at their newest observations.
@@ -187,7 +218,10 @@ class ReplayBuffer:
         For environments that cannot go on where they were, as after loading a state in a new
         process; each must start an episode before the next ``add``.
         """
+        self._discard_prepared()
         self._rings.end_running(np.flatnonzero(mask).tolist())
+        if self._returns:
+            self._returns.complete(self._rings.completed, np.zeros_like(mask))
 
     def sample(self) -> Transition:
         """B transitions, each equally likely, with replacement.
@@ -198,17 +232,26 @@ class ReplayBuffer:
             UserError: there is none yet.
 
         """
-        if not len(self._rings.starts):
-            raise UserError(
-                f"nothing to sample: the replay buffer holds no complete transition of n_step="
-                f"{self.n_step}; collect more steps before the first update"
-            )
-        starts = self._rings.starts.draw(self.batch_size, self._generator)
-        if self.n_step == 1:
-            return self._one_step(starts.to(self.device), self._read_stacks(starts, None))
-        num_steps = self._rings.num_steps(starts)
-        stacks = self._read_stacks(starts, num_steps)
-        return self._n_steps(starts.to(self.device), num_steps.to(self.device), stacks)
+        if self._prepared is None:
+            return self._reader.read(self._draw(), pinned=False)
+        batch, self._prepared = self._prepared.result(), None
+        return batch
+
+    def prepare(self, *, pinned: bool) -> None:
+        """Begin to gather, in a thread, the batch that the next ``sample`` returns.
+
+        If anything is added before that, the work is lost; no number changes.
+
+        Args:
+            pinned: whether to gather into memory that a GPU can read by itself.
+
+        Raises:
+            UserError: there is no transition yet.
+
+        """
+        if self._prepared is None:
+            self._state_before_draw = self._generator.get_state()
+            self._prepared = self._thread.submit(self._reader.read, self._draw(), pinned=pinned)
 
     def save(self, folder: Path) -> dict[str, Any]:
         """All that later samples depend on, in tensors and plain values.
@@ -233,7 +276,9 @@ class ReplayBuffer:
             "rings": self._rings.state_dict(),
             "journal": self._journal.state_dict(),
             "files": [segment.name for segment in self._journal.segments],
-            "generator": self._generator.get_state(),
+            "generator": (
+                self._state_before_draw if self._prepared else self._generator.get_state()
+            ),
         }
 
     def load(self, state: dict[str, Any], folder: Path) -> None:
@@ -248,6 +293,7 @@ class ReplayBuffer:
             raise ValueError(
                 f"the replay buffer was saved as {state['layout']}, but is now {self._layout()}"
             )
+        self._discard_prepared()
         self._rings.load_state_dict(state["rings"])
         journal = self._make_journal(folder)
         journal.load_state_dict(state["journal"])
@@ -260,8 +306,34 @@ class ReplayBuffer:
             self._storage.fill_rows(self._rings.spans(*block), fill)
         for source, target in self._rings.repeated():
             self._storage.repeat(source, target, self._rings.num_repeated)
+        if self._returns:
+            self._restore(self._returns)
         self._generator.set_state(state["generator"])
         self._journal = journal
+
+    def _draw(self) -> Tensor:
+        """Where the transitions of a batch start, (B,)."""
+        if not len(self._rings.starts):
+            raise UserError(
+                f"nothing to sample: the replay buffer holds no complete transition of n_step="
+                f"{self.n_step}; collect more steps before the first update"
+            )
+        return self._rings.starts.draw(self.batch_size, self._generator)
+
+    def _discard_prepared(self) -> None:
+        """Undo ``prepare``, before anything changes."""
+        if self._prepared is not None:
+            self._prepared.result()
+            self._prepared = None
+            self._generator.set_state(self._state_before_draw)
+
+    def _restore(self, returns: NStepReturns) -> None:
+        """Compute what rows that were loaded earned."""
+        reward, continues = (self._storage.column(name).cpu() for name in ("reward", "continues"))
+        starts = self._rings.starts.members()
+        returns.restore(starts, self._rings.num_steps(starts), reward, continues)
+        newest = [self._rings.newest_rows(env) for env in range(self._rings.num_envs)]
+        returns.restore_recent([reward[rows.start : rows.stop].tolist() for rows in newest])
 
     def _make_journal(self, folder: Path) -> Journal:
         rows_bytes = sum(rows.nbytes for rows in self._storage.groups.values())
@@ -270,61 +342,6 @@ class ReplayBuffer:
             num_rings=self._rings.num_envs,
             segment_bytes=max(2**24, rows_bytes // 16),
         )
-
-    def _make_windows(self) -> None:
-        """Lay out what is gathered, and tables by the number k of steps, 0 to n."""
-        n, device = self.n_step, self.device
-        self._discounts = torch.tensor([self.discount**k for k in range(n + 1)], device=device)
-        names = [] if self._stacks else self._obs_names  # stacks need rows that no window has
-        obs = [(name, 0) for name in names]
-        if n == 1:
-            led_to = ["action", "reward", "continues", *names]
-            self._step = Window(self._storage, [*obs, *((name, 1) for name in led_to)])
-            # A tensor, which multiplies in half the time of a number.
-            self._gamma = self._discounts[1]
-            return
-        self._first = Window(self._storage, [*obs, ("action", 1)])
-        self._last = Window(self._storage, [("continues", 0), *obs])
-        self._powers = self._discounts[:n]
-        self._rewards = self._storage.groups["reward"].view(-1)[1:].unfold(0, n, 1)
-        counts = torch.arange(n + 1, device=device)
-        self._is_behind = counts[:n] >= counts[:, None]
-
-    def _read_stacks(self, starts: Tensor, num_steps: Tensor | None) -> Sequence[Tensor]:
-        """First and last stacks of frames; nothing if observations are no stacks."""
-        if self._stacks is None:
-            return ()
-        frames, num_earlier = self._storage.groups["obs"], self._rings.num_earlier(starts)
-        return self._stacks.read(frames, starts, num_earlier, num_steps)
-
-    def _one_step(self, starts: Tensor, stacks: Sequence[Tensor]) -> Transition:
-        parts = self._step.read(starts)
-        num_obs = (len(parts) - 3) // 2
-        action, reward, continues = parts[num_obs : num_obs + 3]
-        return Transition(
-            self._tree(parts[:num_obs] or stacks[:1]),
-            action,
-            reward,
-            continues.mul_(self._gamma),
-            self._tree(parts[num_obs + 3 :] or stacks[1:]),
-        )
-
-    def _n_steps(self, starts: Tensor, num_steps: Tensor, stacks: Sequence[Tensor]) -> Transition:
-        *obs, action = self._first.read(starts)
-        continues, *next_obs = self._last.read(starts + num_steps)
-        # Filled, not multiplied by zero: behind the episode's end lies anything, NaN included.
-        rewards = self._rewards.index_select(0, starts)
-        rewards.masked_fill_(self._is_behind.index_select(0, num_steps), 0.0)
-        return Transition(
-            self._tree(obs or stacks[:1]),
-            action,
-            rewards.mv(self._powers),
-            continues.mul_(self._discounts.index_select(0, num_steps)),
-            self._tree(next_obs or stacks[1:]),
-        )
-
-    def _tree(self, parts: Sequence[Tensor]) -> Tree:
-        return parts[0] if self._obs_keys is None else dict(zip(self._obs_keys, parts, strict=True))
 
     def _stage_obs(self, obs: ArrayTree) -> None:
         if isinstance(obs, dict):

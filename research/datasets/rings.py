@@ -1,7 +1,7 @@
 """Which row holds which step of which episode, and where transitions may start."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -9,6 +9,14 @@ from torch import Tensor
 from research.datasets.row_set import RowSet
 
 NOT_RUNNING = -1
+
+
+class Completed(NamedTuple):
+    """A transition whose last row has come: of which environment, from which row, its steps."""
+
+    env: int
+    row: int
+    num_steps: int
 
 
 class EpisodeRings:
@@ -24,6 +32,9 @@ class EpisodeRings:
         ring_rows: R, rows per ring, at least n + S.
         n_step: n, the most steps that a transition spans.
         frame_stack: S, of how many rows an observation is made.
+
+    Attributes:
+        completed: by the last ``step`` or ``end_running``; for n above 1.
 
     """
 
@@ -44,6 +55,7 @@ class EpisodeRings:
         self._num_earlier_array = self._num_earlier.numpy()
         self._num_written = [0] * num_envs
         self._episode_steps = [NOT_RUNNING] * num_envs
+        self.completed: list[Completed] = []
 
     def start(self, envs: Sequence[int]) -> tuple[list[int], list[int]]:
         """Begin episodes; environments and the rows to write their first observations to.
@@ -73,6 +85,7 @@ class EpisodeRings:
             idle = [env for env, steps in enumerate(self._episode_steps) if steps == NOT_RUNNING]
             raise ValueError(f"environments {idle} must start an episode before their next step")
         written = self._advance(range(self.num_envs))
+        self.completed.clear()
         for env, over in enumerate(ended):
             steps = self._episode_steps[env] + 1
             self._complete(env, steps, 1 if over else self.n_step, self.n_step)
@@ -81,6 +94,7 @@ class EpisodeRings:
 
     def end_running(self, envs: Iterable[int]) -> None:
         """End the running episodes of these environments, each at its newest row."""
+        self.completed.clear()
         for env in envs:
             steps = self._episode_steps[env]
             self._complete(env, steps, 1, self.n_step - 1)
@@ -89,6 +103,15 @@ class EpisodeRings:
     def num_steps(self, starts: Tensor) -> Tensor:
         """How many steps the transitions span that start at these rows; only for n above 1."""
         return self._num_steps.index_select(0, starts)
+
+    def newest_rows(self, env: int) -> range:
+        """The rows of the running episode's last steps, n at most, without its first observation's.
+
+        Rows of a window that wraps are told where they are repeated.
+        """
+        count = max(0, min(self._episode_steps[env], self.n_step))
+        stop = self._start_row(env, (self._num_written[env] - count - 1) % self.ring_rows) + 1
+        return range(stop, stop + count)
 
     def num_earlier(self, starts: Tensor) -> Tensor:
         """How many rows of its episode come before each start, S - 1 at most; for S above 1."""
@@ -191,6 +214,7 @@ class EpisodeRings:
             self.starts.add(row)
             if self.n_step > 1:
                 self._num_steps_array[row] = distance
+                self.completed.append(Completed(env, row, distance))
             if self.frame_stack > 1:
                 self._num_earlier_array[row] = min(steps - distance, self.frame_stack - 1)
 

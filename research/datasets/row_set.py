@@ -20,6 +20,7 @@ class RowSet:
         self._members_array = self._members.numpy()
         self._places = np.full(num_rows, -1, np.int32)
         self._size = 0
+        self._drawn = torch.empty(0, dtype=torch.int32)
 
     def __len__(self) -> int:
         return self._size
@@ -44,7 +45,9 @@ class RowSet:
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
         """``count`` members, int32, uniformly and with replacement."""
-        places = torch.randint(self._size, (count,), generator=generator)
+        if len(self._drawn) != count:
+            self._drawn = torch.empty(count, dtype=torch.int32)
+        places = self._drawn.random_(0, self._size, generator=generator)
         return self._members.index_select(0, places)
 
     def members(self) -> Tensor:

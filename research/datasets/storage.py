@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from research.datasets.disk import map_file
 from research.datasets.journal import CHUNK_BYTES, Fill
 
 DTYPES: dict[np.dtype[Any], torch.dtype] = {
@@ -70,6 +71,7 @@ class RowStorage:
         num_rows: how many rows there are.
         num_staged: how many rows can be staged at a time.
         device: where the rows are.
+        on_disk: whether they are in temporary files instead, which look like host memory.
         apart: leaves that get a group to themselves, whatever their type.
 
     """
@@ -81,8 +83,10 @@ class RowStorage:
         num_rows: int,
         num_staged: int,
         device: torch.device,
+        on_disk: bool,
         apart: Sequence[str],
     ) -> None:
+        self.device = device
         self.leaves = dict(leaves)
         self.columns: dict[str, Column] = {}
         dtypes: dict[str, torch.dtype] = {}
@@ -93,7 +97,9 @@ class RowStorage:
             dtypes[group], widths[group] = leaf.dtype, start + leaf.size
             self.columns[name] = Column(group, start, widths[group])
         self.groups = {
-            group: torch.empty(num_rows, width, dtype=dtypes[group], device=device)
+            group: map_file((num_rows, width), dtypes[group])
+            if on_disk
+            else torch.empty(num_rows, width, dtype=dtypes[group], device=device)
             for group, width in widths.items()
         }
         # Writing a few small rows through numpy costs a fraction of what it costs through torch.
@@ -126,6 +132,11 @@ class RowStorage:
                 target = self.groups[group]
                 values = torch.from_numpy(source[list(staged)]).to(target.device)
                 target.index_copy_(0, torch.tensor(rows, device=target.device), values)
+
+    def column(self, name: str) -> Tensor:
+        """One leaf without dimensions, of all rows, (num_rows,); it shares their memory."""
+        group, start, _ = self.columns[name]
+        return self.groups[group][:, start]
 
     def read_rows(self, spans: Iterable[tuple[int, int]]) -> Iterator[memoryview]:
         """The bytes of the rows from start to stop of every range, group by group.
@@ -207,7 +218,8 @@ class Window:
         """The wanted leaves (B, ...) of rows (B,), in memory that only they share."""
         leaves = [rows] * self._num_wanted
         for windows, sizes, wanted in self._pieces:
-            parts = windows.index_select(0, rows).split_with_sizes(sizes, 1)
+            # "unsafe" for gradients alone, which nothing here has
+            parts = windows.index_select(0, rows).unsafe_split_with_sizes(sizes, 1)
             for part, number, shape in wanted:
                 leaves[number] = parts[part] if len(shape) == 1 else parts[part].view(-1, *shape)
         return leaves

@@ -27,9 +27,12 @@ class Collector:
         warmup_steps: environment steps with uniformly random actions, before any update.
         updates_per_step: updates due per environment step, at least 1.
         steps_per_update: environment steps per update, at least 1; one of the two is 1.
+        overlap: whether environments in processes of their own step while the updates are made,
+            which changes no number; None where there are such.
 
     Raises:
-        ValueError: for a number outside its range, or an environment that resets itself.
+        ValueError: for a number outside its range, an environment that resets itself, or
+            ``overlap`` of environments in this process.
 
     """
 
@@ -43,6 +46,7 @@ class Collector:
         warmup_steps: int,
         updates_per_step: int,
         steps_per_update: int,
+        overlap: bool | None,
     ) -> None:
         if warmup_steps < 0:
             raise ValueError(f"warmup_steps must be at least 0, got {warmup_steps}")
@@ -53,6 +57,12 @@ class Collector:
             )
         if env.metadata.get("autoreset_mode") is not AutoresetMode.DISABLED:
             raise ValueError("the environment must leave resets to the collector")
+        self.overlapped = env if isinstance(env, AsyncVectorEnv) and overlap is not False else None
+        if overlap and self.overlapped is None:
+            raise ValueError(
+                "overlap is true, but the environments step in this process; "
+                "try env.subprocesses=true"
+            )
         self.env = env
         self.policy = policy
         self.dataset = dataset
@@ -64,6 +74,7 @@ class Collector:
         self.num_episodes = np.zeros(env.num_envs, dtype=np.int64)
         self.episode_seeds: list[int | None] = [None] * env.num_envs
         self.obs: Any = None
+        self.action: Any = None
         env.action_space.seed(derive_seed(seed, "warmup"))
 
     def start(self) -> None:
@@ -71,14 +82,20 @@ class Collector:
         if self.obs is None:
             self.reset(np.ones(self.env.num_envs, dtype=np.bool_))
 
-    def step(self, step: int) -> list[dict[str, float]]:
-        """One step of every environment; the episodes that it finished."""
+    def begin_step(self, step: int) -> None:
+        """Choose the actions, after ``step`` steps, and let overlapped environments begin."""
         if step < self.warmup_steps:
-            action = self.env.action_space.sample()
+            self.action = self.env.action_space.sample()
         else:
-            action = self.policy(self.obs, step=step, explore=True)
-        self.obs, reward, terminated, truncated, infos = self.env.step(action)
-        self.dataset.add(action, reward, terminated, truncated, self.obs)
+            self.action = self.policy(self.obs, step=step, explore=True)
+        if self.overlapped:
+            self.overlapped.step_async(self.action)
+
+    def end_step(self) -> list[dict[str, float]]:
+        """Take the step of every environment that was begun; the episodes that it finished."""
+        result = self.overlapped.step_wait() if self.overlapped else self.env.step(self.action)
+        self.obs, reward, terminated, truncated, infos = result
+        self.dataset.add(self.action, reward, terminated, truncated, self.obs)
         self.episodes.add(reward, infos)
         over = terminated | truncated
         if not over.any():
@@ -97,7 +114,12 @@ class Collector:
         self.dataset.start_episodes(self.obs, mask)
 
     def updates_due(self, step: int) -> int:
-        """Updates that a run has made in all when it has taken ``step`` environment steps."""
+        """Updates that a run has made in all when it has taken ``step`` environment steps.
+
+        None while there is nothing to learn from; they are made up for afterwards.
+        """
+        if not len(self.dataset):
+            return 0
         return max(0, step - self.warmup_steps) * self.updates_per_step // self.steps_per_update
 
     def state_dict(self) -> dict[str, Any]:

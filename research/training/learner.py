@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from research.algs.base import Algorithm
 from research.batches import to_device
-from research.datasets.base import Dataset
+from research.datasets.base import Dataset, PreparingDataset
 from research.errors import UserError
 from research.processors.base import Processor
 from research.training.meter import Metrics, Phases
@@ -32,9 +32,10 @@ class Learner:
         schedule: makes a learning-rate schedule for each optimizer, stepped once per update; None
             for none.
         max_grad_norm: bound on the norm of each optimizer's gradients, above 0; None for none.
+        prefetch: whether the dataset is to prepare batches; None for with a GPU, if it can.
 
     Raises:
-        ValueError: for a number outside its range.
+        ValueError: for a number outside its range, or ``prefetch`` of a dataset that cannot.
 
     """
 
@@ -47,9 +48,17 @@ class Learner:
         *,
         schedule: ScheduleFactory | None,
         max_grad_norm: float | None,
+        prefetch: bool | None,
     ) -> None:
         if max_grad_norm is not None and max_grad_norm <= 0:
             raise ValueError(f"max_grad_norm must be above 0, got {max_grad_norm}")
+        self.preparing = dataset if isinstance(dataset, PreparingDataset) else None
+        if prefetch and self.preparing is None:
+            raise ValueError(
+                f"prefetch is true, but a {type(dataset).__name__} prepares no batches"
+            )
+        if prefetch is False or (prefetch is None and device.type != "cuda"):
+            self.preparing = None
         self.alg = alg
         self.processor = processor
         self.dataset = dataset
@@ -91,11 +100,25 @@ class Learner:
                 clip_gradients(optim, self.max_grad_norm)
         return self.optimizers
 
-    def update(self, step: int, phases: Phases) -> None:
-        """One update from one batch, at environment step ``step``."""
+    def prepare(self) -> None:
+        """Let the dataset gather the next batch, if nothing is added to it before the update."""
+        if self.preparing is not None:
+            self.preparing.prepare(pinned=self.device.type == "cuda")
+
+    def update(self, step: int, phases: Phases, *, can_prepare: bool) -> None:
+        """One update from one batch, after ``step`` steps.
+
+        Args:
+            step: environment steps taken so far.
+            phases: is told how long it takes.
+            can_prepare: whether another update comes before anything is added to the dataset.
+
+        """
         if self.optimizers is None:
             self.make_optimizers()
         batch = self.dataset.sample()
+        if can_prepare:
+            self.prepare()
         phases.lap("sample")
         batch = self.processor(to_device(batch, self.device))
         self.metrics.add(self.alg.update(batch, step=step, updates=self.updates), step)

@@ -36,6 +36,9 @@ log = logging.getLogger(__name__)
 class Trainer:
     """Trains to ``total_steps``, evaluating, logging and saving on the way.
 
+    A step is: choose actions, make the updates that are due from what is there, and only then learn
+    what the actions led to. So environments in processes of their own can step meanwhile.
+
     With a collector a step is an environment step (summed over the environments), without one it
     is an update. A period counts steps; with several environments its event comes at the first
     step that reaches it.
@@ -52,6 +55,8 @@ class Trainer:
         collector: makes the collector; None for learning from the dataset as it is.
         schedule: makes a learning-rate schedule for each optimizer, stepped once per update.
         max_grad_norm: bound on the norm of each optimizer's gradients, above 0; None for none.
+        prefetch: whether the next batch is gathered in a thread meanwhile, which changes no number;
+            None for with a GPU.
         log_every: steps between rows of metrics; an evaluation has one too.
         eval_every: steps between evaluations; the last step has one too.
         eval_episodes: episodes of an evaluation, at least 1.
@@ -81,6 +86,7 @@ class Trainer:
         collector: CollectorFactory | None,
         schedule: ScheduleFactory | None,
         max_grad_norm: float | None,
+        prefetch: bool | None,
         log_every: int,
         eval_every: int,
         eval_episodes: int,
@@ -147,6 +153,7 @@ class Trainer:
             self.policy.device,
             schedule=schedule,
             max_grad_norm=max_grad_norm,
+            prefetch=prefetch,
         )
         self.step = 0
         self.seconds = 0.0
@@ -198,8 +205,16 @@ class Trainer:
 
     def advance(self) -> None:
         """Take a step, make its updates, and do what it is time for."""
-        self.collect()
+        if self.collector is not None:
+            self.collector.begin_step(self.step)
+            self.phases.lap("environment")
         self.learn()
+        if self.collector is not None:
+            self.finished += self.collector.end_step()
+            self.phases.lap("environment")
+        self.step += self.step_size
+        if self.learner.updates < self.updates_due():
+            self.learner.prepare()
         self.progress.update(self.step)
         evaluates = self.reached(self.eval_every)
         if evaluates or self.reached(self.log_every):
@@ -230,18 +245,17 @@ class Trainer:
         limit = self.checkpoint_minutes
         return limit is not None and time.monotonic() - self.saved_at >= 60 * limit
 
-    def collect(self) -> None:
-        """Take a step, in the environments if there are any to learn from."""
-        if self.collector is not None:
-            self.finished += self.collector.step(self.step)
-            self.phases.lap("environment")
-        self.step += self.step_size
-
     def learn(self) -> None:
-        """Make the updates that are due."""
-        due = self.step if self.collector is None else self.collector.updates_due(self.step)
+        """Make the updates that belong to the next step."""
+        due = self.updates_due()
         while self.learner.updates < due:
-            self.learner.update(self.step, self.phases)
+            can_prepare = self.collector is None or self.learner.updates + 1 < due
+            self.learner.update(self.step, self.phases, can_prepare=can_prepare)
+
+    def updates_due(self) -> int:
+        """How many updates the run has made in all when the next step's are made."""
+        step = self.step + self.step_size
+        return step if self.collector is None else self.collector.updates_due(step)
 
     def log_training(self) -> None:
         """Log what came since the last row."""

@@ -216,6 +216,7 @@ def test_memory_is_what_was_forecast(n_step: int) -> None:
     buffer = make_stacked(4, n_step=n_step, num_envs=2)
     tensors = [*buffer._storage.groups.values(), buffer._rings.starts._members]
     tensors += [buffer._rings._num_steps, buffer._rings._num_earlier]
+    tensors += [buffer._returns.values] if buffer._returns else []
     places = buffer._rings.starts._places
     assert buffer.memory_bytes == sum(tensor.nbytes for tensor in tensors) + places.nbytes
 

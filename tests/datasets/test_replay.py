@@ -1,6 +1,7 @@
 """The replay buffer against a naive one, and its randomness, state and errors."""
 
 import io
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ from gymnasium import spaces
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from research.batches import to_device
 from research.datasets import memory, replay
 from research.datasets.replay import ReplayBuffer
 from research.errors import UserError
@@ -39,6 +41,7 @@ def make_buffer(
     n_step: int = 1,
     batch_size: int = 64,
     seed: int = 0,
+    storage: str = "ram",
     device: str = "cpu",
     obs_space: gymnasium.Space[Any] = spaces.Box(-1, 1, (2,), np.float64),  # noqa: B008
     action_space: gymnasium.Space[Any] = spaces.Box(-1, 1, (1,), np.float32),  # noqa: B008
@@ -52,6 +55,7 @@ def make_buffer(
         batch_size=batch_size,
         discount=GAMMA,
         n_step=n_step,
+        storage=storage,
         device=device,
     )
 
@@ -394,9 +398,73 @@ def test_an_ended_episode_cannot_go_on() -> None:
         buffer.add(np.zeros((2, 1)), np.zeros(2), ~mask, ~mask, np.zeros((2, 2)))
 
 
+@settings(max_examples=50, deadline=None)
+@given(data=st.data())
+def test_batches_on_disk_and_prepared_ones_are_the_same(data: st.DataObject) -> None:
+    num_envs, n_step = data.draw(st.integers(1, 2)), data.draw(st.integers(1, 3))
+    options: dict[str, Any] = {"num_envs": num_envs, "capacity": 40, "n_step": n_step}
+    plain, other = make_buffer(**options), make_buffer(**options, storage="disk")
+    fed = [Streams(buffer, NaiveBuffer(num_envs, 40, n_step)) for buffer in (plain, other)]
+    event = st.sampled_from([CONTINUE] * 4 + [TERMINATE, TRUNCATE])
+    step = st.lists(event, min_size=num_envs, max_size=num_envs)
+    calls = st.sampled_from(["prepare", "sample", "sample", "end", "reload"])
+    with tempfile.TemporaryDirectory() as folder:
+        for happening in data.draw(st.lists(st.one_of(step, calls), min_size=30, max_size=60)):
+            if isinstance(happening, list):
+                for streams in fed:
+                    streams.step(happening)
+            elif happening == "end":
+                for streams in fed:
+                    streams.end()
+            elif happening == "reload":
+                state = reload(other.save(Path(folder)))
+                other = fed[1].buffer = make_buffer(**options, storage="disk", seed=1)
+                other.load(state, Path(folder))
+            elif len(plain):
+                other.prepare(pinned=False)
+                if happening == "sample":
+                    assert_same(plain.sample(), other.sample())
+
+
+def test_a_batch_is_prepared_once() -> None:
+    buffer, other = make_buffer(), make_buffer()
+    for each in (buffer, other):
+        fill(each, 30)
+    buffer.prepare(pinned=False)
+    buffer.prepare(pinned=False)
+    for _ in range(2):
+        assert_same(buffer.sample(), other.sample())
+
+
+def test_rows_on_disk_count_as_no_memory_and_leave_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    in_ram, on_disk = (make_buffer(capacity=10**6, storage=name) for name in ("ram", "disk"))
+    assert in_ram.memory_bytes - on_disk.memory_bytes == (10**6 + 1) * 5 * 4
+    assert str(tmp_path) in Path("/proc/self/maps").read_text()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("n_step", [1, 3])
+def test_a_prepared_batch_is_pinned_and_the_same_on_a_gpu(n_step: int) -> None:
+    buffer, other = make_buffer(n_step=n_step), make_buffer(n_step=n_step)
+    for each in (buffer, other):
+        fill(each, 50)
+    buffer.prepare(pinned=True)
+    batch = buffer.sample()
+    assert all(part.is_pinned() for part in batch)  # type: ignore[union-attr]
+    moved = to_device(batch, torch.device("cuda:0"))
+    assert {part.device.type for part in moved} == {"cuda"}  # type: ignore[union-attr]
+    assert_same(other.sample(), type(moved)(*(part.cpu() for part in moved)))  # type: ignore
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
+        (lambda: make_buffer(storage="tape"), "storage must be ram, or disk .*, got tape"),
         (lambda: make_buffer(capacity=7, num_envs=2, n_step=3), "capacity must be at least 8"),
         (lambda: make_buffer(capacity=2**30), "below 1073741824, got 1073741824"),
         (lambda: make_buffer(batch_size=0), "batch_size must be at least 1, got 0"),

@@ -18,9 +18,8 @@ LEAVES = {
 
 
 def make_storage(num_rows: int = 6, apart: Sequence[str] = ()) -> RowStorage:
-    return RowStorage(
-        LEAVES, num_rows=num_rows, num_staged=1, device=torch.device("cpu"), apart=apart
-    )
+    sizes = {"num_rows": num_rows, "num_staged": 1}
+    return RowStorage(LEAVES, **sizes, device=torch.device("cpu"), on_disk=False, apart=apart)
 
 
 def write_numbered(storage: RowStorage, rows: Sequence[int]) -> None:

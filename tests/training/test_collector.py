@@ -20,6 +20,7 @@ def make_collector(
     warmup_steps: int = 0,
     updates_per_step: int = 1,
     steps_per_update: int = 1,
+    overlap: bool | None = None,
 ) -> tuple[Collector, Tape]:
     tape = Tape()
     collector = Collector(
@@ -30,9 +31,15 @@ def make_collector(
         warmup_steps=warmup_steps,
         updates_per_step=updates_per_step,
         steps_per_update=steps_per_update,
+        overlap=overlap,
     )
     collector.start()
     return collector, tape
+
+
+def take_step(collector: Collector, step: int) -> list[dict[str, float]]:
+    collector.begin_step(step)
+    return collector.end_step()
 
 
 def episodes(tape: Tape, env: int) -> Iterator[list[Step]]:
@@ -50,7 +57,7 @@ def episodes(tape: Tape, env: int) -> Iterator[list[Step]]:
 def test_every_transition_is_one_that_the_environment_made(num_envs: int) -> None:
     collector, tape = make_collector(vector(num_envs), warmup_steps=20 * num_envs)
     for step in range(0, 40 * num_envs, num_envs):
-        collector.step(step)
+        take_step(collector, step)
     assert len(tape) == 40 * num_envs
     for step in tape.steps:
         seed, episode, time, _ = step.obs
@@ -63,7 +70,7 @@ def test_every_transition_is_one_that_the_environment_made(num_envs: int) -> Non
 def test_the_end_of_an_episode_is_its_own_and_not_the_next_ones_beginning(truncates: bool) -> None:
     collector, tape = make_collector(vector(3, length=4, truncates=truncates))
     for step in range(0, 36, 3):
-        collector.step(step)
+        take_step(collector, step)
     for step in tape.steps:
         is_last = step.next_obs[2] == 4
         assert (step.terminated, step.truncated) == (
@@ -76,7 +83,7 @@ def test_the_end_of_an_episode_is_its_own_and_not_the_next_ones_beginning(trunca
 def test_every_episode_of_every_environment_starts_from_a_seed_of_its_own() -> None:
     collector, tape = make_collector(vector(3), seed=5)
     for step in range(0, 120, 3):
-        collector.step(step)
+        take_step(collector, step)
     seen = set()
     for env in range(3):
         for count, episode in enumerate(episodes(tape, env)):
@@ -91,7 +98,7 @@ def test_every_episode_of_every_environment_starts_from_a_seed_of_its_own() -> N
 
 def test_finished_episodes_are_told_once_with_their_numbers() -> None:
     collector, tape = make_collector(vector(2))
-    told = [episode for step in range(0, 60, 2) for episode in collector.step(step)]
+    told = [episode for step in range(0, 60, 2) for episode in take_step(collector, step)]
     lengths = [len(episode) for env in range(2) for episode in episodes(tape, env)]
     assert sorted(episode["length"] for episode in told) == sorted(lengths)
     for episode in told:
@@ -102,7 +109,7 @@ def test_finished_episodes_are_told_once_with_their_numbers() -> None:
 def collect_actions(seed: int, num_steps: int) -> list[float]:
     collector, tape = make_collector(vector(), seed=seed, warmup_steps=num_steps)
     for step in range(num_steps):
-        collector.step(step)
+        take_step(collector, step)
     return [step.action for step in tape.steps]
 
 
@@ -132,7 +139,7 @@ def test_the_policy_explores_as_soon_as_the_warmup_is_over(
 
     collector.policy = spy  # type: ignore[assignment]
     for step in range(0, 18, 3):
-        collector.step(step)
+        take_step(collector, step)
     assert calls == [(step, True) for step in range(num_random, 18, 3)]
     assert [step.action == 0.5 for step in tape.steps] == [False] * num_random + [True] * (
         18 - num_random
@@ -150,7 +157,7 @@ def test_the_policy_sees_the_newest_observation_also_after_a_reset() -> None:
 
     collector.policy = spy  # type: ignore[assignment]
     for step in range(0, 40, 2):
-        collector.step(step)
+        take_step(collector, step)
     assert seen == [step.obs.tolist() for step in tape.steps]
 
 
@@ -165,6 +172,8 @@ def test_updates_are_due_in_the_ratio_asked_for(
         updates_per_step=ratio if more_updates else 1,
         steps_per_update=1 if more_updates else ratio,
     )
+    assert collector.updates_due(step) == 0, "there is nothing to learn from yet"
+    take_step(collector, 0)
     after = max(0, step - warmup_steps)
     assert collector.updates_due(step) == (after * ratio if more_updates else after // ratio)
 
@@ -189,16 +198,16 @@ def test_an_environment_that_resets_itself_is_refused(mode: AutoresetMode) -> No
 def test_a_resumed_collector_goes_on_with_new_episodes_and_new_actions() -> None:
     collector, tape = make_collector(vector(2, length=3), warmup_steps=100)
     for step in range(0, 8, 2):
-        collector.step(step)
+        take_step(collector, step)
     state = collector.state_dict()
     for step in range(8, 20, 2):
-        collector.step(step)
+        take_step(collector, step)
     other, other_tape = make_collector(vector(2, length=3), warmup_steps=100)
     other.load_state_dict(state)
     assert other_tape.cut == 2
     other.start()
     for step in range(8, 20, 2):
-        other.step(step)
+        take_step(other, step)
     assert [s.action for s in other_tape.steps] == [s.action for s in tape.steps[8:]]
     starts = [s.obs[0] for s in other_tape.steps if s.obs[2] == 0]
     # episodes 0 and 1 had begun, the second was cut

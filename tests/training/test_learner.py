@@ -33,6 +33,7 @@ def make_learner(
     processor: Processor | None = None,
     schedule: Callable[[torch.optim.Optimizer], LRScheduler] | None = None,
     max_grad_norm: float | None = None,
+    prefetch: bool | None = None,
 ) -> Learner:
     torch.manual_seed(0)
     return Learner(
@@ -42,12 +43,13 @@ def make_learner(
         torch.device("cpu"),
         schedule=schedule,
         max_grad_norm=max_grad_norm,
+        prefetch=prefetch,
     )
 
 
 def make_updates(learner: Learner, count: int) -> None:
     for _ in range(count):
-        learner.update(0, Phases())
+        learner.update(0, Phases(), can_prepare=False)
 
 
 def test_optimizers_are_made_at_the_first_update_and_once() -> None:
@@ -74,7 +76,7 @@ def test_an_update_gets_the_processed_batch_and_the_counts() -> None:
     learner = make_learner(processor=Doubling(OBS_SPACE, ACTION_SPACE))
     learner.alg.update = update  # type: ignore[method-assign]
     for step in (7, 8):
-        learner.update(step, Phases())
+        learner.update(step, Phases(), can_prepare=False)
     expected = Points()
     for (x, *counts), wanted in zip(calls, [[7, 0], [8, 1]], strict=True):
         assert counts == wanted
@@ -155,3 +157,8 @@ def test_a_state_from_before_the_first_update_undoes_a_later_one() -> None:
         make_updates(each, 3)
     for name, value in early.alg.state_dict().items():
         assert value.equal(other.alg.state_dict()[name])
+
+
+def test_prefetch_of_a_dataset_that_cannot_is_refused() -> None:
+    with pytest.raises(ValueError, match="prefetch is true, but a Points prepares no batches"):
+        make_learner(prefetch=True)

@@ -68,7 +68,8 @@ def make_online(
     """Toy with a full little replay buffer, in an environment that can be resumed."""
     seed_everything(0)
     env = vectorize(make, num_envs=num_envs, subprocesses=False, action_repeat=1, flatten_obs=False)
-    dataset = ReplayBuffer(env, 0, capacity=24, batch_size=8, discount=0.9, n_step=2, device="cpu")
+    numbers: Any = {"capacity": 24, "batch_size": 8, "discount": 0.9, "n_step": 2}
+    dataset = ReplayBuffer(env, 0, **numbers, storage="ram", device="cpu")
     dataset_folder_bytes = dataset._make_journal
     dataset._make_journal = lambda folder: small(dataset_folder_bytes(folder))
     schedule = partial(StepLR, step_size=8, gamma=0.5)
@@ -129,7 +130,7 @@ def tell(trainer: Trainer, number: signal.Signals, *, at: int) -> None:
 
     def learn_and_be_told() -> None:
         learn()
-        if trainer.step == at:
+        if trainer.step + trainer.step_size == at:
             signal.raise_signal(number)
 
     trainer.learn = learn_and_be_told

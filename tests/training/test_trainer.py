@@ -27,6 +27,7 @@ from research.algs.base import Algorithm, Metrics, OptimFactory, take_step
 from research.batches import Transition
 from research.datasets.replay import ReplayBuffer
 from research.envs.spaces import DeclaredSpaces
+from research.envs.vector import vectorize
 from research.errors import UserError
 from research.processors.base import Identity, Processor
 from research.status import Status
@@ -71,6 +72,7 @@ def make_trainer(
     collector: Callable[..., Collector] | None = None,
     schedule: Callable[[torch.optim.Optimizer], LRScheduler] | None = None,
     max_grad_norm: float | None = None,
+    prefetch: bool | None = None,
     log_every: int = 10,
     eval_every: int = 10,
     eval_episodes: int = 2,
@@ -93,6 +95,7 @@ def make_trainer(
         collector=collector,
         schedule=schedule,
         max_grad_norm=max_grad_norm,
+        prefetch=prefetch,
         log_every=log_every,
         eval_every=eval_every,
         eval_episodes=eval_episodes,
@@ -105,13 +108,17 @@ def make_trainer(
 
 
 def collecting(
-    warmup_steps: int = 4, updates_per_step: int = 1, steps_per_update: int = 1
+    warmup_steps: int = 4,
+    updates_per_step: int = 1,
+    steps_per_update: int = 1,
+    overlap: bool | None = None,
 ) -> Callable[..., Collector]:
     return partial(
         Collector,
         warmup_steps=warmup_steps,
         updates_per_step=updates_per_step,
         steps_per_update=steps_per_update,
+        overlap=overlap,
     )
 
 
@@ -123,15 +130,15 @@ def make_online(
     alg: Algorithm | None = None,
     collector: Callable[..., Collector] | None = None,
     dataset: Any = None,
+    env: VectorEnv | None = None,
     **options: Any,
 ) -> Trainer:
     """Toy on ``Count`` with a replay buffer."""
     seed_everything(seed)
-    env = vector(num_envs)
+    env = env or vector(num_envs)
     if dataset is None:
-        dataset = ReplayBuffer(
-            env, seed, capacity=60, batch_size=8, discount=0.9, n_step=2, device="cpu"
-        )
+        numbers: Any = {"capacity": 60, "batch_size": 8, "discount": 0.9, "n_step": 2}
+        dataset = ReplayBuffer(env, seed, **numbers, storage="ram", device="cpu")
     return make_trainer(
         folder,
         alg or Toy(),
@@ -140,6 +147,13 @@ def make_online(
         seed=seed,
         collector=collector or collecting(),
         **options,
+    )
+
+
+def subprocesses(make_env: Callable[[], Count], *, num_envs: int = 1) -> VectorEnv:
+    """Environments in a process each."""
+    return vectorize(
+        make_env, num_envs=num_envs, subprocesses=True, action_repeat=1, flatten_obs=False
     )
 
 
@@ -228,7 +242,7 @@ def test_acting_and_updating_know_the_steps_and_updates_before_them(tmp_path: Pa
         tmp_path, alg=alg, num_envs=3, collector=collecting(warmup_steps=4), total_steps=9
     ).train()
     assert alg.explored == [6]
-    assert alg.calls == [(6, 0), (6, 1), (9, 2), (9, 3), (9, 4)]
+    assert alg.calls == [(3, 0), (3, 1), (6, 2), (6, 3), (6, 4)]
 
 
 def test_periods_that_environments_jump_over_come_at_the_first_step_behind(tmp_path: Path) -> None:
@@ -273,6 +287,81 @@ def test_rows_count_steps_frames_updates_and_epochs(tmp_path: Path) -> None:
     row = rows(tmp_path / "b" / "train.csv")[-1]
     # five batches are an epoch, and no environment has made a frame
     assert (row["step"], row["frames"], row["updates"], row["epoch"]) == (24, 0, 24, 4)
+
+
+@pytest.mark.parametrize("updates", [{}, {"updates_per_step": 3}, {"steps_per_update": 2}])
+def test_batches_that_are_prefetched_change_no_number(
+    tmp_path: Path, updates: dict[str, Any]
+) -> None:
+    for name, prefetch in (("with", True), ("without", False)):
+        make_online(
+            tmp_path / name,
+            collector=collecting(**updates),
+            total_steps=40,
+            log_every=1,
+            prefetch=prefetch,
+        ).train()
+    assert logged(tmp_path / "with") == logged(tmp_path / "without")
+
+
+def test_environments_in_subprocesses_change_no_number(tmp_path: Path) -> None:
+    for name, overlap in (("here", None), ("overlapped", True), ("by turns", False)):
+        trainer = make_online(
+            tmp_path / name,
+            env=vector(2) if name == "here" else subprocesses(Count, num_envs=2),
+            collector=collecting(overlap=overlap),
+            total_steps=40,
+            log_every=1,
+        )
+        trainer.train()
+        assert logged(tmp_path / name) == logged(tmp_path / "here")
+
+
+class Waiting(Count):
+    """After its first steps, does none unless a file appears while it waits."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(length=100)
+        self.path = path
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        deadline = time.monotonic() + 30
+        while self.total_steps >= 4 and not self.path.exists():
+            assert time.monotonic() < deadline, "no update was made meanwhile"
+            time.sleep(0.01)
+        return super().step(action)
+
+
+class Telling(Toy):
+    """Makes a file when it is updated."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+
+    def update(self, batch: Transition, *, step: int, updates: int) -> Metrics:
+        self.path.touch()
+        return super().update(batch, step=step, updates=updates)
+
+
+def test_updates_are_made_while_environments_in_subprocesses_step(tmp_path: Path) -> None:
+    path = tmp_path / "updated"
+    env = subprocesses(partial(Waiting, path))
+    trainer = make_online(tmp_path, alg=Telling(path), env=env, total_steps=6, log_every=1)
+    trainer.train()
+    assert trainer.step == 6
+
+
+def test_environments_of_this_process_cannot_overlap(tmp_path: Path) -> None:
+    message = "overlap is true, .*; try env.subprocesses=true"
+    with pytest.raises(ValueError, match=message):
+        make_online(tmp_path, collector=collecting(overlap=True), total_steps=6)
+
+
+def test_without_warm_up_the_first_updates_wait_for_a_transition(tmp_path: Path) -> None:
+    trainer = make_online(tmp_path, collector=collecting(warmup_steps=0), total_steps=30)
+    trainer.train()
+    assert trainer.learner.updates == 30
 
 
 def test_every_episode_is_logged_once(tmp_path: Path) -> None:
@@ -390,7 +479,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_reaches_no_checkpoint(
 ) -> None:
     alg = Exploding(at=12, loss=loss)
     trainer = make_supervised(tmp_path, alg=alg, total_steps=40, log_every=log_every)
-    with pytest.raises(UserError, match=f"^train/loss became {loss} at step 13;"):
+    with pytest.raises(UserError, match=f"^train/loss became {loss} at step 12;"):
         trainer.train()
     weights, state = load_checkpoint(tmp_path / "checkpoints" / "last")
     assert state["step"] == 10
@@ -640,7 +729,7 @@ def test_a_signal_ends_a_run_behind_its_step_with_a_checkpoint(
 
     def learn_and_be_told() -> None:
         learn()
-        if trainer.step == at:
+        if trainer.step + trainer.step_size == at:
             signal.raise_signal(number)
             signal.raise_signal(signal.SIGTERM)  # batch systems say it twice
 
