@@ -115,9 +115,11 @@ def flat_dim(space: gymnasium.Space) -> int:
         or len(space.shape) != 1
         or not np.issubdtype(space.dtype, np.floating)
     ):
+        is_image = len(space.shape or ()) == 3 and space.dtype == np.uint8
         raise ValueError(
-            f"observations must be flat floats (O,), got {space}; "
-            "try env.flatten_obs=true, or a network for such observations"
+            f"observations must be flat floats (O,), got {space}; try "
+            f"{'env.pixels=false' if is_image else 'env.flatten_obs=true'}, or a network for such "
+            "observations"
         )
     return space.shape[0]
 

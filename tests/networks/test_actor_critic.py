@@ -80,6 +80,7 @@ def test_actions_fill_their_bounds_and_do_not_pass_them(network: ActorCritic) ->
         (Discrete(4), "observations must be flat floats (O,), got Discrete(4)"),
         (Box(0, 1, (3, 8, 8)), "got Box(0.0, 1.0, (3, 8, 8), float32); try env.flatten_obs=true"),
         (Box(0, 255, (128,), np.uint8), "got Box(0, 255, (128,), uint8)"),
+        (Box(0, 255, (3, 8, 8), np.uint8), "uint8); try env.pixels=false"),
     ],
 )
 def test_observations_that_are_not_flat_floats_are_refused(

@@ -1,5 +1,9 @@
 """The device: what is there, or one line."""
 
+import platform
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -29,3 +33,26 @@ def test_an_unknown_name_is_told_what_there_is(name: str) -> None:
 def test_a_device_that_is_not_there_is_named_in_one_line() -> None:
     with pytest.raises(UserError, match=r"^device=cuda:99 cannot be used: .+; try device=auto$"):
         choose_device("cuda:99")
+
+
+COUNT_PAGE_FAULTS = """
+import resource, sys
+import torch
+from research.training.device import choose_device
+if sys.argv[1:]:
+    choose_device("cpu")
+for repetition in range(40):
+    if repetition == 30:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(2**24)  # 64 MiB
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have no mallopt")
+def test_on_the_cpu_freed_memory_is_used_again() -> None:
+    faults = [
+        int(subprocess.check_output([sys.executable, "-c", COUNT_PAGE_FAULTS, *arguments]))
+        for arguments in ([], ["cpu"])
+    ]
+    assert faults[1] < faults[0] / 10
