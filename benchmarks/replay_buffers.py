@@ -15,6 +15,7 @@ from torch import Tensor
 
 from research.batches import Transition
 from research.datasets.replay import ReplayBuffer
+from research.training.device import choose_device
 
 BATCH_SIZE = 256
 OBS_DIM, ACTION_DIM, FRAME_STACK, FRAME_SHAPE = 17, 6, 3, (3, 84, 84)
@@ -106,6 +107,7 @@ class Ours:
 
     def __init__(self, case: Case, num_steps: int, num_episodes: int, folder: Path) -> None:
         self.single_observation_space, self.single_action_space = case.obs_space, case.action_space
+        choose_device("cpu")  # as every run begins: freed memory is used again
         self.num_envs = 1
         self.metadata = {"frame_stack": FRAME_STACK if case.kind == "pixels" else 1}
         self.buffer = ReplayBuffer(
