@@ -10,74 +10,63 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import yaml
 
-from benchmarks.learning import EVAL_EPISODES, t_interval, with_interval
+from benchmarks.learning import t_interval
 from benchmarks.measure import RESULTS, ROOT, read_rows, write_rows
 from research.files import write_whole
 from research.training.provenance import read_attempts
 
 TASKS = {"cheetah": "cheetah run", "walker": "walker walk", "cartpole": "cartpole swingup"}
+SAC_CURVES = {"pytorch_sac": "sac_state_pytorch_sac", "SAC of TD-MPC2": "sac_state_tdmpc2"}
+DRQV2_CURVES = {"authors of DrQ-v2": "drqv2_pixels_drqv2"}
 EVAL_EVERY = 20_000
 """Frames, as in the published curves."""
 
 FREE = (
-    *("env=", "seed=", "experiment=", "device=", "logger.", "dataset.storage=", "dataset.device="),
+    *("env=", "seed=", "device=", "logger.", "dataset.storage=", "dataset.device="),
     *("trainer.total_steps=", "trainer.eval_", "trainer.log_every=", "trainer.checkpoint_"),
-    *("trainer.keep_last=", "trainer.prefetch="),
 )
 """Overrides that change neither a task nor how it is learned."""
 
-STYLES = (("#D55E00", "--"), ("#009E73", "-."))
-
 
 class Method(NamedTuple):
-    """An algorithm, its experiment and tasks, and who published curves in ``<file>.csv``."""
+    """An algorithm, its experiment and tasks, and who published which file of curves."""
 
     name: str
     experiment: str
     action_repeat: int
-    tasks: tuple[str, ...]
+    tasks: Sequence[str]
     sources: Mapping[str, str]
 
 
 METHODS = {
-    "sac": Method(
-        name="SAC",
-        experiment="sac_dmc",
-        action_repeat=1,
-        tasks=("cheetah", "walker", "cartpole"),
-        sources={"pytorch_sac": "sac_state_pytorch_sac", "SAC of TD-MPC2": "sac_state_tdmpc2"},
-    ),
-    "drqv2": Method(
-        name="DrQ-v2",
-        experiment="drqv2_easy",  # both tasks are among its authors' easy ones
-        action_repeat=2,
-        tasks=("cartpole", "walker"),
-        sources={"authors of DrQ-v2": "drqv2_pixels_drqv2"},
-    ),
+    "sac": Method("SAC", "sac_dmc", 1, list(TASKS), SAC_CURVES),
+    "drqv2": Method("DrQ-v2", "drqv2_easy", 2, ["cartpole", "walker"], DRQV2_CURVES),
 }
 
 
 class Curve(NamedTuple):
-    """Mean returns (T,) after so many frames; around them a band, empty for one published seed."""
+    """Mean returns (T,) after so many frames (T,), and the half width (T,) of a band."""
 
     source: str
     num_seeds: int
     frames: np.ndarray
     mean: np.ndarray
-    low: np.ndarray
-    high: np.ndarray
+    half: np.ndarray
+
+    def show(self, index: int) -> str:
+        """A point, with its band if there is one."""
+        band = f" +- {self.half[index]:.1f}" if self.num_seeds > 1 else ""
+        return f"{self.mean[index]:.1f}{band}"
 
 
 def main() -> None:
     """Run what is missing, then report."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--alg", choices=METHODS, required=True)
     parser.add_argument("--tasks", nargs="+", help="as in env=; default: all")
     parser.add_argument("--seeds", type=int, default=3, help="how many, from 0")
@@ -86,132 +75,147 @@ def main() -> None:
     parser.add_argument("--work", type=Path, help="the sweep; default: outputs/published_<alg>")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the report")
     parser.add_argument("--report-only", action="store_true", help="of the runs as they stand")
-    arguments = parser.parse_args()
-    method = METHODS[arguments.alg]
-    tasks = arguments.tasks or method.tasks
-    if unknown := set(tasks) - set(method.tasks):
-        parser.error(f"--tasks: {', '.join(unknown)}; allowed: {', '.join(method.tasks)}")
-    if arguments.seeds < 1 or arguments.frames < 1 or arguments.frames % method.action_repeat:
-        parser.error(
-            f"--seeds must be at least 1, --frames a multiple of {method.action_repeat}, "
-            f"got {arguments.seeds} and {arguments.frames}"
-        )
-    work = (arguments.work or ROOT / "outputs" / f"published_{arguments.alg}").resolve()
-    status = 0
-    if not arguments.report_only:
-        overrides = make_overrides(method, tasks, work, arguments.seeds, arguments.frames)
-        command = [sys.executable, str(ROOT / "train.py"), "-m", *overrides, *arguments.overrides]
-        status = subprocess.run(command, cwd=ROOT).returncode
-    runs = {task: [work / f"{task}_{seed}" for seed in range(arguments.seeds)] for task in tasks}
-    report(method, runs, arguments.results / f"published_{arguments.alg}")
+    options = parser.parse_args()
+    method = METHODS[options.alg]
+    tasks = options.tasks or method.tasks
+    if not set(tasks) <= set(method.tasks):
+        parser.error(f"--tasks={' '.join(tasks)}; allowed: {' '.join(method.tasks)}")
+    if options.seeds < 2:
+        parser.error(f"--seeds={options.seeds}; an interval needs at least 2")
+    work = (options.work or ROOT / "outputs" / f"published_{options.alg}").resolve()
+    runs = {task: [work / f"{task}_{seed}" for seed in range(options.seeds)] for task in tasks}
+    status = 0 if options.report_only else sweep(method, work, tasks, options)
+    report(method, runs, options.results / f"published_{options.alg}")
     sys.exit(status)
 
 
-def make_overrides(
-    method: Method, tasks: Sequence[str], work: Path, num_seeds: int, frames: int
-) -> tuple[str, ...]:
-    """One sweep, its runs in ``work/<task>_<seed>``."""
-    return (
-        *(f"experiment={method.experiment}", f"env={','.join(tasks)}"),
-        f"seed={','.join(map(str, range(num_seeds)))}",
-        f"trainer.total_steps={frames // method.action_repeat}",
+def sweep(method: Method, work: Path, tasks: Sequence[str], options: argparse.Namespace) -> int:
+    """Make the runs; the exit status."""
+    command = (
+        *(sys.executable, ROOT / "train.py", "-m", f"experiment={method.experiment}"),
+        *(f"env={','.join(tasks)}", f"seed={','.join(map(str, range(options.seeds)))}"),
+        f"trainer.total_steps={options.frames // method.action_repeat}",
         f"trainer.eval_every={EVAL_EVERY // method.action_repeat}",
-        f"trainer.eval_episodes={EVAL_EPISODES}",
-        *("hydra/launcher=local", f"hydra.launcher.jobs_per_gpu={len(tasks) * num_seeds}"),
+        *("hydra/launcher=local", f"hydra.launcher.jobs_per_gpu={len(tasks) * options.seeds}"),
         *(f"hydra.sweep.dir={work}", "hydra.sweep.subdir=${hydra:runtime.choices.env}_${seed}"),
     )
+    return subprocess.run([*command, *options.overrides], cwd=ROOT).returncode
 
 
 def report(method: Method, runs: Mapping[str, Sequence[Path]], path: Path) -> None:
-    """Write ``path`` as .csv, .png and .md; a task is left out until every seed was evaluated."""
+    """Write ``path`` as .csv, .png and .md; a task waits until every seed has been evaluated."""
     rows = [
-        {"task": TASKS[task], "seed": seed}
-        | {name: row[name] for name in ("step", "frames", "return", "length", "seconds")}
+        {"task": TASKS[task], "seed": seed, **row}
         for task, folders in runs.items()
         for seed, folder in enumerate(folders)
         for row in read_rows(folder / "eval.csv")
     ]
-    curves = {TASKS[task]: read_ours(folders) for task, folders in runs.items()}
-    curves = {task: curve for task, curve in curves.items() if curve is not None}
+    curves = {TASKS[task]: [read_ours(runs[task])] for task in runs}
+    curves = {task: ours for task, ours in curves.items() if len(ours[0].frames)}
     if not curves:
-        sys.exit("no report: there is no task whose seeds were all evaluated")
+        sys.exit("no report yet: there is no task whose seeds have all been evaluated")
+    for task, together in curves.items():
+        together += read_published(method, task)
     write_rows(path.with_suffix(".csv"), rows)
-    folders = [folder for task in runs for folder in runs[task] if (folder / ".hydra").exists()]
-    overrides = read_overrides(folders)
-    is_reduced = any(not each.startswith(FREE) for each in overrides)
-    published = {task: list(read_published(method, task)) for task in curves}
-    title = f"{method.name}, {next(iter(curves.values())).num_seeds} seeds"
+    run = next(folder for task in runs for folder in runs[task] if TASKS[task] in curves)
+    overrides = yaml.safe_load((run / ".hydra" / "overrides.yaml").read_text())
+    same = (f"experiment={method.experiment}", *FREE)
+    is_reduced = not all(override.startswith(same) for override in overrides)
+    title = f"{method.name}, seeds: {len(runs[next(iter(runs))])}"
     title += ", at reduced size" if is_reduced else ""
-    draw(curves, published, title, path.with_suffix(".png"))
-    lines = summarise(curves, published, is_reduced=is_reduced)
-    shown = f"`{' '.join(overrides)}`"
-    text = "\n".join([f"# {title}", "", *lines, "", shown, "", describe(folders[0])]) + "\n"
+    draw(curves, title, path.with_suffix(".png"))
+    end = ["", f"First run: `{' '.join(overrides)}`", "", describe(run)]
+    text = "\n".join([f"# {title}", "", *summarise(curves, is_reduced=is_reduced), *end]) + "\n"
     write_whole(path.with_suffix(".md"), text)
     print(text)
 
 
-def read_ours(folders: Sequence[Path]) -> Curve | None:
-    """Mean and 95 % interval where every seed was evaluated; None if there is no such place."""
-    seeds = [
-        {int(row["frames"]): float(row["return"]) for row in read_rows(folder / "eval.csv")}
-        for folder in folders
-    ]
+def read_ours(folders: Sequence[Path]) -> Curve:
+    """Mean and 95 % interval where every seed was evaluated."""
+    tables = [read_rows(folder / "eval.csv") for folder in folders]
+    seeds = [{int(row["frames"]): float(row["return"]) for row in table} for table in tables]
     frames = sorted(set.intersection(*map(set, seeds)))
-    if not frames:
-        return None
     returns = np.array([[seed[each] for each in frames] for seed in seeds])
-    band = t_interval(returns) if len(returns) > 1 else (returns[0], returns[0])
-    return Curve("ours", len(returns), np.array(frames), returns.mean(axis=0), *band)
+    low, high = t_interval(returns)
+    return Curve("ours", len(seeds), np.array(frames), returns.mean(axis=0), (high - low) / 2)
 
 
 def read_published(method: Method, task: str) -> Iterator[Curve]:
-    """The published curves of a task, with the standard deviation over seeds as band."""
-    for source, file in method.sources.items():
-        rows = read_rows(ROOT / "benchmarks" / "reference" / f"{file}.csv")
+    """The published curves of a task; the band is the standard deviation over seeds."""
+    for source, name in method.sources.items():
+        rows = read_rows(ROOT / "benchmarks" / "reference" / f"{name}.csv")
         rows = [row for row in rows if row["task"] == task.replace(" ", "_")]
-        frames = np.array([int(row["env_steps"]) for row in rows])
-        mean = np.array([float(row["mean_return"]) for row in rows])
-        std = np.array([float(row["std_return"] or 0) for row in rows])
-        yield Curve(source, int(rows[0]["n_seeds"]), frames, mean, mean - std, mean + std)
+        columns = ("env_steps", "mean_return", "std_return")
+        frames, mean, std = np.array([[float(row[key] or 0) for row in rows] for key in columns])
+        yield Curve(source, int(rows[0]["n_seeds"]), frames, mean, std)
 
 
-def read_overrides(folders: Sequence[Path]) -> list[str]:
-    """What the runs were started with, seeds and environments aside."""
-    found = [yaml.safe_load((folder / ".hydra/overrides.yaml").read_text()) for folder in folders]
-    every = dict.fromkeys(override for overrides in found for override in overrides)
-    return [override for override in every if not override.startswith(("env=", "seed="))]
+def compare(ours: Curve, theirs: Curve) -> Iterator[tuple[str, str]]:
+    """For each number of frames that both have: cells of a table, and where ours is."""
+    common = np.intersect1d(ours.frames, theirs.frames, return_indices=True)
+    for frames, here, there in zip(*common, strict=True):
+        difference = ours.mean[here] - theirs.mean[there]
+        half = theirs.half[there] if theirs.num_seeds > 1 else ours.half[here]
+        place = "inside" if abs(difference) <= half else "above" if difference > 0 else "below"
+        yield f"{frames:,.0f} | {ours.show(here)} | {theirs.show(there)}", place
 
 
-def summarise(
-    curves: Mapping[str, Curve], published: Mapping[str, Sequence[Curve]], *, is_reduced: bool
-) -> Iterator[str]:
+def summarise(curves: Mapping[str, Sequence[Curve]], *, is_reduced: bool) -> Iterator[str]:
     """Lines of Markdown: how to read it, a count for each published curve, every common step."""
-    yield f"Return of {EVAL_EPISODES} episodes without noise. Ours: mean and 95 % interval over"
-    yield "seeds (Student's t). Published: mean and standard deviation over seeds. Ours is inside"
-    yield "if its mean is within one such deviation of the published mean; where that is of one"
-    yield "seed, if our interval holds it. Else it is above or below. Compared is where both were"
-    yield "evaluated after the same number of frames (environment steps before action repeat)."
-    yield "Nothing is interpolated."
+    yield "Return without noise, of 10 episodes unless it is said below. Ours: mean +- half of"
+    yield "the 95 % interval over seeds (Student's t). Published: mean +- standard deviation over"
+    yield "seeds. Inside: the means differ by at most that deviation or, where a single seed was"
+    yield "published, by half of our interval. Frames are environment steps before action repeat;"
+    yield "all that both curves have are compared, and nothing is interpolated. Sources:"
+    yield "benchmarks/reference."
     yield ""
     if is_reduced:
-        yield "These runs have another task, network or batch than the published ones: they are at"
-        yield "reduced size and **no comparison** with the published curves."
-        yield ""
-    common = [
-        (task, other, compare(curves[task], other)) for task in curves for other in published[task]
-    ]
-    if not is_reduced:
-        yield "| task | published by | common steps | above | inside | below |"
-        yield "| --- | --- | --- | --- | --- | --- |"
-        for task, other, points in common:
-            places = [place for *_, place in points]
+        yield "These runs are at reduced size: their task, network or batch is another than the"
+        yield "published, with which they are **not to be compared**."
+        return
+    details = ["", "| task | frames | ours | published | by | ours is |", "| --- " * 6 + "|"]
+    yield "| task | published by | common steps | above | inside | below |"
+    yield "| --- " * 6 + "|"
+    for task, (ours, *published) in curves.items():
+        for theirs in published:
+            by = f"{theirs.source} (seeds: {theirs.num_seeds})"
+            points = list(compare(ours, theirs))
+            places = [place for _, place in points]
             counts = [str(places.count(place)) for place in ("above", "inside", "below")]
-            yield f"| {task} | {other.source} | {len(points)} | {' | '.join(counts)} |"
-        yield ""
-    yield "| task | frames | ours | published | by (seeds) | ours is |"
-    yield "| --- | --- | --- | --- | --- | --- |"
-    for task, other, points in common:
-        for frames, ours, theirs, place in points:
-            by = f"{other.source} ({other.num_seeds})"
-            verdict = "not compared" if is_reduced else place
-            yield f"| {task} | {frames:,} | {ours} | {theirs} | {by} | {verdict} |"
+            yield f"| {task} | {by} | {len(points)} | {' | '.join(counts)} |"
+            details += [f"| {task} | {cells} | {by} | {place} |" for cells, place in points]
+    yield from details
+
+
+def describe(run: Path) -> str:
+    """Machine, versions and commit of a run's last attempt."""
+    attempt: Any = read_attempts(run / "provenance.json")[-1]
+    machine, git = attempt["machine"], attempt["git"]
+    versions = [f"{name} {version}" for name, version in attempt["packages"].items()]
+    commit = f"commit {git.get('commit', 'unknown')}" + " and changes" * bool(git.get("dirty"))
+    return ", ".join([*(machine["gpus"] or ["no GPU"]), machine["cpu"], *versions, commit])
+
+
+def draw(curves: Mapping[str, Sequence[Curve]], title: str, path: Path) -> None:
+    """One panel per task: every curve and its band, as far as ours goes."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(3.6 * len(curves), 3.2), dpi=200, layout="constrained")
+    panels = figure.subplots(1, len(curves), squeeze=False)[0]
+    styles = (("#0072B2", "-"), ("#D55E00", "--"), ("#009E73", "-."))
+    for panel, (task, together) in zip(panels, curves.items(), strict=True):
+        for curve, (color, line) in zip(together, styles, strict=False):
+            frames, label = curve.frames / 1000, f"{curve.source} (seeds: {curve.num_seeds})"
+            panel.plot(frames, curve.mean, line, color=color, label=label, lw=1.8)
+            band = curve.mean - curve.half, curve.mean + curve.half
+            panel.fill_between(frames, *band, color=color, alpha=0.2, lw=0)
+        panel.set(title=task, xlabel="frames (thousands)", ylabel="return", ylim=(0, 1000))
+        panel.set_xlim(0, together[0].frames[-1] / 1000)
+        panel.grid(alpha=0.3, lw=0.5)
+        panel.legend(loc="lower right", fontsize=7, frameon=False)
+    figure.suptitle(title)
+    figure.savefig(path)
+
+
+if __name__ == "__main__":
+    main()
