@@ -88,7 +88,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--threads", type=int, default=1, help="of every process")
+    parser.add_argument("--threads", type=int, default=2, help="of every process")
     parser.add_argument("--rounds", type=int, default=5, help="of every system and case")
     parser.add_argument("--seconds", type=float, default=2.0, help="of sampling in a window")
     parser.add_argument("--states", type=int, default=100_000, help="transitions held")

@@ -70,9 +70,9 @@ class SAC(Algorithm):
         self.target_every = target_every
 
     def make_optimizers(self) -> None:
-        self.actor_optim = self.optim(self.network.actor.parameters())
+        # One step for both is the same as one each: neither loss depends on the other's parameters.
+        self.actor_optim = self.optim([*self.network.actor.parameters(), self.log_temperature])
         self.critic_optim = self.optim(self.network.critics.parameters())
-        self.temperature_optim = self.optim([self.log_temperature])
 
     @torch.no_grad()
     def act(self, obs: Tensor, step: int, explore: bool) -> Tensor:
@@ -102,20 +102,23 @@ class SAC(Algorithm):
         }
 
     def update_actor(self, obs: Tensor, noise: Tensor) -> Metrics:
-        """Climb the lowest critic and the entropy (equation 9), then correct the temperature."""
+        """Climb the lowest critic and the entropy (equation 9), and correct the temperature."""
         action, log_prob = self.network.actor(obs).sample(noise)
         q = self.network.critics(obs, action).amin(dim=0)
-        loss = (self.temperature.detach() * log_prob - q).mean()
-        take_step(self.actor_optim, loss)
-        metrics = {"actor_loss": loss.detach(), "entropy": -log_prob.detach().mean()}
-        return metrics | self.update_temperature(log_prob.detach())
+        entropy, temperature = -log_prob.detach().mean(), self.temperature.detach()
+        loss = (temperature * log_prob - q).mean()
+        temperature_loss = self.compute_temperature_loss(entropy)
+        take_step(self.actor_optim, loss + temperature_loss)
+        return {
+            "actor_loss": loss.detach(),
+            "entropy": entropy,
+            "temperature": temperature,
+            "temperature_loss": temperature_loss.detach(),
+        }
 
-    def update_temperature(self, log_prob: Tensor) -> Metrics:
-        """Raise the temperature while the entropy is below its target (equation 18)."""
-        loss = -(self.temperature * (log_prob + self.target_entropy)).mean()
-        temperature = self.temperature.detach()
-        take_step(self.temperature_optim, loss)
-        return {"temperature": temperature, "temperature_loss": loss.detach()}
+    def compute_temperature_loss(self, entropy: Tensor) -> Tensor:
+        """What falls as the temperature rises while the entropy is below its target (eq. 18)."""
+        return self.temperature * (entropy - self.target_entropy)
 
     @torch.no_grad()
     def compute_target(self, batch: Transition, noise: Tensor) -> Tensor:

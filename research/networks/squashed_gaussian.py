@@ -33,10 +33,11 @@ class SquashedGaussian(NamedTuple):
     def sample(self, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Actions (B, A) for standard normal ``noise`` (B, A), and their log-densities (B,)."""
         x = self.mean + self.log_std.exp() * noise
-        log_normal = -0.5 * noise.square() - self.log_std - 0.5 * math.log(2 * math.pi)
-        # log(1 - tanh(x)^2), which would be rounded to log(0) for a large x
-        log_slope = 2 * (math.log(2) - x - F.softplus(-2 * x))
-        return x.tanh(), (log_normal - log_slope).sum(dim=-1)
+        # The normal density, and log(1 - tanh(x)^2) as 2 (log(2) - x - softplus(-2 x)), which is not
+        # rounded to log(0) for a large x; constants are added last, since every operation counts.
+        log_prob = (2 * (x + F.softplus(-2 * x)) - self.log_std - 0.5 * noise.square()).sum(dim=-1)
+        constant = 0.5 * math.log(2 * math.pi) + 2 * math.log(2)
+        return x.tanh(), log_prob - constant * noise.shape[-1]
 
 
 class SquashedGaussianActor(nn.Module):
@@ -49,11 +50,12 @@ class SquashedGaussianActor(nn.Module):
     def __init__(self, mlp: MLP, log_std_bounds: Sequence[float]) -> None:
         super().__init__()
         self.mlp = mlp
-        self.low, self.high = log_std_bounds
+        low, high = log_std_bounds
+        self.middle, self.half_width = (low + high) / 2, (high - low) / 2
 
     def forward(self, obs: Tensor) -> SquashedGaussian:
         mean, raw = self.mlp(obs).chunk(2, dim=-1)
-        return SquashedGaussian(mean, self.low + (self.high - self.low) * (raw.tanh() + 1) / 2)
+        return SquashedGaussian(mean, self.middle + self.half_width * raw.tanh())
 
 
 class SquashedGaussianActorCritic(nn.Module):

@@ -130,23 +130,30 @@ def test_actor_climbs_the_lowest_critic_and_its_entropy(make: Make) -> None:
 def test_the_temperature_descends_its_closed_form_gradient(
     make: Make, target_entropy: float | None, aim: float
 ) -> None:
-    """d/d(log alpha) of -alpha (log_prob + target) is -alpha (log_prob + target)."""
+    """d/d(log alpha) of alpha (entropy - target) is alpha (entropy - target)."""
     sac = make(optim=DESCENT, target_entropy=target_entropy)
-    log_prob = torch.tensor([1.0, -3.0, 0.5])
     before = sac.log_temperature.item()
-    metrics = sac.update_temperature(log_prob)
-    gradient = -0.3 * (log_prob.mean().item() + aim)
+    metrics = sac.update_actor(make_batch().obs, torch.randn(64, 2))
+    gradient = 0.3 * (metrics["entropy"].item() - aim)
     assert sac.log_temperature.item() == pytest.approx(before - gradient)
     assert metrics["temperature"].item() == pytest.approx(0.3)
     assert metrics["temperature_loss"].item() == pytest.approx(gradient)
+
+
+def test_entropy_is_minus_the_mean_log_density_of_the_actors_actions(sac: SAC) -> None:
+    batch, noise = make_batch(), torch.randn(64, 2)
+    _, log_prob = sac.network.actor(batch.obs).sample(noise)
+    metrics = sac.update_actor(batch.obs, noise)
+    assert metrics["entropy"].item() == pytest.approx(-log_prob.mean().item())
 
 
 @pytest.mark.parametrize(("entropy", "rises"), [(-5.0, True), (1.0, False)])
 def test_the_temperature_rises_while_there_is_too_little_entropy(
     sac: SAC, entropy: float, rises: bool
 ) -> None:
-    sac.update_temperature(torch.full((4,), -entropy))
-    assert (sac.temperature.item() > 0.3) == rises
+    loss = sac.compute_temperature_loss(torch.tensor(entropy))
+    (gradient,) = torch.autograd.grad(loss, [sac.log_temperature])
+    assert (gradient.item() < 0) == rises
 
 
 def test_an_actor_update_leaves_critics_and_targets_untouched(sac: SAC) -> None:
