@@ -33,8 +33,8 @@ class SquashedGaussian(NamedTuple):
     def sample(self, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Actions (B, A) for standard normal ``noise`` (B, A), and their log-densities (B,)."""
         x = self.mean + self.log_std.exp() * noise
-        # The normal density, and log(1 - tanh(x)^2) as 2 (log(2) - x - softplus(-2 x)), which is not
-        # rounded to log(0) for a large x; constants are added last, since every operation counts.
+        # The normal density, and log(1 - tanh(x)^2) as 2 (log(2) - x - softplus(-2 x)), which is
+        # not rounded to log(0) for a large x; constants come last, since every operation counts.
         log_prob = (2 * (x + F.softplus(-2 * x)) - self.log_std - 0.5 * noise.square()).sum(dim=-1)
         constant = 0.5 * math.log(2 * math.pi) + 2 * math.log(2)
         return x.tanh(), log_prob - constant * noise.shape[-1]
