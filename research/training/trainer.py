@@ -55,6 +55,8 @@ class Trainer:
         collector: makes the collector; None for learning from the dataset as it is.
         schedule: makes a learning-rate schedule for each optimizer, stepped once per update.
         max_grad_norm: bound on the norm of each optimizer's gradients, above 0; None for none.
+        overlap: whether environments in processes of their own step while the updates are made,
+            which changes no number; None where there are such.
         prefetch: whether the next batch is gathered in a thread meanwhile, which changes no number;
             None for with a GPU.
         log_every: steps between rows of metrics; an evaluation has one too.
@@ -86,6 +88,7 @@ class Trainer:
         collector: CollectorFactory | None,
         schedule: ScheduleFactory | None,
         max_grad_norm: float | None,
+        overlap: bool | None,
         prefetch: bool | None,
         log_every: int,
         eval_every: int,
@@ -133,7 +136,7 @@ class Trainer:
         if collector is not None:
             if not isinstance(env, VectorEnv):
                 raise ValueError(f"a collector needs an environment to step, got {env}")
-            self.collector = collector(env, self.policy, dataset, run.seed)
+            self.collector = collector(env, self.policy, dataset, run.seed, overlap)
             self.step_size = env.num_envs
         if total_steps % self.step_size:
             raise ValueError(

@@ -20,7 +20,6 @@ def make_collector(
     warmup_steps: int = 0,
     updates_per_step: int = 1,
     steps_per_update: int = 1,
-    overlap: bool | None = None,
 ) -> tuple[Collector, Tape]:
     tape = Tape()
     collector = Collector(
@@ -28,10 +27,10 @@ def make_collector(
         make_policy(Toy()),
         tape,
         seed,
+        None,
         warmup_steps=warmup_steps,
         updates_per_step=updates_per_step,
         steps_per_update=steps_per_update,
-        overlap=overlap,
     )
     collector.start()
     return collector, tape

@@ -72,6 +72,7 @@ def make_trainer(
     collector: Callable[..., Collector] | None = None,
     schedule: Callable[[torch.optim.Optimizer], LRScheduler] | None = None,
     max_grad_norm: float | None = None,
+    overlap: bool | None = None,
     prefetch: bool | None = None,
     log_every: int = 10,
     eval_every: int = 10,
@@ -95,6 +96,7 @@ def make_trainer(
         collector=collector,
         schedule=schedule,
         max_grad_norm=max_grad_norm,
+        overlap=overlap,
         prefetch=prefetch,
         log_every=log_every,
         eval_every=eval_every,
@@ -111,14 +113,12 @@ def collecting(
     warmup_steps: int = 4,
     updates_per_step: int = 1,
     steps_per_update: int = 1,
-    overlap: bool | None = None,
 ) -> Callable[..., Collector]:
     return partial(
         Collector,
         warmup_steps=warmup_steps,
         updates_per_step=updates_per_step,
         steps_per_update=steps_per_update,
-        overlap=overlap,
     )
 
 
@@ -309,7 +309,7 @@ def test_environments_in_subprocesses_change_no_number(tmp_path: Path) -> None:
         trainer = make_online(
             tmp_path / name,
             env=vector(2) if name == "here" else subprocesses(Count, num_envs=2),
-            collector=collecting(overlap=overlap),
+            overlap=overlap,
             total_steps=40,
             log_every=1,
         )
@@ -355,7 +355,7 @@ def test_updates_are_made_while_environments_in_subprocesses_step(tmp_path: Path
 def test_environments_of_this_process_cannot_overlap(tmp_path: Path) -> None:
     message = "overlap is true, .*; try env.subprocesses=true"
     with pytest.raises(ValueError, match=message):
-        make_online(tmp_path, collector=collecting(overlap=True), total_steps=6)
+        make_online(tmp_path, overlap=True, total_steps=6)
 
 
 def test_without_warm_up_the_first_updates_wait_for_a_transition(tmp_path: Path) -> None:
