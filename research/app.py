@@ -42,7 +42,8 @@ CANNOT_WRITE = (
 MAX_BYTES = 2**18
 """A longer file is no config."""
 
-EXTENDABLE = {"resume", "trainer.total_steps"}
+LENGTHS = ("total_steps", "total_epochs")
+EXTENDABLE = {"resume", *(f"trainer.{name}" for name in LENGTHS)}
 CONF = Path(__file__).parent.parent / "conf"
 
 
@@ -116,7 +117,7 @@ def run_in(run_dir: Path, task: Task, cfg: DictConfig) -> float:
     changes = compare(cfg, run_dir)
     reached, score = status.fields["step"], status.fields["score"]
     is_complete = status.fields["state"] == "completed" and holds_checkpoints(run_dir)
-    if is_complete and cfg.trainer.total_steps == reached:
+    if is_complete and is_as_long(cfg, run_dir):
         log.info("%s is complete (score %s); nothing to do", run_dir, score)
         return score
     before = read_files(run_dir / ".hydra")
@@ -138,8 +139,15 @@ def run_in(run_dir: Path, task: Task, cfg: DictConfig) -> float:
                     write_whole(path, content)
             status.end("failed", one_line(error) or f"{type(error).__name__}: {error}")
         raise
-    status.end("completed", "reached trainer.total_steps")
+    at_end = status.fields["step"] == status.fields["total_steps"]
+    status.end("completed", "reached its length" if at_end else "stopped by trainer.patience")
     return score
+
+
+def is_as_long(cfg: DictConfig, run_dir: Path) -> bool:
+    """Whether the run in a directory was to be as long as this one."""
+    stored = read_config(run_dir)["trainer"]
+    return all(stored.get(name) == cfg.trainer.get(name) for name in LENGTHS)
 
 
 def compare(cfg: DictConfig, run_dir: Path) -> list[str]:
@@ -169,7 +177,7 @@ def compare(cfg: DictConfig, run_dir: Path) -> list[str]:
             "choose another hydra.run.dir, or accept it by resume=override"
         )
     reached = (read_status(run_dir) or BLANK)["step"]
-    if cfg.trainer.total_steps < reached:
+    if cfg.trainer.total_steps is not None and cfg.trainer.total_steps < reached:
         raise UserError(
             f"trainer.total_steps={cfg.trainer.total_steps} is below the {reached} steps "
             f"that {run_dir} has reached"

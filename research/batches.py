@@ -32,6 +32,19 @@ class Transition(NamedTuple):
     next_obs: Any
 
 
+class Example(NamedTuple):
+    """Observations with the answers that are to be learned, B of them.
+
+    Attributes:
+        obs: (B, ...).
+        target: (B,) int64, classes; or (B, D) float32.
+
+    """
+
+    obs: Any
+    target: Tensor
+
+
 def map_tensors(function: Callable[[Tensor], Tensor], batch: T) -> T:
     """Apply ``function`` to every tensor of nested dicts and (named) tuples."""
     if isinstance(batch, Tensor):

@@ -72,6 +72,11 @@ class Status:
         )
         self.write()
 
+    def expect(self, total_steps: int) -> None:
+        """Note how many steps the run is to have."""
+        self.fields.update(total_steps=total_steps)
+        self.write()
+
     def update(self, *, step: int, score: float | None = None, speed: float | None = None) -> None:
         """Note the progress; it is written at most once a second.
 

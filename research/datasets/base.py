@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
+from gymnasium import Space
 
 from research.batches import Transition
 
@@ -15,11 +16,15 @@ class Dataset(Protocol[Batch]):
     """Anything that hands out batches.
 
     Attributes:
+        observation_space: of one observation of a batch.
+        action_space: of one action of a batch, or of the answer to an observation.
         batches_per_epoch: how many batches show every example once; None where no such number
             exists, as for a growing replay buffer. An epoch is that many calls of ``sample``.
 
     """
 
+    observation_space: Space[Any]
+    action_space: Space[Any]
     batches_per_epoch: int | None
 
     def sample(self) -> Batch:
@@ -76,6 +81,15 @@ class ValidationDataset(Protocol):
 
     def validation_batches(self) -> Iterable[Any]:
         """Batches that show every one of them once."""
+        ...
+
+
+@runtime_checkable
+class CountableDataset(Protocol):
+    """A dataset whose training examples can be gone through."""
+
+    def training_batches(self) -> Iterable[Any]:
+        """Batches that show every training example once, as it is stored."""
         ...
 
 

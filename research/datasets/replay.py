@@ -72,6 +72,8 @@ class ReplayBuffer:
         device: where rows are kept and batches returned; what is drawn does not depend on it.
 
     Attributes:
+        observation_space: of one environment.
+        action_space: of one environment.
         memory_bytes: taken when it is full.
 
     Raises:
@@ -100,7 +102,8 @@ class ReplayBuffer:
         self.discount = discount
         self.n_step = n_step
         self.device = parse_device(device)
-        obs_space = env.single_observation_space
+        obs_space = self.observation_space = env.single_observation_space
+        self.action_space = env.single_action_space
         self._obs_keys = list(obs_space.spaces) if isinstance(obs_space, spaces.Dict) else None
         self._stacks = None
         if frame_stack > 1:

@@ -1,4 +1,4 @@
-"""Spaces without an environment, for supervised and offline learning."""
+"""No environment, for supervised and offline learning."""
 
 from typing import Any
 
@@ -6,10 +6,19 @@ import gymnasium
 
 
 class DeclaredSpaces:
-    """What networks and datasets need to know of an environment, where there is none."""
+    """What a dataset needs to know of an environment, where there is none.
+
+    Args:
+        observation_space: None where the dataset itself knows.
+        action_space: None where the dataset itself knows.
+
+    """
 
     def __init__(
-        self, *, observation_space: gymnasium.Space, action_space: gymnasium.Space
+        self,
+        *,
+        observation_space: gymnasium.Space | None,
+        action_space: gymnasium.Space | None,
     ) -> None:
         self.single_observation_space = observation_space
         self.single_action_space = action_space

@@ -1,5 +1,6 @@
 """Modules between dataset and algorithm: whole batches, on the device, changing the spaces."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import gymnasium
@@ -21,6 +22,9 @@ class Processor(nn.Module):
         super().__init__()
         self.observation_space = observation_space
         self.action_space = action_space
+
+    def fit(self, batches: Iterable[Any]) -> None:
+        """Take in what must be known of all training batches, before the first is learned from."""
 
     def forward(self, batch: Any) -> Any:
         """A training batch as the algorithm takes it; in training mode statistics are updated."""

@@ -1,6 +1,6 @@
 """Processors one after the other."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeAlias, cast
 
 import gymnasium
@@ -35,6 +35,16 @@ class Chain(Processor):
             observation_space, action_space = links[-1].observation_space, links[-1].action_space
         super().__init__(observation_space, action_space)
         self.links = cast(Sequence[Processor], nn.ModuleList(links))
+
+    def fit(self, batches: Iterable[Any]) -> None:
+        for number, link in enumerate(self.links):
+            link.fit(self.until(number, batch) for batch in batches)
+
+    def until(self, number: int, batch: Any) -> Any:
+        """``batch`` as the processor of this number gets it, without any training's randomness."""
+        for link in self.links[:number]:
+            batch = link(batch)
+        return batch
 
     def forward(self, batch: Any) -> Any:
         for link in self.links:

@@ -118,8 +118,10 @@ class Collector:
 
         None while there is nothing to learn from; they are made up for afterwards.
         """
-        if not len(self.dataset):
-            return 0
+        return self.count_updates(step) if len(self.dataset) else 0
+
+    def count_updates(self, step: int) -> int:
+        """Updates that belong to the first ``step`` environment steps."""
         return max(0, step - self.warmup_steps) * self.updates_per_step // self.steps_per_update
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,8 +1,10 @@
 """The part of training that meets the batches."""
 
 import copy
+import inspect
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeAlias
 
 import torch
@@ -16,7 +18,8 @@ from research.errors import UserError
 from research.processors.base import Processor
 from research.training.meter import Metrics, Phases
 
-ScheduleFactory: TypeAlias = Callable[[Optimizer], LRScheduler]
+ScheduleFactory: TypeAlias = Callable[..., LRScheduler]
+"""Takes an optimizer; and ``total_updates``, if it has a parameter of that name."""
 
 
 class Learner:
@@ -29,8 +32,9 @@ class Learner:
         processor: processes batches.
         dataset: gives batches.
         device: where both modules are.
-        schedule: makes a learning-rate schedule for each optimizer, stepped once per update; None
-            for none.
+        total_updates: how many there will be, for schedules.
+        schedule: makes a learning-rate schedule for each optimizer, stepped once per update, or if
+            it is a ReduceLROnPlateau once per evaluation; None for none.
         max_grad_norm: bound on the norm of each optimizer's gradients, above 0; None for none.
         prefetch: whether the dataset is to prepare batches; None for with a GPU, if it can.
 
@@ -46,6 +50,7 @@ class Learner:
         dataset: Dataset,
         device: torch.device,
         *,
+        total_updates: int,
         schedule: ScheduleFactory | None,
         max_grad_norm: float | None,
         prefetch: bool | None,
@@ -64,6 +69,8 @@ class Learner:
         self.dataset = dataset
         self.device = device
         self.schedule = schedule
+        if schedule is not None and "total_updates" in inspect.signature(schedule).parameters:
+            self.schedule = partial(schedule, total_updates=total_updates)
         self.max_grad_norm = max_grad_norm
         self.updates = 0
         self.metrics = Metrics("train")
@@ -85,8 +92,6 @@ class Learner:
                 self.schedules = [self.schedule(optim) for optim in self.optimizers.values()]
         except (TypeError, ValueError) as error:
             raise UserError(f"alg.optim or trainer.schedule: {error}") from error
-        if any(isinstance(schedule, ReduceLROnPlateau) for schedule in self.schedules):
-            raise UserError("trainer.schedule must depend on the number of updates alone")
         groups = {
             name: [hyperparameters(group) for group in optim.param_groups]
             for name, optim in self.optimizers.items()
@@ -124,8 +129,15 @@ class Learner:
         self.metrics.add(self.alg.update(batch, step=step, updates=self.updates), step)
         self.updates += 1
         for schedule in self.schedules:
-            schedule.step()
+            if not isinstance(schedule, ReduceLROnPlateau):
+                schedule.step()
         phases.lap("update")
+
+    def take_score(self, score: float) -> None:
+        """Tell the schedules that wait for a plateau how good the algorithm is now."""
+        for schedule in self.schedules:
+            if isinstance(schedule, ReduceLROnPlateau):
+                schedule.step(score)
 
     def take_metrics(self) -> dict[str, float]:
         """Means of the updates' metrics since the last taking, and scheduled learning rates."""
@@ -166,8 +178,8 @@ class Learner:
                 for group, values in zip(optim.param_groups, groups, strict=True):
                     group.update(values)
         if self.settings != state["settings"]:
-            for _ in range(self.updates):
-                for schedule in self.schedules:
+            for schedule in self.schedules:
+                for _ in range(0 if isinstance(schedule, ReduceLROnPlateau) else self.updates):
                     schedule.step()
             return
         for schedule, saved in zip(self.schedules, state["schedules"], strict=True):

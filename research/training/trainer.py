@@ -11,7 +11,8 @@ from typing import Any, Literal, TypeAlias
 from gymnasium.vector import VectorEnv
 
 from research.algs.base import Algorithm
-from research.datasets.base import Dataset, ValidationDataset
+from research.batches import to_device
+from research.datasets.base import CountableDataset, Dataset, ValidationDataset
 from research.errors import Preempted, UserError, did_you_mean
 from research.processors.base import Processor
 from research.training.checkpoint import Checkpoint, load_newest, save_checkpoint
@@ -52,6 +53,8 @@ class Trainer:
         logger: gets every metric.
         run: the run directory, its status, the seed.
         total_steps: when training ends; exactly, so a multiple of the number of environments.
+        total_epochs: the same in passes over the dataset, if ``total_steps`` is None.
+        patience: evaluations that may pass without a better one before training ends; None for any.
         collector: makes the collector; None for learning from the dataset as it is.
         schedule: makes a learning-rate schedule for each optimizer, stepped once per update.
         max_grad_norm: bound on the norm of each optimizer's gradients, above 0; None for none.
@@ -60,7 +63,7 @@ class Trainer:
         prefetch: whether the next batch is gathered in a thread meanwhile, which changes no number;
             None for with a GPU.
         log_every: steps between rows of metrics; an evaluation has one too.
-        eval_every: steps between evaluations; the last step has one too.
+        eval_every: steps between evaluations; the last step has one too. None for an epoch.
         eval_episodes: episodes of an evaluation, at least 1.
         checkpoint_every: steps between checkpoints; an evaluation has one too. None for no others.
         checkpoint_minutes: a checkpoint is made when the last is older than that; None for never.
@@ -84,14 +87,16 @@ class Trainer:
         logger: Logger,
         run: Run,
         *,
-        total_steps: int,
+        total_steps: int | None,
+        total_epochs: int | None,
+        patience: int | None,
         collector: CollectorFactory | None,
         schedule: ScheduleFactory | None,
         max_grad_norm: float | None,
         overlap: bool | None,
         prefetch: bool | None,
         log_every: int,
-        eval_every: int,
+        eval_every: int | None,
         eval_episodes: int,
         checkpoint_every: int | None,
         checkpoint_minutes: float | None,
@@ -101,6 +106,8 @@ class Trainer:
     ) -> None:
         positive = {
             "total_steps": total_steps,
+            "total_epochs": total_epochs,
+            "patience": patience,
             "log_every": log_every,
             "eval_every": eval_every,
             "eval_episodes": eval_episodes,
@@ -121,9 +128,18 @@ class Trainer:
         self.eval_env: Any = None
         self.logger = logger
         self.run = run
+        if (total_steps is None) == (total_epochs is None):
+            raise ValueError(
+                "one of total_steps and total_epochs must be a number and the other null, got "
+                f"{total_steps} and {total_epochs}"
+            )
+        if total_epochs is not None:
+            total_steps = total_epochs * epoch_steps(dataset, "total_epochs")
+        assert total_steps is not None, "one of the two is a number"
         self.total_steps = total_steps
+        self.patience = patience
         self.log_every = log_every
-        self.eval_every = eval_every
+        self.eval_every = eval_every or epoch_steps(dataset, "eval_every=null")
         self.eval_episodes = eval_episodes
         self.checkpoint_every = checkpoint_every
         self.checkpoint_minutes = checkpoint_minutes
@@ -154,6 +170,9 @@ class Trainer:
             processor,
             dataset,
             self.policy.device,
+            total_updates=(
+                self.collector.count_updates(total_steps) if self.collector else total_steps
+            ),
             schedule=schedule,
             max_grad_norm=max_grad_norm,
             prefetch=prefetch,
@@ -162,6 +181,7 @@ class Trainer:
         self.seconds = 0.0
         self.best_score: float | None = None
         self.evaluated_step = 0
+        self.evaluations_since_best = 0
         self.saved_step = 0
         self.finished: list[dict[str, float]] = []
 
@@ -184,7 +204,7 @@ class Trainer:
             with closing(Progress(self.total_steps, self.step)) as self.progress:
                 if self.evaluated_step < self.step and self.reached(self.eval_every):
                     self.evaluate_and_save()  # it was stopped there, or a longer run passed
-                while self.step < self.total_steps:
+                while self.step < self.total_steps and not self.is_out_of_patience():
                     self.halt_if_asked()
                     self.advance()
         assert self.best_score is not None
@@ -193,18 +213,34 @@ class Trainer:
 
     def start(self) -> None:
         """Go on from the last checkpoint, or from nothing."""
-        self.alg.train()
-        self.processor.train()
+        self.run.status.expect(self.total_steps)
         if holds_checkpoints(self.run.folder):
             self.resume()
         else:
             self.logger.rewind(-1)
+            self.fit_processor()
+        self.alg.train()
+        self.processor.train()
         if self.collector is not None:
             self.collector.start()
         self.phases = Phases()
         self.saved_at = time.monotonic()
         self.started = self.saved_at - self.seconds
         self.logged = self.clock()
+
+    def fit_processor(self) -> None:
+        """Let the processor see all training batches, where they can be gone through."""
+        if isinstance(self.dataset, CountableDataset):
+            self.processor.eval()
+            batches = self.dataset.training_batches()
+            self.processor.fit(to_device(batch, self.policy.device) for batch in batches)
+
+    def is_out_of_patience(self) -> bool:
+        """Whether as many evaluations as allowed have passed without a better one."""
+        is_over = self.patience is not None and self.evaluations_since_best >= self.patience
+        if is_over:
+            log.info("no better for %d evaluations: stopped", self.evaluations_since_best)
+        return is_over
 
     def advance(self) -> None:
         """Take a step, make its updates, and do what it is time for."""
@@ -299,6 +335,8 @@ class Trainer:
         sign = 1 if self.mode == "max" else -1
         is_best = self.best_score is None or sign * score > sign * self.best_score
         self.best_score = score if is_best else self.best_score
+        self.evaluations_since_best = 0 if is_best else self.evaluations_since_best + 1
+        self.learner.take_score(score)
         self.evaluated_step = self.step
         self.progress.report({"score": score})
         self.save(is_best=is_best)
@@ -351,6 +389,7 @@ class Trainer:
             "seconds": self.seconds,
             "best_score": self.best_score,
             "evaluated_step": self.evaluated_step,
+            "evaluations_since_best": self.evaluations_since_best,
             "finished": self.finished,
             "learner": self.learner.state_dict(),
             "dataset": dataset,
@@ -394,6 +433,7 @@ class Trainer:
         self.step, self.seconds = state["step"], state["seconds"]
         self.best_score = state["best_score"]
         self.evaluated_step = state["evaluated_step"]
+        self.evaluations_since_best = state["evaluations_since_best"]
         self.saved_step = self.step
         restore_random_state(state["random"])  # last, since environments may use the generators
 
@@ -407,3 +447,17 @@ class Trainer:
         for env in (self.env, self.eval_env):
             if isinstance(env, VectorEnv):
                 env.close()
+
+
+def epoch_steps(dataset: Dataset, what: str) -> int:
+    """Steps of an epoch of ``dataset``.
+
+    Raises:
+        ValueError: it has none; ``what`` is the setting that needs them.
+
+    """
+    if dataset.batches_per_epoch is None:
+        raise ValueError(
+            f"{what} needs a dataset with epochs, but a {type(dataset).__name__} has none; give steps"
+        )
+    return dataset.batches_per_epoch

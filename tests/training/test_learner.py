@@ -41,6 +41,7 @@ def make_learner(
         processor or Processor(OBS_SPACE, ACTION_SPACE),
         Points(),
         torch.device("cpu"),
+        total_updates=100,
         schedule=schedule,
         max_grad_norm=max_grad_norm,
         prefetch=prefetch,
@@ -114,7 +115,6 @@ def test_a_bound_that_is_none_is_refused(bound: float) -> None:
         ({"optim": partial(torch.optim.Adam, lr=-1.0)}, "Invalid learning rate: -1.0"),
         ({"schedule": partial(ExponentialLR)}, "missing 1 required positional argument: 'gamma'"),
         ({"schedule": partial(OneCycleLR, max_lr=1.0)}, "total_steps"),
-        ({"schedule": ReduceLROnPlateau}, "must depend on the number of updates alone"),
     ],
 )
 def test_settings_that_torch_refuses_are_told_in_one_line(
@@ -162,3 +162,27 @@ def test_a_state_from_before_the_first_update_undoes_a_later_one() -> None:
 def test_prefetch_of_a_dataset_that_cannot_is_refused() -> None:
     with pytest.raises(ValueError, match="prefetch is true, but a Points prepares no batches"):
         make_learner(prefetch=True)
+
+
+def test_a_plateau_is_seen_by_scores_and_not_by_updates() -> None:
+    learner = make_learner(optim=SGD, schedule=partial(ReduceLROnPlateau, factor=0.5, patience=0))
+    make_updates(learner, 3)
+    rate = learner.alg.optimizers["line_optim"].param_groups[0]
+    for score, expected in ((1.0, 1.0), (0.5, 1.0), (0.7, 0.5)):
+        learner.take_score(score)
+        assert rate["lr"] == expected
+    other = make_learner(optim=SGD, schedule=partial(ReduceLROnPlateau, factor=0.5, patience=0))
+    other.load_state_dict(learner.state_dict())
+    other.take_score(0.6)
+    assert other.alg.optimizers["line_optim"].param_groups[0]["lr"] == 0.25
+
+
+def test_a_schedule_is_told_how_many_updates_there_will_be() -> None:
+    told = []
+
+    def schedule(optim: torch.optim.Optimizer, total_updates: int) -> LRScheduler:
+        told.append(total_updates)
+        return StepLR(optim, 1)
+
+    make_updates(make_learner(schedule=schedule), 1)
+    assert told == [100]

@@ -1,0 +1,142 @@
+"""Learning classes from examples."""
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from gymnasium.spaces import Discrete
+from torch import Tensor
+
+from research.algs.base import Metrics
+from research.algs.supervised import GroupedOptimFactory, Supervised
+from research.batches import Example, Tree, map_tensors
+from research.networks.predictor import Predictor
+
+
+class Classification(Supervised):
+    """Cross entropy, with label smoothing, weights of classes and mixup; K classes.
+
+    Mixup: Zhang et al., 2018, https://arxiv.org/abs/1710.09412, one mixture per batch. Validation
+    has neither it nor smoothing, but the weights.
+
+    Deviations:
+        The weighted loss is divided by the number of examples, not by the sum of their weights, so
+        that an example counts the same in every batch.
+
+    Args:
+        network: gives scores (B, K).
+        optim: builds an optimizer from two groups of parameters, decayed and not.
+        label_smoothing: share of a label that is spread over all classes, in [0, 1); Szegedy et
+            al., 2016, https://arxiv.org/abs/1512.00567.
+        class_weights: factors of the losses of the K classes, at least 0; None for 1.
+        top_k: a label among so many highest scores counts for ``top{k}_accuracy``, 2 to K; None
+            for no such metric.
+        mixup_alpha: of the beta distribution of mixtures, at least 0; 0 for no mixup.
+        accumulate: see ``Supervised``, as for all that follow.
+        ema_decay: as above.
+        precision: as above.
+        compile: as above.
+
+    Raises:
+        ValueError: for a number outside its range, or a network for other answers than classes.
+
+    """
+
+    answer_space = Discrete
+    class_weights: Tensor | None
+
+    def __init__(
+        self,
+        network: Predictor,
+        *,
+        optim: GroupedOptimFactory,
+        label_smoothing: float,
+        class_weights: Sequence[float] | None,
+        top_k: int | None,
+        mixup_alpha: float,
+        accumulate: int,
+        ema_decay: float | None,
+        precision: Literal["fp32", "bf16", "fp16"],
+        compile: bool,
+    ) -> None:
+        super().__init__(
+            network,
+            optim=optim,
+            accumulate=accumulate,
+            ema_decay=ema_decay,
+            precision=precision,
+            compile=compile,
+        )
+        num_classes = network.output_dim
+        if not 0 <= label_smoothing < 1:
+            raise ValueError(f"label_smoothing must be in [0, 1), got {label_smoothing}")
+        if class_weights is not None and not are_weights(class_weights, num_classes):
+            raise ValueError(
+                f"class_weights must be null or {num_classes} numbers of at least 0, not all 0, "
+                f"got {list(class_weights)}"
+            )
+        if top_k is not None and not 2 <= top_k <= num_classes:
+            raise ValueError(f"top_k must be null or in [2, {num_classes}], got {top_k}")
+        if not 0 <= mixup_alpha < math.inf:
+            raise ValueError(f"mixup_alpha must be at least 0 and finite, got {mixup_alpha}")
+        weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float)
+        self.register_buffer(
+            "class_weights", None if weights is None else weights.to(self.device), persistent=False
+        )
+        self.label_smoothing = label_smoothing
+        self.top_k = top_k
+        self.mixup_alpha = mixup_alpha
+
+    def act(self, obs: Tree, step: int, explore: bool) -> Tensor:
+        """The class with the highest score, (B,) int64."""
+        return super().act(obs, step, explore).argmax(dim=-1)
+
+    def augment(self, batch: Example) -> Example:
+        """The batch mixed with itself in another order; its targets become (B, K), shares."""
+        if self.mixup_alpha == 0:
+            return batch
+        device = batch.target.device
+        alpha = torch.tensor(self.mixup_alpha, device=device)
+        share = torch.distributions.Beta(alpha, alpha, validate_args=False).sample()
+        return mix(
+            batch._replace(target=self.one_hot(batch.target)),
+            torch.randperm(len(batch.target), device=device),
+            share,
+        )
+
+    def loss(self, output: Tensor, batch: Example) -> Tensor:
+        smoothing = self.label_smoothing if self.training else 0.0
+        losses = F.cross_entropy(
+            output,
+            batch.target,
+            weight=self.class_weights,
+            reduction="none",
+            label_smoothing=smoothing,
+        )
+        return losses.mean()
+
+    def compute_metrics(self, output: Tensor, batch: Example) -> Metrics:
+        """How much of the labels the highest scores hold."""
+        target = batch.target
+        shares = target if target.is_floating_point() else self.one_hot(target)
+        metrics = {"accuracy": shares.gather(1, output.argmax(dim=1, keepdim=True)).sum(1).mean()}
+        if self.top_k is not None:
+            best = output.topk(self.top_k, dim=1).indices
+            metrics[f"top{self.top_k}_accuracy"] = shares.gather(1, best).sum(1).mean()
+        return metrics
+
+    def one_hot(self, target: Tensor) -> Tensor:
+        """Labels (B,) as shares of the classes, (B, K)."""
+        return F.one_hot(target, self.network.output_dim).float()
+
+
+def mix(batch: Example, order: Tensor, share: Tensor) -> Example:
+    """``share`` of every tensor and the rest of it in another ``order``, (B,) int64."""
+    return map_tensors(lambda tensor: share * tensor + (1 - share) * tensor[order], batch)
+
+
+def are_weights(values: Sequence[float], count: int) -> bool:
+    """Whether there are ``count`` numbers that can weigh losses."""
+    return len(values) == count and all(0 <= v < math.inf for v in values) and any(values)

@@ -1,0 +1,37 @@
+"""Scaling of losses for fp16: Micikevicius et al., 2018, https://arxiv.org/abs/1710.03740."""
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+
+class LossScaler(nn.Module):
+    """Scales a loss so that fp16 gradients keep their digits, and skips steps that overflow.
+
+    A module, so that the scale is part of ``state_dict``: float64 (2,), the scale and the number of
+    steps since it last changed.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__()
+        self.scaler = torch.amp.GradScaler(device.type)  # type: ignore[reportPrivateImportUsage]
+        self.scale(torch.zeros((), device=device))  # now: a process may never have an example
+
+    def scale(self, loss: Tensor) -> Tensor:
+        """The loss to take the gradients of."""
+        return self.scaler.scale(loss)
+
+    def step(self, optim: Optimizer) -> None:
+        """One step with unscaled gradients, or none if any is infinite; then adapt the scale."""
+        self.scaler.unscale_(optim)  # before whatever the optimizer's hooks do to the gradients
+        self.scaler.step(optim)
+        self.scaler.update()
+
+    def get_extra_state(self) -> Tensor:
+        state = self.scaler.state_dict()
+        return torch.tensor([state["scale"], state["_growth_tracker"]], dtype=torch.float64)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        scale, growth_tracker = state.tolist()
+        new = {"scale": scale, "_growth_tracker": int(growth_tracker)}
+        self.scaler.load_state_dict({**self.scaler.state_dict(), **new})

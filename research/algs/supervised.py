@@ -1,0 +1,211 @@
+"""Learning answers from examples: all but the loss."""
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
+from operator import itemgetter
+from typing import Any, ClassVar, Literal, TypeAlias
+
+import gymnasium
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from research.algs.base import Algorithm, Metrics
+from research.algs.loss_scaler import LossScaler
+from research.batches import Example, Tree, map_tensors
+from research.networks.mlp import EnsembleLayerNorm
+from research.networks.predictor import Predictor
+from research.networks.targets import frozen_copy, polyak_update
+
+GroupedOptimFactory: TypeAlias = Callable[[list[dict[str, Any]]], Optimizer]
+
+AUTOCAST: dict[str, torch.dtype | None] = {
+    "fp32": None,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
+UNDECAYED = (nn.Embedding, nn.EmbeddingBag, nn.LayerNorm, nn.RMSNorm, EnsembleLayerNorm)
+
+
+class Supervised(Algorithm):
+    """Descends the gradient of a loss that is a mean over examples; a subclass gives the loss.
+
+    Weight decay, if the optimizer has any, is for matrices and convolutions alone, not for biases,
+    norms, embeddings, tokens and positions.
+
+    With several processes (torch.distributed) each takes a share of the batch, and their gradients
+    are averaged; the statistics of batch normalisation remain each process's own, as they are those
+    of each part where the batch is cut.
+
+    Args:
+        network: maps observations (B, ...) to scores or values (B, D).
+        optim: builds an optimizer from two groups of parameters, decayed and not.
+        accumulate: parts into which a batch is cut, one after another, to save memory; at least 1.
+        ema_decay: share of the averaged weights, which validation and acting then use, that every
+            update keeps, in (0, 1), as in Polyak and Juditsky, 1992; None for the last weights.
+        precision: of the network's arithmetic; weights and losses are always fp32.
+        compile: whether training compiles the network (torch.compile).
+
+    Raises:
+        ValueError: for a number outside its range, or a network for other answers.
+
+    """
+
+    answer_space: ClassVar[type[gymnasium.Space]]
+    """The kind of the answers that the loss can rate."""
+
+    def __init__(
+        self,
+        network: Predictor,
+        *,
+        optim: GroupedOptimFactory,
+        accumulate: int,
+        ema_decay: float | None,
+        precision: Literal["fp32", "bf16", "fp16"],
+        compile: bool,
+    ) -> None:
+        super().__init__()
+        if not isinstance(network.action_space, self.answer_space):
+            raise ValueError(
+                f"{type(self).__name__} learns answers in a {self.answer_space.__name__}, got "
+                f"{network.action_space}; try another alg or dataset"
+            )
+        if accumulate < 1:
+            raise ValueError(f"accumulate must be at least 1, got {accumulate}")
+        if ema_decay is not None and not 0 < ema_decay < 1:
+            raise ValueError(f"ema_decay must be null or in (0, 1), got {ema_decay}")
+        if precision not in AUTOCAST:
+            raise ValueError(f"precision must be one of {', '.join(AUTOCAST)}, got {precision}")
+        self.network = network
+        self.average = None if ema_decay is None else frozen_copy(network)
+        self.scaler = LossScaler(self.device) if precision == "fp16" else None
+        self.optim = optim
+        self.accumulate = accumulate
+        self.ema_decay = ema_decay
+        self.autocast_dtype = AUTOCAST[precision]
+        self.is_compiled = compile
+
+    def make_optimizers(self) -> None:
+        self.network_optim = self.optim(group_parameters(self.network))
+        for network in (self.network, self.average):
+            if self.is_compiled and network is not None:
+                network.compile()  # in place, so that the weights keep their names
+
+    @torch.no_grad()
+    def act(self, obs: Tree, step: int, explore: bool) -> Tensor:
+        """The network's answers (B, D), whether to explore or not."""
+        return self.predict(self.network if self.average is None else self.average, obs)
+
+    def update(self, batch: Example, *, step: int, updates: int) -> Metrics:
+        metrics = self.compute_gradients(self.augment(batch))
+        parameters = [p for group in self.network_optim.param_groups for p in group["params"]]
+        self.average_gradients(parameters, len(batch.target))
+        if self.scaler is None:
+            self.network_optim.step()
+        else:
+            self.scaler.step(self.network_optim)
+        if self.average is not None and self.ema_decay is not None:
+            polyak_update(self.network, self.average, 1 - self.ema_decay)
+        return metrics
+
+    def compute_gradients(self, batch: Example) -> Metrics:
+        """Leave the gradient of the batch's loss in the parameters; returns means over the batch.
+
+        An empty batch, the share of a process for which nothing is left, has no metrics.
+        """
+        self.network_optim.zero_grad()
+        metrics: Metrics = {}
+        for part, share in cut(batch, self.accumulate):
+            output = self.predict(self.network, part.obs)
+            loss = self.loss(output, part)
+            (loss * share if self.scaler is None else self.scaler.scale(loss * share)).backward()
+            for name, value in self.rate(loss.detach(), output.detach(), part).items():
+                metrics[name] = metrics.get(name, torch.zeros_like(value)) + value * share
+        return metrics
+
+    @torch.no_grad()
+    def validate(self, batch: Example) -> Metrics:
+        """The same metrics as training has, by the weights that act; in evaluation mode."""
+        output = self.predict(self.network if self.average is None else self.average, batch.obs)
+        return self.rate(self.loss(output, batch), output, batch)
+
+    @abstractmethod
+    def loss(self, output: Tensor, batch: Example) -> Tensor:
+        """The mean over the batch of every example's loss, without dimensions.
+
+        It must be the sum over the examples divided by B: parts of a batch are weighted by their
+        number of examples.
+        """
+
+    def compute_metrics(self, output: Tensor, batch: Example) -> Metrics:
+        """Other means over the batch, without gradients."""
+        return {}
+
+    def augment(self, batch: Example) -> Example:
+        """What to learn in place of a training batch."""
+        return batch
+
+    def predict(self, network: nn.Module, obs: Tree) -> Tensor:
+        """The network's outputs, computed in ``precision``."""
+        if self.autocast_dtype is None:
+            return network(obs)
+        with torch.autocast(self.device.type, self.autocast_dtype):
+            return network(obs).float()
+
+    def rate(self, loss: Tensor, output: Tensor, batch: Example) -> Metrics:
+        """All metrics of one batch or part."""
+        return {"loss": loss, **self.compute_metrics(output, batch)}
+
+    def average_gradients(self, parameters: Sequence[nn.Parameter], num_examples: int) -> None:
+        """Make the gradients those of the mean over all processes' examples.
+
+        Args:
+            parameters: the same in every process; one without a gradient gets zeros.
+            num_examples: how many examples this process's gradients are the mean of.
+
+        """
+        if not (dist.is_available() and dist.is_initialized()):
+            return
+        for parameter in parameters:
+            if parameter.grad is None:  # every process must send as many numbers
+                parameter.grad = torch.zeros_like(parameter)
+        grads = [p.grad for p in parameters if p.grad is not None]
+        count = grads[0].new_tensor([num_examples])
+        sums = torch.cat([*(grad.flatten() * num_examples for grad in grads), count])
+        dist.all_reduce(sums)
+        means = (sums[:-1] / sums[-1]).split([grad.numel() for grad in grads])
+        for grad, mean in zip(grads, means, strict=True):
+            grad.copy_(mean.view_as(grad))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return next(self.network.parameters()).device
+
+
+def cut(batch: Example, num_parts: int) -> Iterator[tuple[Example, float]]:
+    """Parts of nearly equal size, none empty, each with its share of the examples."""
+    size = len(batch.target)
+    edges = [index * size // num_parts for index in range(num_parts + 1)]
+    for start, end in pairwise(edges):
+        if start < end:
+            yield map_tensors(itemgetter(slice(start, end)), batch), (end - start) / size
+
+
+def group_parameters(network: nn.Module) -> list[dict[str, Any]]:
+    """The trained parameters in two groups, of which the second has no weight decay."""
+    decays: dict[nn.Parameter, bool] = {}
+    for module in network.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if parameter.requires_grad:
+                is_matrix = "weight" in name and parameter.ndim > 1
+                decays.setdefault(parameter, is_matrix and not isinstance(module, UNDECAYED))
+    return [
+        {"params": [parameter for parameter, decayed in decays.items() if decayed]},
+        {
+            "params": [parameter for parameter, decayed in decays.items() if not decayed],
+            "weight_decay": 0.0,
+        },
+    ]

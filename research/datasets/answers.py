@@ -1,0 +1,91 @@
+"""What is asked about examples: which of a number of classes, or which numbers."""
+
+import torch
+from gymnasium import spaces
+from torch import Tensor
+
+from research.datasets.sources import Source
+from research.errors import UserError
+
+
+def answer_space(
+    training: Source, validation: Source | None, num_classes: int | None
+) -> spaces.Discrete | spaces.Box:
+    """The space of the answers, after a check of all targets that are known.
+
+    Args:
+        training: says how many classes there are, by its files or else by its greatest label.
+        validation: None, or examples apart, with no other classes than those of training.
+        num_classes: None, or the number of classes, some of which may have no example.
+
+    Raises:
+        ValueError: a label is out of range, the number of classes is another one or not known, or
+            the targets are no labels and it is given, or validation's are of another kind.
+
+    """
+    if num_classes is not None and num_classes < 1:
+        raise ValueError(f"num_classes must be at least 1, or null, got {num_classes}")
+    if training.targets is not None and training.targets.is_floating_point():
+        return regression_space(training.targets, validation, num_classes)
+    known = training.num_classes
+    if num_classes is not None and known is not None and num_classes != known:
+        raise ValueError(f"num_classes is {num_classes}, but {training.name} has {known} classes")
+    count = known if num_classes is None else num_classes
+    if count is None:
+        if training.targets is None:
+            raise ValueError(
+                f"{training.name} does not tell how many classes it has; set dataset.num_classes"
+            )
+        count = int(training.targets.max()) + 1
+        if validation is not None and validation.targets is not None:
+            check_known(validation.targets, training.targets, validation)
+    for source in (training, validation):
+        if source is not None and source.targets is not None:
+            check_range(source.targets, count, source)
+    return spaces.Discrete(count)
+
+
+def regression_space(
+    targets: Tensor, validation: Source | None, num_classes: int | None
+) -> spaces.Box:
+    """The space of ``targets`` (n, D) that are no labels."""
+    if num_classes is not None:
+        raise ValueError(
+            f"num_classes is {num_classes}, but the targets are {targets.dtype}, no class labels; "
+            "set dataset.num_classes=null"
+        )
+    shape = targets.shape[1:]
+    if validation is not None:
+        others = validation.targets
+        if others is None or not others.is_floating_point() or others.shape[1:] != shape:
+            raise ValueError(f"{validation.name} has not {shape[0]} numbers as each target")
+    return spaces.Box(-float("inf"), float("inf"), tuple(shape))
+
+
+def check_range(labels: Tensor, num_classes: int, source: Source, first: int = 0) -> None:
+    """Refuse ``labels`` (n,) of the examples from ``first`` on that are not below ``num_classes``.
+
+    Raises:
+        UserError: for the first of them.
+
+    """
+    if labels.is_floating_point():
+        raise UserError(f"the targets of {source.name} must be class labels, got {labels.dtype}")
+    wrong = ((labels < 0) | (labels >= num_classes)).nonzero()
+    if len(wrong):
+        index = int(wrong[0])
+        raise UserError(
+            f"{source.name_example(first + index)} has label {int(labels[index])}; "
+            f"allowed are 0 to {num_classes - 1}; see dataset.num_classes"
+        )
+
+
+def check_known(labels: Tensor, known: Tensor, source: Source) -> None:
+    """Refuse with a ValueError ``labels`` (n,) of ``source`` that are none of ``known`` (m,)."""
+    unknown = (~torch.isin(labels, known)).nonzero()
+    if len(unknown):
+        index = int(unknown[0])
+        raise ValueError(
+            f"{source.name_example(index)} has label {int(labels[index])}, which no training "
+            "example has; set dataset.num_classes if that is right"
+        )

@@ -1,0 +1,77 @@
+"""Processes that read examples while others are learned from."""
+
+import os
+import signal
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+
+from research.batches import Example
+from research.datasets.reading import Reader
+from research.errors import UserError
+
+
+def make_loader(
+    reader: Reader,
+    batches: Iterable[Sequence[int]],
+    *,
+    num_workers: int,
+    pinned: bool,
+    seed: int,
+    persistent: bool,
+) -> DataLoader[Example | UserError]:
+    """Reads ``batches``, indices (B,) each, in their order, two for each worker in advance.
+
+    The workers start when it is iterated, and end with the iterator, or if they are ``persistent``
+    with the loader, and with this process however that ends.
+    """
+    return DataLoader(
+        reader,  # type: ignore[arg-type]  # it has all that is asked of a dataset with a sampler
+        batch_sampler=batches,  # type: ignore[arg-type]
+        num_workers=num_workers,
+        collate_fn=unchanged,
+        pin_memory=pinned,
+        worker_init_fn=obey_parent_alone,
+        # Its own, since the loader draws a seed for its workers.
+        generator=torch.Generator().manual_seed(seed),
+        persistent_workers=persistent,
+    )
+
+
+def examples_of(loader: DataLoader[Example | UserError]) -> Iterator[Example]:
+    """What the workers read.
+
+    Raises:
+        UserError: a worker's.
+
+    """
+    for batch in loader:
+        if isinstance(batch, UserError):
+            raise batch
+        yield batch
+
+
+def unchanged(batch: Any) -> Any:
+    """``batch``, which is one already."""
+    return batch
+
+
+def obey_parent_alone(worker: int) -> None:
+    """Ignore an end that batch systems and terminals ask of every process of a run.
+
+    The run saves its work then, and would fail if its workers had gone before.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # macOS has none
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=end_when_told, daemon=True).start()
+
+
+def end_when_told() -> None:
+    """End this process at a SIGTERM of its parent."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)

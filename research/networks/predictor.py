@@ -1,0 +1,127 @@
+"""Networks that answer observations: what they share, and the one that flattens them."""
+
+import math
+from collections.abc import Sequence
+
+import gymnasium
+import numpy as np
+from gymnasium.spaces import Box, Discrete
+from torch import Tensor, nn
+
+from research.networks.mlp import MLP, Activation, Init
+
+
+class Predictor(nn.Module):
+    """Answers observations (B, ...) by the scores (B, K) of K classes, or by values (B, D).
+
+    Attributes:
+        observation_space: of what it takes.
+        action_space: of its answers: Discrete, K classes; or a Box of floats, (D,).
+        output_dim: K or D.
+
+    Raises:
+        ValueError: for any other ``action_space``.
+
+    """
+
+    def __init__(self, observation_space: gymnasium.Space, action_space: gymnasium.Space) -> None:
+        super().__init__()
+        self.observation_space = observation_space
+        self.action_space = action_space
+        self.output_dim = count_outputs(action_space)
+
+
+class FlatMLP(Predictor):
+    """A perceptron on observations of any shape, flattened.
+
+    Args:
+        observation_space: a Box of floats, such as (O,) or (C, H, W).
+        action_space: of the answers.
+        hidden_dims: widths of the hidden layers.
+        activation: makes the activation after each hidden layer.
+        layer_norm: whether hidden layers are normalised before their activation.
+        init: fills the weight matrices; None leaves torch's own.
+
+    Raises:
+        ValueError: for spaces that it cannot take, or a width below 1.
+
+    """
+
+    def __init__(
+        self,
+        observation_space: gymnasium.Space,
+        action_space: gymnasium.Space,
+        *,
+        hidden_dims: Sequence[int],
+        activation: Activation,
+        layer_norm: bool,
+        init: Init | None,
+    ) -> None:
+        super().__init__(observation_space, action_space)
+        self.mlp = MLP(
+            math.prod(float_shape(observation_space)),
+            self.output_dim,
+            hidden_dims=hidden_dims,
+            activation=activation,
+            layer_norm=layer_norm,
+            init=init,
+        )
+
+    def forward(self, obs: Tensor) -> Tensor:
+        return self.mlp(obs.flatten(1))
+
+
+def count_outputs(space: gymnasium.Space) -> int:
+    """How many numbers an answer in ``space`` takes.
+
+    Raises:
+        ValueError: for anything but classes from 0 on and flat floats.
+
+    """
+    if isinstance(space, Discrete) and space.start == 0:
+        return int(space.n)
+    if isinstance(space, Box) and len(space.shape) == 1 and is_float(space):
+        return space.shape[0]
+    raise ValueError(
+        f"answers must be classes from 0 on, or flat floats (D,), got {space}; choose a dataset of "
+        "such, or a network for such answers"
+    )
+
+
+def float_shape(space: gymnasium.Space) -> tuple[int, ...]:
+    """The shape of observations of floats, at least one dimension.
+
+    Raises:
+        ValueError: for any other space, with the override that mends it.
+
+    """
+    if isinstance(space, Box) and space.shape and is_float(space):
+        return space.shape
+    is_image = len(space.shape or ()) == 3 and space.dtype == np.uint8
+    raise ValueError(
+        f"observations must be floats, got {space}; try "
+        f"{'processor=image' if is_image else 'a network for such observations'}"
+    )
+
+
+def image_shape(space: gymnasium.Space, *, min_side: int) -> tuple[int, int, int]:
+    """(C, H, W) of images of floats.
+
+    Raises:
+        ValueError: for any other space, or sides below ``min_side`` pixels.
+
+    """
+    shape = float_shape(space)
+    if len(shape) != 3:
+        raise ValueError(f"observations must be images (C, H, W), got {shape}; try network=mlp")
+    if min(shape[1:]) < min_side:
+        raise ValueError(
+            f"images must be at least {min_side} x {min_side}, got {shape[1]} x {shape[2]}; "
+            "try network=mlp"
+        )
+    return shape
+
+
+def is_float(space: Box) -> bool:
+    """Whether the values in a space are floats."""
+    return np.issubdtype(space.dtype, np.floating)

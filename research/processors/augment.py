@@ -1,0 +1,136 @@
+"""Changes of training images that leave their meaning, each image by itself, on the device."""
+
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium
+import torch
+from gymnasium.spaces import Box
+from torch import Tensor
+
+from research.processors.base import Processor
+
+
+class Augmentation(Processor):
+    """Changes the images (B, C, H, W) of training batches; those to act on are left alone.
+
+    Args:
+        observation_space: a Box of images (C, H, W).
+        action_space: left as it is.
+
+    Raises:
+        ValueError: for other observations.
+
+    """
+
+    def __init__(self, observation_space: gymnasium.Space, action_space: gymnasium.Space) -> None:
+        if not isinstance(observation_space, Box) or len(observation_space.shape) != 3:
+            raise ValueError(f"observations must be images (C, H, W), got {observation_space}")
+        super().__init__(observation_space, action_space)
+
+    def forward(self, batch: Any) -> Any:
+        return batch._replace(obs=self.augment(batch.obs)) if self.training else batch
+
+    def augment(self, images: Tensor) -> Tensor:
+        """The images, changed."""
+        raise NotImplementedError
+
+
+class RandomFlip(Augmentation):
+    """Mirrors left and right.
+
+    Args:
+        observation_space: a Box of images (C, H, W).
+        action_space: left as it is.
+        probability: of an image to be mirrored, 0 to 1.
+
+    Raises:
+        ValueError: for other observations, or a number outside its range.
+
+    """
+
+    def __init__(
+        self, observation_space: gymnasium.Space, action_space: gymnasium.Space, *, probability: float
+    ) -> None:
+        if not 0 <= probability <= 1:
+            raise ValueError(f"probability must be in [0, 1], got {probability}")
+        super().__init__(observation_space, action_space)
+        self.probability = probability
+
+    def augment(self, images: Tensor) -> Tensor:
+        flips = torch.rand(len(images), 1, 1, 1, device=images.device) < self.probability
+        return torch.where(flips, images.flip(-1), images)
+
+
+class Cutout(Augmentation):
+    """Blackens a square, part of which may lie outside.
+
+    DeVries and Taylor, 2017, https://arxiv.org/abs/1708.04552. Behind ``StandardiseImages`` the
+    square is as dark as the mean, as there.
+
+    Args:
+        observation_space: a Box of images (C, H, W).
+        action_space: left as it is.
+        size: side of the square in pixels, at least 1.
+
+    Raises:
+        ValueError: for other observations, or a number outside its range.
+
+    """
+
+    def __init__(
+        self, observation_space: gymnasium.Space, action_space: gymnasium.Space, *, size: int
+    ) -> None:
+        if size < 1:
+            raise ValueError(f"size must be at least 1 pixel, got {size}")
+        super().__init__(observation_space, action_space)
+        self.size = size
+
+    def augment(self, images: Tensor) -> Tensor:
+        batch, _, height, width = images.shape
+        rows, columns = (
+            self.covered(batch, length, images.device) for length in (height, width)
+        )
+        return images.masked_fill((rows[:, :, None] & columns[:, None, :])[:, None], 0)
+
+    def covered(self, batch: int, length: int, device: torch.device) -> Tensor:
+        """Which places along a side lie within the squares, (B, length); their middles within."""
+        first = torch.randint(length, (batch, 1), device=device) - self.size // 2
+        places = torch.arange(length, device=device)
+        return (places >= first) & (places < first + self.size)
+
+
+class Transform(Augmentation):
+    """Any function of a batch of images, such as those of kornia or torchvision.
+
+    What a library draws at random must come from torch's generators, or runs do not repeat.
+    torchvision's draw once for the whole batch, kornia's for every image.
+
+    Args:
+        observation_space: a Box of images (C, H, W).
+        action_space: left as it is.
+        transform: images (B, C, H, W) to images of the same shape and type.
+
+    Raises:
+        ValueError: for other observations.
+
+    """
+
+    def __init__(
+        self,
+        observation_space: gymnasium.Space,
+        action_space: gymnasium.Space,
+        *,
+        transform: Callable[[Tensor], Tensor],
+    ) -> None:
+        super().__init__(observation_space, action_space)
+        self.transform = transform
+
+    def augment(self, images: Tensor) -> Tensor:
+        changed = self.transform(images)
+        if changed.shape != images.shape or changed.dtype != images.dtype:
+            raise ValueError(
+                f"processor.transform must keep {tuple(images.shape)} {images.dtype}, got "
+                f"{tuple(changed.shape)} {changed.dtype}"
+            )
+        return changed

@@ -1,0 +1,107 @@
+"""Learning rates over a run: a rise, then a fall by a cosine, in steps, or at a plateau."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
+
+
+def make_cosine(
+    optim: Optimizer, total_updates: int, *, warmup_updates: int, final_share: float
+) -> LambdaLR:
+    """Rise linearly over the first updates, then fall by half a cosine to the end of the run.
+
+    Loshchilov and Hutter, 2017, https://arxiv.org/abs/1608.03983, equation 5, without restarts.
+
+    Args:
+        optim: whose rate it is.
+        total_updates: of the run.
+        warmup_updates: of the rise, at least 0 and below ``total_updates``.
+        final_share: of the full rate at the end, in [0, 1].
+
+    Raises:
+        ValueError: for a number outside its range.
+
+    """
+    check_warmup(warmup_updates, total_updates)
+    if not 0 <= final_share <= 1:
+        raise ValueError(f"final_share must be in [0, 1], got {final_share}")
+
+    def fall(update: int) -> float:
+        done = (update - warmup_updates) / (total_updates - warmup_updates)
+        return final_share + (1 - final_share) * (1 + math.cos(math.pi * min(done, 1.0))) / 2
+
+    return LambdaLR(optim, warmed_up(fall, warmup_updates))
+
+
+def make_steps(
+    optim: Optimizer,
+    total_updates: int,
+    *,
+    warmup_updates: int,
+    milestones: Sequence[float],
+    factor: float,
+) -> LambdaLR:
+    """Rise linearly over the first updates, then multiply at each milestone.
+
+    Args:
+        optim: whose rate it is.
+        total_updates: of the run.
+        warmup_updates: of the rise, at least 0 and below ``total_updates``.
+        milestones: shares of the run, in [0, 1].
+        factor: of the rate from a milestone on, above 0.
+
+    Raises:
+        ValueError: for a number outside its range.
+
+    """
+    check_warmup(warmup_updates, total_updates)
+    if not all(0 <= milestone <= 1 for milestone in milestones):
+        raise ValueError(f"milestones must be shares of the run in [0, 1], got {list(milestones)}")
+    if factor <= 0:
+        raise ValueError(f"factor must be above 0, got {factor}")
+
+    def fall(update: int) -> float:
+        return factor ** sum(update >= share * total_updates for share in milestones)
+
+    return LambdaLR(optim, warmed_up(fall, warmup_updates))
+
+
+def make_plateau(
+    optim: Optimizer, *, mode: Literal["max", "min"], factor: float, patience: int
+) -> ReduceLROnPlateau:
+    """Multiply the rate by ``factor`` when ``patience`` evaluations brought nothing better.
+
+    Args:
+        optim: whose rate it is.
+        mode: whether a larger (``max``) or smaller (``min``) ``trainer.metric`` is better.
+        factor: in (0, 1).
+        patience: evaluations, at least 0.
+
+    Raises:
+        ValueError: for a number outside its range.
+
+    """
+    if not 0 < factor < 1 or patience < 0:
+        raise ValueError(
+            f"factor must be in (0, 1) and patience at least 0, got {factor} and {patience}"
+        )
+    return ReduceLROnPlateau(optim, mode, factor=factor, patience=patience)
+
+
+def warmed_up(fall: Callable[[int], float], warmup_updates: int) -> Callable[[int], float]:
+    """Shares of the full rate: the first update has ``1 / warmup_updates`` of it."""
+    return lambda update: (
+        (update + 1) / warmup_updates if update < warmup_updates else fall(update)
+    )
+
+
+def check_warmup(warmup_updates: int, total_updates: int) -> None:
+    """Refuse a rise that is longer than the run with a ValueError."""
+    if not 0 <= warmup_updates < total_updates:
+        raise ValueError(
+            f"warmup_updates must be at least 0 and below the {total_updates} updates of the run, "
+            f"got {warmup_updates}"
+        )

@@ -1,0 +1,39 @@
+"""Regression: its metrics, and a line it must find."""
+
+from functools import partial
+
+import pytest
+import torch
+
+from research.batches import Example
+from tests.algs.test_supervised import make, make_mlp
+
+
+def test_errors_are_means_over_values_and_examples() -> None:
+    alg = make()
+    batch = Example(torch.randn(5, 3), torch.randn(5, 2))
+    error = alg.network(batch.obs).detach() - batch.target
+    expected = {"loss": error.pow(2).sum() / 10, "absolute_error": error.abs().sum() / 10}
+    torch.testing.assert_close(alg.validate(batch), expected)
+    torch.testing.assert_close(alg.update(batch, step=0, updates=0), expected)
+
+
+def test_a_target_of_another_shape_is_not_spread_over_the_answers() -> None:
+    with pytest.raises(AssertionError, match="targets are"):
+        make().validate(Example(torch.randn(2, 3), torch.randn(2)))
+
+
+@pytest.mark.parametrize("ema_decay", [None, 0.9])
+def test_it_finds_a_line(ema_decay: float | None) -> None:
+    alg = make(
+        make_mlp(hidden_dims=()),
+        optim=partial(torch.optim.Adam, lr=0.05, fused=True),
+        ema_decay=ema_decay,
+    )
+    slopes, offset = torch.tensor([[1.0, -2.0, 0.5], [0.0, 3.0, 1.0]]), torch.tensor([1.0, -1.0])
+    for index in range(300):
+        obs = torch.rand(32, 3)
+        alg.update(Example(obs, obs @ slopes.T + offset), step=index, updates=index)
+    obs = torch.rand(32, 3)
+    error = alg.act(obs, 0, explore=False) - (obs @ slopes.T + offset)
+    assert error.abs().max() < 0.02

@@ -1,0 +1,146 @@
+"""Runs that are measured in epochs, end early, and process what they have seen as a whole."""
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from research.algs.base import Metrics
+from research.processors.base import Identity
+from tests.training.test_trainer import (
+
+    SPACES,
+    checkpoint_step,
+    kill,
+    logged,
+    make_online,
+    make_trainer,
+    steps,
+)
+from tests.training.toys import ACTION_SPACE, ADAM, OBS_SPACE, Points, Regression
+
+ERROR: Any = {"metric": "eval/error", "mode": "min"}
+
+
+class Scripted(Regression):
+    """Its validation errors are told in advance."""
+
+    def __init__(self, errors: list[float]) -> None:
+        super().__init__(optim=ADAM)
+        self.errors = iter(errors)
+
+    def validate(self, batch: tuple[Tensor, Tensor]) -> Metrics:
+        if len(batch[0]) == 3:  # the first of the two validation batches
+            self.error = next(self.errors)
+        return {"error": torch.tensor(self.error)}
+
+
+def make(folder: Path, errors: list[float] | None = None, **options: Any) -> Any:
+    torch.manual_seed(0)
+    alg = Regression() if errors is None else Scripted(errors)
+    options = {"dataset": Points(), "log_every": 5, "eval_every": None, **ERROR, **options}
+    return make_trainer(folder, alg, options.pop("dataset"), SPACES, **options)
+
+
+def test_an_epoch_shows_every_batch_once_and_ends_with_an_evaluation(tmp_path: Path) -> None:
+    trainer = make(tmp_path, total_epochs=3)
+    trainer.train()
+    assert trainer.step == 15
+    assert steps(tmp_path / "eval.csv") == [5, 10, 15]
+    assert json.loads((tmp_path / "status.json").read_text())["total_steps"] == 15
+
+
+@pytest.mark.parametrize(
+    ("errors", "end", "best"),
+    [([3.0, 2.0, 2.5, 2.2, 1.0], 20, 2.0), ([3.0, 2.0, 2.5, 1.9, 1.95, 1.0], 30, 1.0)],
+)
+def test_a_run_ends_when_nothing_better_came_for_some_evaluations(
+    tmp_path: Path, errors: list[float], end: int, best: float
+) -> None:
+    trainer = make(tmp_path, errors, total_epochs=6, patience=2)
+    assert trainer.train() == best
+    assert trainer.step == checkpoint_step(tmp_path, "last") == end
+
+
+def test_patience_counts_on_in_a_resumed_run_and_an_ended_one_stays_so(tmp_path: Path) -> None:
+    kill(make(tmp_path, [3.0, 4.0, 5.0], total_epochs=9, patience=2), at=8)
+    trainer = make(tmp_path, [4.0, 5.0, 0.0], total_epochs=9, patience=2)
+    trainer.train()
+    assert trainer.step == 15
+    again = make(tmp_path, [0.0], total_epochs=9, patience=2)
+    assert again.train() == 3.0
+    assert again.step == 15
+
+
+class Shift(Identity):
+    """Subtracts the mean of all training inputs, which it is told once."""
+
+    def __init__(self) -> None:
+        super().__init__(OBS_SPACE, ACTION_SPACE)
+        self.register_buffer("mean", torch.zeros(1))
+        self.calls = 0
+
+    def fit(self, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
+        assert not self.training
+        self.calls += 1
+        self.mean.fill_(torch.cat([x for x, _ in batches]).mean())
+
+    def forward(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        assert self.calls or self.mean > 0, "the run began without"
+        return batch[0] - self.mean, batch[1]
+
+
+class Listed(Points):
+    """Points whose training examples can be gone through."""
+
+    def training_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        yield torch.tensor([[0.25], [0.5]]), torch.zeros(2, 1)
+        yield torch.tensor([[0.75]]), torch.zeros(1, 1)
+
+
+def test_a_processor_sees_all_training_batches_once_and_not_again_when_resumed(
+    tmp_path: Path,
+) -> None:
+    whole = make(tmp_path / "whole", total_epochs=4, processor=Shift(), dataset=Listed())
+    whole.train()
+    assert whole.processor.calls == 1
+    assert whole.processor.mean.item() == 0.5
+    kill(make(tmp_path / "a", total_epochs=4, processor=Shift(), dataset=Listed()), at=8)
+    resumed = make(tmp_path / "a", total_epochs=4, processor=Shift(), dataset=Listed())
+    resumed.train()
+    assert resumed.processor.calls == 0
+    assert logged(tmp_path / "a") == logged(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "one of total_steps and total_epochs must be a number .*, got None and None"),
+        ({"total_steps": 5, "total_epochs": 1}, "and the other null, got 5 and 1"),
+        ({"total_epochs": 0}, "total_epochs must be above 0, got 0"),
+        ({"total_epochs": 1, "patience": 0}, "patience must be above 0, got 0"),
+    ],
+)
+def test_lengths_that_cannot_be_are_refused(
+    tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        make(tmp_path, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"total_epochs": 2}, "total_epochs needs a dataset with epochs, but a ReplayBuffer"),
+        ({"total_steps": 20, "eval_every": None}, "eval_every=null needs a dataset with epochs"),
+    ],
+)
+def test_epochs_of_a_replay_buffer_are_refused(
+    tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_online(tmp_path, **options)
