@@ -34,6 +34,14 @@ def options(group: str) -> list[str]:
     return names
 
 
+def online_algs() -> list[str]:
+    """The algorithms that learn from environments."""
+    is_online = "override /trainer: online"
+    return [
+        name for name in options("alg") if is_online in (CONF / "alg" / f"{name}.yaml").read_text()
+    ]
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _signals_as_in_a_terminal() -> None:
     """Hear what a shell's background job, or nohup, would have the tests' programs ignore."""

@@ -17,7 +17,7 @@ from research.config import build
 from research.datasets.replay import ReplayBuffer
 from research.training.checkpoint import load_checkpoint
 from tests.commands import train
-from tests.conftest import CONF, Load, options
+from tests.conftest import CONF, Load, online_algs
 
 STEPS = 480
 SMALL = (
@@ -104,7 +104,7 @@ def buffer(folder: Path, load: Load, overrides: Sequence[str]) -> dict[str, Any]
 
 def cases() -> Iterator[tuple[str, ...]]:
     """Overrides: TD3 with all that a checkpoint holds, every other algorithm in two cases."""
-    for alg in options("alg"):
+    for alg in online_algs():
         if "pixels: true" in (CONF / "alg" / f"{alg}.yaml").read_text():
             task = (
                 f"alg={alg}",

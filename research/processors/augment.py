@@ -50,7 +50,11 @@ class RandomFlip(Augmentation):
     """
 
     def __init__(
-        self, observation_space: gymnasium.Space, action_space: gymnasium.Space, *, probability: float
+        self,
+        observation_space: gymnasium.Space,
+        action_space: gymnasium.Space,
+        *,
+        probability: float,
     ) -> None:
         if not 0 <= probability <= 1:
             raise ValueError(f"probability must be in [0, 1], got {probability}")
@@ -88,9 +92,7 @@ class Cutout(Augmentation):
 
     def augment(self, images: Tensor) -> Tensor:
         batch, _, height, width = images.shape
-        rows, columns = (
-            self.covered(batch, length, images.device) for length in (height, width)
-        )
+        rows, columns = (self.covered(batch, length, images.device) for length in (height, width))
         return images.masked_fill((rows[:, :, None] & columns[:, None, :])[:, None], 0)
 
     def covered(self, batch: int, length: int, device: torch.device) -> Tensor:

@@ -179,8 +179,9 @@ class Learner:
                     group.update(values)
         if self.settings != state["settings"]:
             for schedule in self.schedules:
-                for _ in range(0 if isinstance(schedule, ReduceLROnPlateau) else self.updates):
-                    schedule.step()
+                if not isinstance(schedule, ReduceLROnPlateau):
+                    for _ in range(self.updates):
+                        schedule.step()
             return
         for schedule, saved in zip(self.schedules, state["schedules"], strict=True):
             schedule.load_state_dict(saved)

@@ -93,9 +93,7 @@ def make_plateau(
 
 def warmed_up(fall: Callable[[int], float], warmup_updates: int) -> Callable[[int], float]:
     """Shares of the full rate: the first update has ``1 / warmup_updates`` of it."""
-    return lambda update: (
-        (update + 1) / warmup_updates if update < warmup_updates else fall(update)
-    )
+    return lambda update: (update + 1) / warmup_updates if update < warmup_updates else fall(update)
 
 
 def check_warmup(warmup_updates: int, total_updates: int) -> None:

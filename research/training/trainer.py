@@ -458,6 +458,7 @@ def epoch_steps(dataset: Dataset, what: str) -> int:
     """
     if dataset.batches_per_epoch is None:
         raise ValueError(
-            f"{what} needs a dataset with epochs, but a {type(dataset).__name__} has none; give steps"
+            f"{what} needs a dataset with epochs, but a {type(dataset).__name__} has none; "
+            "give a number of steps"
         )
     return dataset.batches_per_epoch

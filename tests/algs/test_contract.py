@@ -1,4 +1,4 @@
-"""What holds for every algorithm that has a yaml."""
+"""What holds for every algorithm that has a yaml and acts in environments."""
 
 import copy
 import io
@@ -17,7 +17,7 @@ from research.algs.base import Algorithm
 from research.batches import Tree
 from research.config import build, check
 from research.processors.base import Processor
-from tests.conftest import Load, options
+from tests.conftest import Load, online_algs
 
 
 class Parts(NamedTuple):
@@ -36,7 +36,7 @@ class Parts(NamedTuple):
         ]
 
 
-@pytest.fixture(params=options("alg"), scope="module")
+@pytest.fixture(params=online_algs(), scope="module")
 def cfg(request: pytest.FixtureRequest, load: Load) -> DictConfig:
     """What ``alg=x`` alone composes to, but for the sizes of its dataset and of its images."""
     small = [f"alg={request.param}", "dataset.capacity=400", "dataset.batch_size=16"]
@@ -52,10 +52,10 @@ def make(cfg: DictConfig, seed: int = 0) -> Parts:
     """The parts in the order of ``train.py``, with 100 random steps in the dataset."""
     torch.manual_seed(seed)
     env = build(cfg.env)
-    processor = build(cfg.processor, env.single_observation_space, env.single_action_space)
+    dataset = build(cfg.dataset, env, seed)
+    processor = build(cfg.processor, dataset.observation_space, dataset.action_space)
     alg = make_alg(cfg, processor)
     alg.make_optimizers()
-    dataset = build(cfg.dataset, env, seed)
     key = (cfg.alg._target_, seed)
     if key not in RECORDED:
         RECORDED[key] = list(record(env, num_steps=100, seed=seed))

@@ -67,7 +67,7 @@ def test_images_to_act_on_and_validate_are_left_alone(make: Any) -> None:
 
 def test_a_transform_that_changes_the_type_is_refused() -> None:
     processor = Transform(*SPACES, transform=Tensor.float)
-    with pytest.raises(ValueError, match="must keep .* torch.uint8, got .* torch.float32"):
+    with pytest.raises(ValueError, match=r"must keep .* torch.uint8, got .* torch.float32"):
         processor.augment(numbered())
 
 

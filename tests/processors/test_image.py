@@ -31,7 +31,9 @@ def test_given_numbers_are_used_and_kept() -> None:
     images = batches(1)[0].obs
     expected = images.numpy() / 255.0
     expected = (expected - [[[0.25]], [[0.5]]]) / [[[0.5]], [[2.0]]]
-    np.testing.assert_allclose(processor.process_obs(images), expected, atol=1e-6)
+    found = processor.process_obs(images)
+    assert isinstance(found, torch.Tensor)
+    np.testing.assert_allclose(found.numpy(), expected, atol=1e-6)
 
 
 def test_the_training_images_get_mean_0_and_deviation_1_in_every_channel() -> None:

@@ -12,7 +12,6 @@ from torch import Tensor
 from research.algs.base import Metrics
 from research.processors.base import Identity
 from tests.training.test_trainer import (
-
     SPACES,
     checkpoint_step,
     kill,
@@ -78,6 +77,8 @@ def test_patience_counts_on_in_a_resumed_run_and_an_ended_one_stays_so(tmp_path:
 
 class Shift(Identity):
     """Subtracts the mean of all training inputs, which it is told once."""
+
+    mean: Tensor
 
     def __init__(self) -> None:
         super().__init__(OBS_SPACE, ACTION_SPACE)

@@ -31,7 +31,7 @@ def make_learner(
     *,
     optim: OptimFactory = ADAM,
     processor: Processor | None = None,
-    schedule: Callable[[torch.optim.Optimizer], LRScheduler] | None = None,
+    schedule: Callable[..., LRScheduler] | None = None,
     max_grad_norm: float | None = None,
     prefetch: bool | None = None,
 ) -> Learner:

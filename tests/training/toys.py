@@ -88,6 +88,8 @@ class Tape:
     """Keeps every step that comes, in order."""
 
     batches_per_epoch: int | None = None
+    observation_space: gymnasium.Space[Any] = OBS_SPACE
+    action_space: gymnasium.Space[Any] = ACTION_SPACE
 
     def __init__(self) -> None:
         self.steps: list[Step] = []
@@ -175,6 +177,8 @@ class Points:
     """x in [0, 1), y = 2 x - 1: batches of 4 for learning, and 3 + 1 examples apart."""
 
     batches_per_epoch: int | None = 5
+    observation_space: gymnasium.Space[Any] = OBS_SPACE
+    action_space: gymnasium.Space[Any] = ACTION_SPACE
 
     def __init__(self, seed: int = 0) -> None:
         self.generator = torch.Generator().manual_seed(seed)
