@@ -1,5 +1,6 @@
 """Train what the config names: ``python train.py alg=td3 env=cheetah``. Add ``-m`` to sweep."""
 
+from contextlib import closing
 from functools import partial
 
 from omegaconf import DictConfig
@@ -18,16 +19,16 @@ def main(cfg: DictConfig, run: Run) -> float:
 
     device = choose_device(cfg.device)
     seed_everything(run.seed)
-    env = build(cfg.env)
-    dataset = build(cfg.dataset, env, run.seed)
-    processor = build(cfg.processor, dataset.observation_space, dataset.action_space).to(device)
-    network = build(cfg.network, processor.observation_space, processor.action_space).to(device)
-    alg = build(cfg.alg, network)
-    initialise(alg, processor, run, cfg.init_from, parts=cfg.init_parts, strict=cfg.init_strict)
-    logger = build(cfg.logger, run.folder)
-    make_env = partial(build, cfg.env)  # for evaluation, made when it is first needed
-    trainer = build(cfg.trainer, alg, processor, dataset, env, make_env, logger, run)
-    return trainer.train()
+    with closing(build(cfg.env)) as env:
+        data = build(cfg.dataset, env, run.seed)
+        processor = build(cfg.processor, data.observation_space, data.action_space).to(device)
+        network = build(cfg.network, processor.observation_space, processor.action_space).to(device)
+        alg = build(cfg.alg, network)
+        initialise(alg, processor, run, cfg.init_from, parts=cfg.init_parts, strict=cfg.init_strict)
+        logger = build(cfg.logger, run.folder)
+        make_env = partial(build, cfg.env)  # for evaluation, made when it is first needed
+        trainer = build(cfg.trainer, alg, processor, data, env, make_env, logger, run)
+        return trainer.train()
 
 
 if __name__ == "__main__":

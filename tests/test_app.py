@@ -15,6 +15,7 @@ import pytest
 from hydra.core.global_hydra import GlobalHydra
 
 import train
+from tests.commands import train as start_train
 
 ROOT = Path(__file__).parent.parent
 SMALL = [
@@ -240,3 +241,16 @@ def test_help_lists_groups_and_run_wide_keys(cli: Cli) -> None:
     outcome = cli("--help")
     assert outcome.status == 0
     assert all(word in outcome.out for word in ("cheetah", "td3", "seed", "device", "resume"))
+
+
+def test_an_error_before_training_is_not_followed_by_those_of_the_environments(
+    tmp_path: Path,
+) -> None:
+    process = start_train(
+        tmp_path / "run",
+        *("env=pendulum", "env.subprocesses=true", "env.num_envs=2", "trainer.total_steps=3"),
+    )
+    process.join(60)
+    assert process.exitcode == 1
+    (line,) = (tmp_path / "run.txt").read_text().splitlines()
+    assert "env.num_envs=2" in line
