@@ -71,6 +71,7 @@ class Training:
         slots = make_slots(
             cpus=cpus,
             gpus=[self.gpu or ""],
+            gpus_per_job=1,
             jobs_per_gpu=case.jobs,
             cpus_per_job=None,
             max_jobs=None,

@@ -18,7 +18,9 @@ class LocalConf:
     Attributes:
         gpus: ``auto`` (those here, or those that CUDA_VISIBLE_DEVICES names), a list of indices,
             UUIDs or MIG names, or ``[]`` for none.
-        jobs_per_gpu: jobs that share a GPU.
+        gpus_per_job: GPUs of each job, neighbours in the list; without GPUs neither this nor
+            ``jobs_per_gpu`` counts.
+        jobs_per_gpu: jobs that share a GPU; 1 if each has several.
         cpus: ``auto`` (those this process may use), how many, or a list of them.
         cpus_per_job: null divides them: one each without GPUs, evenly with them.
         max_jobs: jobs at once at most; null for as many as there are slots.
@@ -32,6 +34,7 @@ class LocalConf:
 
     _target_: str = "hydra_plugins.research_lightning.local.LocalLauncher"
     gpus: Any = "auto"
+    gpus_per_job: int = 1
     jobs_per_gpu: int = 1
     cpus: Any = "auto"
     cpus_per_job: int | None = None

@@ -102,6 +102,7 @@ class Allocation:
 def allocation_slots(count: int, environ: Mapping[str, str]) -> list[Slot]:
     """Slots for ``count`` members that run at once, by what SLURM says of the allocation.
 
+    They share its GPUs; where there are more GPUs than members, each has equally many neighbours.
     Where SLURM does not bind its tasks to CPUs, the members are not pinned: each allocation would
     choose the same CPUs of the node.
     """
@@ -112,6 +113,7 @@ def allocation_slots(count: int, environ: Mapping[str, str]) -> list[Slot]:
     slots = make_slots(
         cpus=list(islice(cycle(cpus), max(count, len(cpus)))),
         gpus=gpus,
+        gpus_per_job=max(1, len(gpus or ()) // count),
         jobs_per_gpu=-(-count // len(gpus)) if gpus else 1,
         cpus_per_job=None,
         max_jobs=count,

@@ -164,16 +164,16 @@ def slot_environment(
 ) -> dict[str, str]:
     """The variables that keep a job in its slot, to be set on top of ``environ``.
 
-    A cap on threads that the user has set stays if it is lower. MUJOCO_EGL_DEVICE_ID is left alone
-    unless the GPU's place among the EGL devices is known: with it MuJoCo tries one device, without
-    it each until one works.
+    A cap on threads that the user has set stays if it is lower. Of several GPUs, the first renders.
+    MUJOCO_EGL_DEVICE_ID is left alone unless that GPU's place among the EGL devices is known: with
+    it MuJoCo tries one device, without it each until one works.
     """
     variables = {name: str(thread_cap(name, slot.threads, environ)) for name in THREAD_VARIABLES}
     if slot.gpu is None:
         return variables
     variables |= {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": slot.gpu}
     present = find_gpus(environ.get("PATH", os.defpath), root)
-    gpu = find_gpu(slot.gpu, present)
+    gpu = find_gpu(slot.gpu.partition(",")[0], present)
     # With MIG, CUDA counts otherwise, and a divided GPU renders nothing.
     if gpu and not any(each.migs for each in present) and gpu.index in egl_order():
         variables["MUJOCO_EGL_DEVICE_ID"] = str(egl_order()[gpu.index])

@@ -32,6 +32,7 @@ class Options(Protocol):
     """Options of the local launcher; ``hydra_plugins.research_lightning.local`` explains them."""
 
     gpus: Any
+    gpus_per_job: int
     jobs_per_gpu: int
     cpus: Any
     cpus_per_job: int | None
@@ -83,6 +84,13 @@ def slots_for(options: Options) -> list[Slot]:
         if value is not None and value < 0:
             raise UserError(f"hydra.launcher.{name} must not be negative, got {value}")
     cpus, gpus = usable_cpus(plain(options.cpus)), usable_gpus(plain(options.gpus))
+    migs = [name for name in gpus or () if name.startswith("MIG-")]
+    if options.gpus_per_job > 1 and migs:
+        # CUDA shows a process one of them: https://docs.nvidia.com/datacenter/tesla/mig-user-guide.
+        raise UserError(
+            f"hydra.launcher.gpus_per_job={options.gpus_per_job} needs whole GPUs, got"
+            f" {', '.join(migs)}; name others by hydra.launcher.gpus"
+        )
     if options.mps:
         if not gpus:
             raise UserError("hydra.launcher.mps=true needs a GPU, and none is here")
@@ -90,6 +98,7 @@ def slots_for(options: Options) -> list[Slot]:
     slots = make_slots(
         cpus=cpus,
         gpus=gpus,
+        gpus_per_job=options.gpus_per_job,
         jobs_per_gpu=options.jobs_per_gpu,
         cpus_per_job=options.cpus_per_job,
         max_jobs=options.max_jobs,
@@ -132,7 +141,8 @@ def run(
 
 def mps_for(slots: Sequence[Slot]) -> AbstractContextManager[dict[str, str]]:
     """NVIDIA's Multi-Process Service for the GPUs of the slots."""
-    return mps_daemon(list(dict.fromkeys(slot.gpu for slot in slots if slot.gpu)))
+    names = [name for slot in slots if slot.gpu for name in slot.gpu.split(",")]
+    return mps_daemon(list(dict.fromkeys(names)))
 
 
 def plain(value: Any) -> Any:

@@ -37,8 +37,9 @@ def read_row(job: Job, slot: Slot | None) -> Row:
 
 
 def describe(slot: Slot) -> str:
-    """A slot in a few characters: ``gpu 0 cpu 0-3``."""
-    gpu = f"gpu {slot.gpu[:12]} " if slot.gpu else ""
+    """A slot in a few characters: ``gpu 0 cpu 0-3``, ``gpus 0,1 cpu 0-7``."""
+    names = [name[:12] for name in slot.gpu.split(",")] if slot.gpu else []
+    gpu = f"gpu{'s' if len(names) > 1 else ''} {','.join(names)} " if names else ""
     first, last = (slot.cpus[0], slot.cpus[-1]) if slot.cpus else (0, 0)
     if not slot.cpus:
         return gpu.strip()

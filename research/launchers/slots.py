@@ -15,7 +15,8 @@ class Slot(NamedTuple):
         cpus: the logical CPUs a job is pinned to; empty: it is not pinned.
         threads: the cap on a job's threads, the same in every slot, so that the same job computes
             the same numbers wherever it lands.
-        gpu: for CUDA_VISIBLE_DEVICES; "" hides every GPU, None leaves the variable alone.
+        gpu: for CUDA_VISIBLE_DEVICES, "0,1" if the job has several; "" hides every GPU, None leaves
+            the variable alone.
 
     """
 
@@ -29,6 +30,7 @@ def make_slots(
     *,
     cpus: Sequence[int],
     gpus: Sequence[str] | None,
+    gpus_per_job: int,
     jobs_per_gpu: int,
     cpus_per_job: int | None,
     max_jobs: int | None,
@@ -38,28 +40,40 @@ def make_slots(
     Args:
         cpus: those to use, neighbours (threads of a core, cores of a socket) side by side.
         gpus: those to share, neighbours in this order too; None: none found, []: none wanted.
-        jobs_per_gpu: slots on each GPU.
+        gpus_per_job: GPUs in a slot, neighbours; without GPUs neither this nor the next counts.
+        jobs_per_gpu: slots on each GPU; 1 if a slot has several.
         cpus_per_job: CPUs in a slot; None: the CPUs are divided evenly, or are a slot each where
             there are no GPUs and no ``max_jobs`` below their number.
         max_jobs: at most so many slots.
 
     Raises:
-        UserError: a number is below 1, or a single job needs more CPUs than there are.
+        UserError: a number is below 1, a single job needs more CPUs or GPUs than there are, or jobs
+            that need several GPUs would share them.
 
     """
-    settings = {"jobs_per_gpu": jobs_per_gpu, "cpus_per_job": cpus_per_job, "max_jobs": max_jobs}
-    for key, value in settings.items():
-        check_positive(key, value)
+    check_positive("gpus_per_job", gpus_per_job)
+    check_positive("jobs_per_gpu", jobs_per_gpu)
+    check_positive("cpus_per_job", cpus_per_job)
+    check_positive("max_jobs", max_jobs)
     if not cpus:
         raise UserError("hydra.launcher.cpus must name at least one CPU, got []")
     if (cpus_per_job or 0) > len(cpus):
         raise UserError(
             f"hydra.launcher.cpus_per_job={cpus_per_job} is more than the CPUs to use, {len(cpus)}"
         )
-    names: Sequence[str | None] = gpus or [None if gpus is None else ""]
+    if gpus_per_job > 1 and jobs_per_gpu > 1:
+        raise UserError(
+            f"hydra.launcher.gpus_per_job={gpus_per_job} needs hydra.launcher.jobs_per_gpu=1,"
+            f" got {jobs_per_gpu}"
+        )
+    if gpus and gpus_per_job > len(gpus):
+        raise UserError(
+            f"hydra.launcher.gpus_per_job={gpus_per_job} is more than the GPUs to use, {len(gpus)}"
+        )
+    names = gpu_groups(gpus, gpus_per_job) if gpus else [None if gpus is None else ""]
     limits = [] if max_jobs is None else [max_jobs]
     if gpus:
-        limits.append(len(gpus) * jobs_per_gpu)
+        limits.append(len(names) * jobs_per_gpu)
     if cpus_per_job or not gpus:
         limits.append(len(cpus) // (cpus_per_job or 1))
     num_slots = min(limits)
@@ -78,6 +92,17 @@ def check_positive(key: str, value: int | None) -> None:
         raise UserError(f"hydra.launcher.{key} must be at least 1, got {value}")
 
 
+def gpu_groups(gpus: Sequence[str], size: int) -> list[str]:
+    """As many groups of neighbours as there can be, for CUDA_VISIBLE_DEVICES.
+
+    GPUs that fill no group are left out all along the list, not at its end, so that each group
+    stays at the height of its CPUs.
+    """
+    count = len(gpus) // size
+    starts = [number * len(gpus) // count for number in range(count)]
+    return [",".join(gpus[start : start + size]) for start in starts]
+
+
 def pins(
     cpus: Sequence[int], place: int, num_places: int, cpus_per_job: int | None
 ) -> tuple[int, ...]:
@@ -90,7 +115,7 @@ def pins(
 
 
 def places(num_slots: int, num_gpus: int) -> list[int]:
-    """Where on the line of CPUs each slot lies.
+    """Where on the line of CPUs each slot lies; ``num_gpus`` counts groups if slots have several.
 
     Slots of one GPU lie side by side, in the order of the GPUs, because a GPU is mostly nearest to
     the CPUs at its own height in the list.

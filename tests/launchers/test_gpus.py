@@ -128,6 +128,17 @@ def test_job_has_its_threads_and_its_gpu(here: Machine, monkeypatch: pytest.Monk
         }
 
 
+def test_job_with_several_gpus_sees_them_and_renders_on_the_first(
+    here: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here.nvidia_smi(TWO_GPUS)
+    monkeypatch.setattr(gpus, "egl_order", lambda: {0: 2, 1: 3})
+    for names in "1,0", ",".join(reversed(UUIDS)):
+        variables = here.environment(Slot(0, (), 1, names))
+        assert variables["CUDA_VISIBLE_DEVICES"] == names
+        assert variables["MUJOCO_EGL_DEVICE_ID"] == "3"
+
+
 def test_job_without_a_gpu_is_told_nothing_and_one_that_must_not_see_any_that(
     here: Machine,
 ) -> None:

@@ -2,6 +2,8 @@
 
 import csv
 import json
+import os
+import re
 import signal
 import subprocess
 import sys
@@ -9,7 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from research.launchers import local
+from research.launchers.slots import Slot
 from research.status import read_status
+from tests.launchers.machines import MIG, TWO_GPUS, Machine
 from tests.launchers.programs import ROOT, Program
 from tests.launchers.test_pool import processes_of, wait_for
 
@@ -154,6 +159,47 @@ def test_a_dry_run_prints_every_job_and_starts_none(program: Program) -> None:
     assert program.journal() == []
 
 
+def pretend_gpus(here: Machine, listing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let ``nvidia-smi`` tell every program of these GPUs."""
+    here.nvidia_smi(listing)
+    monkeypatch.setenv("PATH", here.environ["PATH"], prepend=os.pathsep)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+
+@pytest.mark.parametrize(
+    ("gpus_per_job", "shown"), [(1, ["gpu 0", "gpu 1"]), (2, ["gpus 0,1", "gpus 0,1"])]
+)
+def test_a_job_has_as_many_gpus_as_it_is_told(
+    program: Program,
+    here: Machine,
+    monkeypatch: pytest.MonkeyPatch,
+    gpus_per_job: int,
+    shown: list[str],
+) -> None:
+    pretend_gpus(here, TWO_GPUS, monkeypatch)
+    answer = program.run(
+        *("seed=0,1", f"hydra.launcher.gpus_per_job={gpus_per_job}", "hydra.sweeper.dry_run=true")
+    )
+    assert answer.status == 0
+    assert re.findall(r"gpus? [\d,]+", answer.out) == shown
+
+
+def test_parts_of_divided_gpus_are_not_put_together(
+    program: Program, here: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretend_gpus(here, MIG, monkeypatch)
+    answer = program.run("seed=0,1", "hydra.launcher.gpus_per_job=2")
+    assert answer.status == 1
+    assert "hydra.launcher.gpus_per_job=2 needs whole GPUs, got MIG-bbbb1111" in answer.err
+    assert program.journal() == []
+
+
+def test_mps_serves_every_gpu_of_every_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local, "mps_daemon", lambda gpus: gpus)
+    slots = [Slot(0, (), 1, "GPU-a,GPU-b"), Slot(1, (), 1, "GPU-c"), Slot(2, (), 1, "GPU-c")]
+    assert local.mps_for(slots) == ["GPU-a", "GPU-b", "GPU-c"]
+
+
 def test_pairs_on_the_command_line(program: Program) -> None:
     assert program.run("seed=0,1", "+a.b=3,4", "hydra.sweeper.paired=[[seed,a.b]]").status == 0
     names = {folder.name for folder in program.sweep.iterdir() if folder.is_dir()}
@@ -167,6 +213,7 @@ def test_pairs_on_the_command_line(program: Program) -> None:
     ("option", "said"),
     [
         ("max_jobs=0", "hydra.launcher.max_jobs must be at least 1, got 0"),
+        ("gpus_per_job=0", "hydra.launcher.gpus_per_job must be at least 1, got 0"),
         ("retries=-1", "hydra.launcher.retries must not be negative, got -1"),
         ("cpus_per_job=999", "hydra.launcher.cpus_per_job=999"),
         ("mps=true", "hydra.launcher.mps=true needs a GPU"),

@@ -13,6 +13,7 @@ MACHINES = st.fixed_dictionaries(
     {
         "cpus": st.lists(st.integers(0, 500), min_size=1, max_size=40, unique=True),
         "gpus": st.none() | st.lists(st.sampled_from("01234567"), max_size=8, unique=True),
+        "gpus_per_job": st.just(1),
         "jobs_per_gpu": st.integers(1, 9),
         "max_jobs": st.none() | st.integers(1, 50),
     }
@@ -22,7 +23,7 @@ REMAINDERS = st.sampled_from(["spread", "new"])
 
 def slots_of(num_cpus: int, gpus: list[str] | None = None, **settings: Any) -> list[Slot]:
     """The slots of a machine with CPUs 0 to ``num_cpus - 1``."""
-    defaults = {"jobs_per_gpu": 1, "cpus_per_job": None, "max_jobs": None}
+    defaults = {"gpus_per_job": 1, "jobs_per_gpu": 1, "cpus_per_job": None, "max_jobs": None}
     return make_slots(cpus=range(num_cpus), gpus=gpus, **{**defaults, **settings})
 
 
@@ -91,6 +92,48 @@ def test_gpus_are_shared_equally_neighbours_in_the_list_on_different_ones(
         assert shares == [machine["jobs_per_gpu"]] * len(gpus)
 
 
+@given(st.integers(1, 12), st.integers(1, 12), st.integers(1, 40))
+def test_gpus_of_a_job_are_neighbours_that_no_other_job_has(
+    num_gpus: int, gpus_per_job: int, num_cpus: int
+) -> None:
+    gpus = [f"GPU-{number}" for number in range(num_gpus)]
+    if gpus_per_job > num_gpus:
+        line = rf"^hydra\.launcher\.gpus_per_job={gpus_per_job} is more than .* {num_gpus}$"
+        with pytest.raises(UserError, match=line):
+            slots_of(num_cpus, gpus, gpus_per_job=gpus_per_job)
+        return
+    slots = slots_of(num_cpus, gpus, gpus_per_job=gpus_per_job)
+    assert len(slots) == num_gpus // gpus_per_job
+    groups = [[gpus.index(name) for name in (slot.gpu or "").split(",")] for slot in slots]
+    assert all(group == list(range(group[0], group[0] + gpus_per_job)) for group in groups)
+    taken = [gpu for group in groups for gpu in group]
+    assert len(set(taken)) == len(taken)
+
+
+def test_gpus_of_a_job_lie_at_the_height_of_its_cpus() -> None:
+    two_sockets = [str(number) for number in range(8)]
+    assert slots_of(8, two_sockets, gpus_per_job=3) == [
+        Slot(0, (0, 1, 2, 3), 4, "0,1,2"),
+        Slot(1, (4, 5, 6, 7), 4, "4,5,6"),
+    ]
+
+
+@given(MACHINES, st.integers(1, 9))
+def test_without_gpus_nothing_depends_on_their_number(
+    machine: dict[str, Any], gpus_per_job: int
+) -> None:
+    machine |= {"gpus": machine["gpus"] and [], "jobs_per_gpu": 1, "cpus_per_job": None}
+    slots = make_slots(**machine)
+    assert make_slots(**{**machine, "gpus_per_job": gpus_per_job}) == slots
+
+
+@pytest.mark.parametrize("gpus", [None, ["0", "1"]])
+def test_jobs_that_need_several_gpus_share_none(gpus: list[str] | None) -> None:
+    line = r"^hydra\.launcher\.gpus_per_job=2 needs hydra\.launcher\.jobs_per_gpu=1, got 3$"
+    with pytest.raises(UserError, match=line):
+        slots_of(4, gpus, gpus_per_job=2, jobs_per_gpu=3)
+
+
 def test_jobs_of_a_gpu_lie_on_neighbouring_cpus_at_the_height_of_that_gpu() -> None:
     slots = slots_of(8, ["0", "1"], jobs_per_gpu=2)
     assert slots == [
@@ -121,7 +164,7 @@ def test_max_jobs_below_the_cpus_divides_them() -> None:
     assert {slot.cpus for slot in slots_of(5, max_jobs=2)} == {(0, 1), (2, 3, 4)}
 
 
-@pytest.mark.parametrize("key", ["jobs_per_gpu", "cpus_per_job", "max_jobs"])
+@pytest.mark.parametrize("key", ["gpus_per_job", "jobs_per_gpu", "cpus_per_job", "max_jobs"])
 @pytest.mark.parametrize("value", [0, -1])
 def test_numbers_below_one_are_refused_by_name(key: str, value: int) -> None:
     line = rf"^hydra\.launcher\.{key} must be at least 1, got {value}$"

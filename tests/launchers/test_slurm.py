@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from research.launchers import allocation
 from research.status import read_status
 from tests.launchers.cluster import Cluster, unavailable
 from tests.launchers.programs import Answer, Program
@@ -367,6 +368,32 @@ def test_members_share_the_gpu_and_divide_the_cpus(program: SlurmProgram) -> Non
     answer = program.run("do=look", "seed=0,1", *[f"hydra.launcher.{text}" for text in options])
     assert answer.status == 0
     assert program.counts()["CUDA_VISIBLE_DEVICES=0 OMP_NUM_THREADS=1 cpus=1"] == 2
+
+
+def test_a_member_alone_has_all_gpus(program: SlurmProgram) -> None:
+    assert program.run("do=look", "hydra.launcher.gres=gpu:2").status == 0
+    assert [line.split()[0] for line in program.journal()][1] == "CUDA_VISIBLE_DEVICES=0,1"
+
+
+@pytest.mark.parametrize(
+    ("num_gpus", "members", "shares"),
+    [
+        (4, 1, ["0,1,2,3"]),
+        (4, 2, ["0,1", "2,3"]),
+        (5, 2, ["0,1", "2,3"]),
+        (8, 3, ["0,1", "2,3", "4,5"]),
+        (3, 2, ["0", "1"]),
+        (2, 2, ["0", "1"]),
+        (2, 3, ["0", "1", "0"]),
+        (0, 2, [None, None]),
+    ],
+)
+def test_members_have_equal_shares_of_the_gpus(
+    monkeypatch: pytest.MonkeyPatch, num_gpus: int, members: int, shares: list[str | None]
+) -> None:
+    gpus = [str(number) for number in range(num_gpus)] or None
+    monkeypatch.setattr(allocation, "usable_gpus", lambda choice: gpus)
+    assert [slot.gpu for slot in allocation.allocation_slots(members, {})] == shares
 
 
 def test_the_environment_is_entered_and_the_folder_stays(tmp_path: Path, cluster: Cluster) -> None:
