@@ -1,10 +1,8 @@
 """The command line: Hydra's own, with run directories that resume and errors of one line."""
 
-import errno
 import functools
 import logging
 import os
-import re
 import resource
 import signal
 import sys
@@ -17,15 +15,17 @@ from typing import Any, NoReturn, TypeAlias
 import hydra
 import yaml
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from research.config import build, check, iterate_causes, to_plain
+from research.config import build, check, to_plain
 from research.differences import differences
-from research.errors import PREEMPTED, Preempted, UserError, did_you_mean
+from research.errors import UserError
+from research.explain import CONF, exit_status, one_line
 from research.files import MAX_DEPTH, read_text, write_whole
+from research.launchers.ranks import Node, this_node
 from research.launchers.store import share_config_store
+from research.rank import train_in_parallel
 from research.status import BLANK, Status, read_status, sole_process
 from research.training.provenance import write_provenance
 from research.training.retention import holds_checkpoints
@@ -35,16 +35,11 @@ Task: TypeAlias = Callable[[DictConfig, Run], float]
 """Trains what a config names, as one run; returns the score."""
 
 log = logging.getLogger(__name__)
-CANNOT_WRITE = (
-    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM),
-    *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.EIO),
-)
 MAX_BYTES = 2**18
 """A longer file is no config."""
 
 LENGTHS = ("total_steps", "total_epochs")
 EXTENDABLE = {"resume", *(f"trainer.{name}" for name in LENGTHS)}
-CONF = Path(__file__).parent.parent / "conf"
 
 
 def command(task: Task) -> Callable[[], None]:
@@ -100,18 +95,21 @@ def forecast_memory(cfg: DictConfig) -> int:
     kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     if hasattr(env, "close"):
         env.close()
-    return kilobytes * 1024 + getattr(dataset, "memory_bytes", 0)
+    return cfg.trainer.devices * (kilobytes * 1024 + getattr(dataset, "memory_bytes", 0))
 
 
 def run_task(task: Task, cfg: DictConfig) -> float:
     """Check the config, claim the run directory, run, and leave the truth in its status file."""
     check(cfg)
     run_dir = Path(HydraConfig.get().runtime.output_dir)
+    node = this_node()
+    if node.index > 0:  # the first one has the run directory
+        return train_in_parallel(task, Run(run_dir, Status(run_dir), cfg.seed, to_plain(cfg)), node)
     with sole_process(run_dir):
-        return run_in(run_dir, task, cfg)
+        return run_in(run_dir, task, cfg, node)
 
 
-def run_in(run_dir: Path, task: Task, cfg: DictConfig) -> float:
+def run_in(run_dir: Path, task: Task, cfg: DictConfig, node: Node) -> float:
     """Run in a directory that is this process's alone."""
     status = Status(run_dir)
     changes = compare(cfg, run_dir)
@@ -125,7 +123,11 @@ def run_in(run_dir: Path, task: Task, cfg: DictConfig) -> float:
     write_provenance(run_dir, sys.argv, changes)
     status.start(total_steps=cfg.trainer.total_steps)
     try:
-        score = task(cfg, Run(run_dir, status, cfg.seed, to_plain(cfg)))
+        run = Run(run_dir, status, cfg.seed, to_plain(cfg))
+        if cfg.trainer.devices > 1 or node.count > 1:
+            score = train_in_parallel(task, run, node)
+        else:
+            score = task(cfg, run)
     except KeyboardInterrupt as error:
         status.end("preempted", str(error) or "interrupted")
         raise
@@ -241,66 +243,6 @@ def claim(cfg: DictConfig, run_dir: Path) -> None:
     }
     for name, content in contents.items():
         write_whole(run_dir / ".hydra" / name, OmegaConf.to_yaml(content))
-
-
-def one_line(error: BaseException) -> str | None:
-    """What to tell the user, or None when only a programmer can mend it."""
-    for cause in iterate_causes(error):
-        if isinstance(cause, UserError):
-            return " ".join(str(cause).split())
-        if isinstance(cause, KeyboardInterrupt):
-            return str(cause) or "interrupted"
-        if isinstance(cause, MissingConfigException):
-            return explain_choice(cause)
-        if isinstance(cause, OSError) and cause.errno in CANNOT_WRITE:
-            return f"{cause.filename or 'the run directory'}: {cause.strerror}"
-    if match := re.match(r"Could not override '([^']+)'", str(error)):
-        return explain_override(match[1])
-    if isinstance(error, (HydraException, OmegaConfBaseException)):
-        cause = f": {str(error.__cause__).partition(chr(10))[0]}" if error.__cause__ else ""
-        return " ".join(f"{error}{cause}".split())
-    return None
-
-
-def explain_choice(error: MissingConfigException) -> str:
-    """One line for ``env=chetah``."""
-    group, _, choice = str(error.missing_cfg_file).rpartition("/")
-    options = error.options or []
-    if not options:
-        return " ".join(str(error).split())
-    guess = did_you_mean(choice, options)
-    return f"{group}={choice} is not a choice; allowed: {', '.join(options)}{guess}"
-
-
-def explain_override(key: str) -> str:
-    """One line for a key that no config has, found among those that are there without it."""
-    from hydra import compose, initialize_config_dir
-    from hydra.core.global_hydra import GlobalHydra
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
-    GlobalHydra.instance().clear()
-    words = [word for word in sys.argv[1:] if "=" in word and not word.startswith("-")]
-    given = OverridesParser.create().parse_overrides(words)
-    kept = [o.input_line for o in given if o.key_or_group != key and not o.is_sweep_override()]
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("config", [str(line) for line in kept], return_hydra_config=True)
-    parent, _, name = key.rpartition(".")
-    node = OmegaConf.select(cfg, parent) if parent else cfg
-    while parent and not OmegaConf.is_dict(node):
-        parent, _, name = parent.rpartition(".")
-        node = OmegaConf.select(cfg, parent) if parent else cfg
-    known = [str(choice) for choice in node if not str(choice).startswith("_")]
-    place = f"{parent}: allowed are" if parent else "allowed are"
-    return (
-        f"{key} is not a known key; {place} {', '.join(sorted(known))}{did_you_mean(name, known)}"
-    )
-
-
-def exit_status(error: BaseException) -> int:
-    """What the program exits with, which launchers read as well."""
-    if isinstance(error, Preempted):
-        return PREEMPTED
-    return 130 if isinstance(error, KeyboardInterrupt) else 1
 
 
 def fail(line: str, *, status: int) -> NoReturn:

@@ -1,7 +1,7 @@
 """From config nodes to objects: each is checked, then built, and only from trusted modules."""
 
 import collections.abc
-import importlib
+import importlib.util
 import inspect
 import types
 import typing
@@ -25,6 +25,9 @@ TRUSTED_MODULES = (
     "numpy",
 )
 """A ``_target_`` outside these is refused; ``trusted_modules=[mine]`` adds to them."""
+
+INSTALLATION = {"timm": "pip install timm", "torchvision": "pip install -e '.[vision]'"}
+"""How to get packages that only some choices need."""
 
 SPECIAL_KEYS = {"_target_", "_partial_", "_args_", "_convert_", "_recursive_"}
 
@@ -84,7 +87,8 @@ def build(node: DictConfig, *collaborators: Any) -> Any:
     without them it is returned as a plain ``functools.partial``, free of Hydra's slow wrapper.
 
     Raises:
-        UserError: a constructor refused its arguments (``ValueError``), or the node is not valid.
+        UserError: a constructor refused its arguments (``ValueError``), the node is not valid, or a
+            collaborator is not of the class that the constructor names.
 
     """
     path = str(node._get_full_key(None) or "")
@@ -93,6 +97,8 @@ def build(node: DictConfig, *collaborators: Any) -> Any:
     check_node(plain, path, trusted)
     try:
         part = construct(plain, trusted)
+        if collaborators:
+            check_collaborators(part, collaborators, path)
         return part(*collaborators) if collaborators else part
     except ValueError as error:
         raise UserError(f"{path}: {error}") from error
@@ -162,10 +168,21 @@ def explain_import(name: str, error: BaseException) -> str:
     try:
         module = importlib.import_module(module_name)
     except Exception as cause:
-        return f"cannot import '{module_name}': {type(cause).__name__}: {cause}"
+        return explain_package(module_name, cause)
     if hasattr(module, attribute):
         return f"cannot use '{name}': {error}"
     return f"'{module_name}' has no '{attribute}'{did_you_mean(attribute, vars(module))}"
+
+
+def explain_package(module: str, error: Exception) -> str:
+    """One line for a module that cannot be imported; what to do where its package is optional."""
+    package = module.partition(".")[0]
+    if package in INSTALLATION and importlib.util.find_spec(package) is None:
+        return f"cannot import '{package}', it is not installed: {INSTALLATION[package]}"
+    mend = ""
+    if package in INSTALLATION and not isinstance(error, ModuleNotFoundError):
+        mend = "; install the build that goes with this torch, from the same index of pytorch.org"
+    return f"cannot import '{module}': {type(error).__name__}: {error}{mend}"
 
 
 def iterate_causes(error: BaseException | None) -> Iterator[BaseException]:
@@ -214,6 +231,25 @@ def check_call(node: dict[str, Any], path: str, target: Callable[..., Any]) -> N
         check_type(value, hints.get(key, Any), join(path, key))
 
 
+def check_collaborators(call: partial[Any], given: Sequence[Any], path: str) -> None:
+    """Refuse a part for which a constructor is not made, such as another algorithm's network."""
+    try:
+        names = list(inspect.signature(call).parameters)
+    except (TypeError, ValueError):
+        return  # some builtins have no signature
+    hints = {name: hint for name, hint in type_hints(call.func).items() if hint is not Any}
+    for name, part in zip(names, given, strict=False):
+        wanted = hints.get(name)
+        is_ours = type(part).__module__.startswith("research.")  # a user's may only look alike
+        if getattr(wanted, "_is_protocol", False) or not inspect.isclass(wanted):
+            continue
+        if is_ours and not isinstance(part, wanted):
+            raise UserError(
+                f"{path}: {name} must be of class {wanted.__name__}, got {type(part).__name__}; "
+                f"choose another {name}, or another {path}"
+            )
+
+
 def check_keys(given: Mapping[str, Any], known: set[str], path: str) -> None:
     """Refuse a key that is not known, with the nearest one that is."""
     for key in given:
@@ -227,6 +263,7 @@ def check_type(value: Any, annotation: Any, path: str) -> None:
     """Refuse a value that its annotation does not admit."""
     if not matches(value, annotation):
         hint = f"; write {int(value)}" if is_whole_float(value) and matches(0, annotation) else ""
+        hint = f"; write [{value}]" if matches([value], annotation) else hint
         choices = typing.get_args(annotation) if isinstance(value, str) else ()
         raise UserError(
             f"{path} must be {describe(annotation)}, got {value!r}{hint}"
@@ -236,10 +273,14 @@ def check_type(value: Any, annotation: Any, path: str) -> None:
 
 def describe(annotation: Any) -> str:
     """An annotation in the words of somebody who writes YAML."""
-    arguments = typing.get_args(annotation)
-    if typing.get_origin(annotation) is Literal:
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is Literal:
         return f"one of {', '.join(map(str, arguments))}"
-    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+    if origin is collections.abc.Callable:
+        return "a node with a _target_"
+    if origin in (list, collections.abc.Sequence):
+        return f"a list, each item {describe(arguments[0])}"
+    if origin in (typing.Union, types.UnionType):
         return " or ".join(describe(argument) for argument in arguments)
     if annotation in (None, type(None)):
         return "null"

@@ -48,8 +48,12 @@ class Status:
 
     def __init__(self, run_dir: Path) -> None:
         self.path = run_dir / "status.json"
-        self.fields = dict(read_status(run_dir) or BLANK)
         self.written_s = -math.inf
+        self.read()
+
+    def read(self) -> None:
+        """Take over what another process has written."""
+        self.fields = dict(read_status(self.path.parent) or BLANK)
 
     def submit(self) -> None:
         """Say that the run waits for its turn."""

@@ -28,6 +28,7 @@ SMALL = [
     "trainer.checkpoint_every=40",
     "trainer.eval_episodes=1",
 ]
+EXAMPLES = ["alg=classification", "trainer.total_epochs=1"]
 
 
 class Outcome(NamedTuple):
@@ -49,8 +50,8 @@ def cli(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> C
     monkeypatch.setattr(logging, "shutdown", lambda *_: None)
     monkeypatch.setattr(logging.root, "handlers", logging.root.handlers[:])
 
-    def run(*arguments: str, full_error: bool = False) -> Outcome:
-        monkeypatch.setattr(sys, "argv", [str(ROOT / "train.py"), *SMALL, *arguments])
+    def run(*arguments: str, common: list[str] = SMALL) -> Outcome:
+        monkeypatch.setattr(sys, "argv", [str(ROOT / "train.py"), *common, *arguments])
         GlobalHydra.instance().clear()
         status = 0
         try:
@@ -163,6 +164,76 @@ def test_bad_input_ends_in_one_line(
     lines = [line for line in outcome.err.splitlines() if line]
     assert len(lines) == 1, outcome.err
     assert all(word in lines[0] for word in words), lines[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["dataset.batch_size=0"], ["dataset: batch_size must be at least 1, got 0"]),
+        (["dataset.num_classes=5"], ["example 5 of digits has label 5; allowed are 0 to 4"]),
+        (["trainer.total_epochs=0"], ["trainer: total_epochs must be above 0, got 0"]),
+        (["trainer.total_steps=9"], ["one of total_steps and total_epochs", "got 9 and 1"]),
+        (["trainer.metric=eval/acuracy"], ["trainer.metric", "did you mean 'eval/accuracy'?"]),
+        (["processor=identity"], ["network: observations must be floats", "try processor=image"]),
+        (["dataset=replay"], ["dataset: a replay buffer needs an environment"]),
+        (
+            ["alg=regression", "network=cnn", "dataset=digits", "processor=image"],
+            ["alg: Regression learns answers in a Box, got Discrete(10)", "integer targets"],
+        ),
+        (
+            ["alg=td3", "network=cnn", "env=dataset", "dataset=digits", "processor=image"],
+            ["alg: network must be of class ActorCritic, got CNN"],
+        ),
+        (
+            ["dataset=arrays", "dataset.path={tmp_path}/damaged.npz"],
+            ["/damaged.npz cannot be read"],
+        ),
+        (
+            ["dataset.batch_size=1", "network=resnet18", "network.width=4"],
+            ["batch normalisation needs more than one example", "dataset.batch_size"],
+        ),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_examples_end_in_one_line(
+    cli: Cli, tmp_path: Path, arguments: list[str], words: list[str]
+) -> None:
+    (tmp_path / "damaged.npz").write_bytes(b"damaged")
+    arguments = [argument.replace("{tmp_path}", str(tmp_path)) for argument in arguments]
+    run_dir = f"hydra.run.dir={tmp_path / 'run'}"
+    outcome = cli(run_dir, *arguments, common=EXAMPLES)
+    assert outcome.status == 1
+    lines = [line for line in outcome.err.splitlines() if "train.py: " in line]
+    assert "Traceback" not in outcome.err
+    assert len(lines) == 1, outcome.err
+    assert all(word in lines[0] for word in words), lines[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (
+            ["network=torchvision"],
+            "network.model._target_: cannot import 'torchvision', it is not installed: "
+            "pip install -e '.[vision]'",
+        ),
+        (["dataset=torchvision"], "dataset=torchvision needs an extra: pip install -e '.[vision]'"),
+        (
+            ["network=timm", "trusted_modules=[timm]"],
+            "network.model._target_: cannot import 'timm', it is not installed: pip install timm",
+        ),
+    ],
+)
+def test_one_line_says_what_to_install(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], line: str
+) -> None:
+    for name in ("timm", "torchvision"):
+        monkeypatch.setitem(sys.modules, name, None)  # as if it were not installed
+        monkeypatch.delitem(sys.modules, f"{name}.models", raising=False)
+        monkeypatch.delitem(sys.modules, f"{name}.datasets", raising=False)
+    run_dir = f"hydra.run.dir={tmp_path / 'run'}"
+    outcome = cli(run_dir, *arguments, common=["alg=classification"])
+    assert (outcome.status, outcome.err) == (1, f"train.py: {line}\n")
 
 
 def test_fewer_steps_than_reached_are_refused(cli: Cli, tmp_path: Path) -> None:

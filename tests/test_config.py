@@ -1,14 +1,17 @@
 """Config nodes are checked against what they call, and built only from trusted modules."""
 
 import functools
-from collections.abc import Callable, Sequence
+import importlib
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from research.config import build, check, locate
+from research.config import INSTALLATION, build, check, locate, to_plain
 from research.errors import UserError
 from tests.conftest import options
 
@@ -51,7 +54,6 @@ def node(**changes: object) -> DictConfig:
 
 @pytest.fixture(autouse=True)
 def _part_is_importable(monkeypatch: pytest.MonkeyPatch) -> None:
-    import sys
     import types
 
     module = types.ModuleType("research.test_part")
@@ -86,10 +88,10 @@ def test_partials_are_plain_and_hold_no_omegaconf() -> None:
         ({"count": 1e6}, ["part.count", "write 1000000"]),
         ({"count": True}, ["part.count must be an integer"]),
         ({"count": "???"}, ["part.count has no value"]),
-        ({"sizes": 3}, ["part.sizes", "3"]),
+        ({"sizes": 3}, ["part.sizes must be a list, each item an integer, got 3; write [3]"]),
         ({"sizes": ["a"]}, ["part.sizes", "'a'"]),
         ({"mode": "maxx"}, ["part.mode must be one of max, min", "did you mean 'max'"]),
-        ({"inner": 3}, ["part.inner", "3"]),
+        ({"inner": 3}, ["part.inner must be a node with a _target_ or null, got 3"]),
         ({"inner": {"_target_": "torch.nn.Rlu"}}, ["part.inner._target_", "'ReLU'"]),
         ({"inner": {"_target_": "torch.nn.ReLU", "in_place": True}}, ["part.inner.in_place"]),
         ({"rate": -1.0}, ["part: rate must be at least 0, got -1"]),
@@ -143,7 +145,73 @@ def test_trusted_modules_open_the_door_for_what_they_name() -> None:
 def test_every_yaml_binds_to_its_target(
     group: str, choice: str, load: Callable[..., DictConfig]
 ) -> None:
-    check(load(f"{group}={choice}"))
+    cfg = load(f"{group}={choice}")
+    packages = {name.partition(".")[0] for name in targets(to_plain(cfg[group]))}
+    optional = sorted(packages & set(INSTALLATION))
+    for name in optional:
+        try:
+            importlib.import_module(name)
+        except Exception as error:  # made for another torch, torchvision fails in many ways
+            pytest.skip(f"{group}={choice} needs {name}: {error}")
+    check(load(f"{group}={choice}", f"trusted_modules=[{','.join(optional)}]"))
+
+
+def targets(node: Any) -> Iterator[str]:
+    """Every ``_target_`` in a plain config."""
+    if isinstance(node, dict):
+        yield from (value for key, value in node.items() if key == "_target_")
+    for item in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+        yield from targets(item)
+
+
+@pytest.mark.parametrize(
+    ("package", "mend"), [("timm", "pip install timm"), ("torchvision", "-e '.[vision]'")]
+)
+def test_an_optional_package_that_is_missing_is_named_with_what_installs_it(
+    load: Callable[..., DictConfig], monkeypatch: pytest.MonkeyPatch, package: str, mend: str
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)  # as if it were not installed
+    monkeypatch.delitem(sys.modules, f"{package}.models", raising=False)
+    with pytest.raises(UserError) as caught:
+        check(load(f"network={package}", "trusted_modules=[timm]"))
+    start = f"network.model._target_: cannot import '{package}', it is not installed: "
+    assert str(caught.value).startswith(start)
+    assert str(caught.value).endswith(mend)
+
+
+def test_an_optional_package_for_another_torch_is_told_apart_from_a_missing_one(
+    load: Callable[..., DictConfig], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "timm.py").write_text("raise RuntimeError('operator does not exist')")
+    monkeypatch.delitem(sys.modules, "timm", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match=r"RuntimeError: operator .* the build that goes with"):
+        check(load("network=timm", "trusted_modules=[timm]"))
+
+
+class Other:
+    """A part of another kind."""
+
+
+class User:
+    """Takes a ``Part`` and anything."""
+
+    def __init__(self, part: Part, anything: Any, *, count: int) -> None:
+        self.part = part
+
+
+def test_a_part_of_another_kind_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(User, "__module__", "research.test_part")
+    monkeypatch.setattr(sys.modules["research.test_part"], "User", User, raising=False)
+    user = {"_target_": "research.test_part.User", "_partial_": True, "count": 1}
+    cfg = OmegaConf.create({"user": user, "trusted_modules": []})
+    part = build(node(), "collaborator")
+    assert build(cfg.user, part, Other()).part is part
+    other = Other()
+    assert build(cfg.user, other, part).part is other  # a user's own may only look alike
+    monkeypatch.setattr(Other, "__module__", "research.test_part")
+    with pytest.raises(UserError, match=r"^user: part must be of class Part, got Other; choose"):
+        build(cfg.user, Other(), part)
 
 
 def test_what_has_no_target_is_checked_too(load: Callable[..., DictConfig]) -> None:

@@ -9,6 +9,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -66,9 +67,11 @@ def train_to_the_end(folder: Path, overrides: Sequence[str], kills: Sequence[int
 def logs(folder: Path) -> dict[str, Any]:
     """All rows but for the times of this machine, and all points of TensorBoard."""
     rows = {}
-    for group in ("train", "env", "eval"):
-        with (folder / f"{group}.csv").open() as file:
-            rows[group] = [{**row, "seconds": None} for row in csv.DictReader(file)]
+    for path in folder.glob("*.csv"):
+        if path.stem != "time":
+            with path.open() as file:
+                rows[path.stem] = [{**row, "seconds": None} for row in csv.DictReader(file)]
+    assert {"train", "eval"} <= set(rows)
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
     for tag in events.Tags()["scalars"]:
         if not tag.startswith("time/"):
@@ -123,24 +126,69 @@ def cases() -> Iterator[tuple[str, ...]]:
             yield f"alg={alg}", f"env={env}", ENVS[env], f"processor={processor}", *vector
 
 
+def compare(
+    folder: Path, overrides: Sequence[str], *, num_steps: int, num_kills: int
+) -> tuple[Path, Path]:
+    """Train twice, once with kills; the folders of both, whose logs and weights are the same."""
+    whole, killed = folder / "whole", folder / "killed"
+    uninterrupted = train(whole, *overrides)
+    chance = random.Random(f"{num_kills} {list(overrides)[:3]}")
+    kills = sorted(chance.sample(range(1, num_steps - 20), num_kills))
+    exits = train_to_the_end(killed, overrides, kills)
+    uninterrupted.join(ATTEMPT_S)
+    assert (uninterrupted.exitcode, exits[-1]) == (0, 0), killed.with_suffix(".txt").read_text()
+    assert exits.count(-9) >= num_kills // 2
+    assert "resumed at step" in killed.with_suffix(".txt").read_text()
+    assert "did not come back" not in killed.with_suffix(".txt").read_text()
+    assert logs(killed) == logs(whole)
+    assert weights(killed) == weights(whole)
+    return whole, killed
+
+
 @pytest.mark.parametrize("case", list(cases()), ids=" ".join)
 def test_a_run_killed_again_and_again_ends_as_one_that_was_not(
     tmp_path: Path, load: Load, case: tuple[str, ...]
 ) -> None:
     overrides = [*case, *SMALL]
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    uninterrupted = train(whole, *overrides)
-    chance = random.Random(f"{overrides}")
-    kills = sorted(chance.sample(range(1, STEPS - 20), 4))
-    exits = train_to_the_end(killed, overrides, kills)
-    uninterrupted.join(ATTEMPT_S)
-    assert (uninterrupted.exitcode, exits[-1]) == (0, 0), killed.with_suffix(".txt").read_text()
-    assert exits.count(-9) >= 2
-    assert "resumed at step" in killed.with_suffix(".txt").read_text()
-    assert "did not come back" not in killed.with_suffix(".txt").read_text()
-    assert logs(killed) == logs(whole)
-    assert weights(killed) == weights(whole)
-    ends = [buffer(folder, load, overrides) for folder in (whole, killed)]
+    folders = compare(tmp_path, overrides, num_steps=STEPS, num_kills=4)
+    ends = [buffer(folder, load, overrides) for folder in folders]
     for name, value in ends[0].items():
         same = value.equal(ends[1][name]) if isinstance(value, torch.Tensor) else None
         assert same if same is not None else value == ends[1][name], name
+
+
+EXAMPLES = {
+    "all": (
+        *("alg=classification", "dataset=digits", "network=mlp", "network.hidden_dims=[32]"),
+        *("processor=augment", "trainer/schedule=cosine", "dataset.batch_size=30"),
+        *("alg.ema_decay=0.99", "alg.accumulate=3", "alg.mixup_alpha=0.2"),
+    ),
+    "workers": (
+        *("alg=classification", "dataset=digits", "network=cnn", "network.channels=[8,16]"),
+        *("network.dropout=0.1", "dataset.num_workers=2", "dataset.batch_size=50"),
+    ),
+    "regression": (
+        *("alg=regression", "dataset=arrays", "network=mlp", "network.hidden_dims=[32]"),
+        "dataset.batch_size=10",
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("case", "steps_per_epoch", "num_kills"),
+    [("all", 48, 3), ("workers", 29, 2), ("regression", 30, 2)],
+)
+def test_learning_from_examples_ends_as_if_it_had_not_been_killed(
+    tmp_path: Path, case: str, steps_per_epoch: int, num_kills: int
+) -> None:
+    path = tmp_path / "examples.npz"
+    obs = np.random.randn(375, 3)  # of which a fifth is held out
+    np.savez(path, obs=obs, target=obs.sum(1))
+    data = [f"dataset.path={path}"] if case == "regression" else []
+    overrides = [*EXAMPLES[case], *data, "trainer.log_every=10", "trainer.checkpoint_every=40"]
+    overrides.append("trainer.total_epochs=5")
+    num_steps = 5 * steps_per_epoch
+    for folder in compare(tmp_path, overrides, num_steps=num_steps, num_kills=num_kills):
+        state = load_checkpoint(folder / "checkpoints" / "last").state
+        assert state["step"] == num_steps
+        assert state["dataset"] == {"epoch": 5, "batch": 0}

@@ -108,6 +108,8 @@ class Classification(Supervised):
 
     def loss(self, output: Tensor, batch: Example) -> Tensor:
         smoothing = self.label_smoothing if self.training else 0.0
+        if self.class_weights is None:
+            return F.cross_entropy(output, batch.target, label_smoothing=smoothing)
         losses = F.cross_entropy(
             output,
             batch.target,
@@ -120,6 +122,8 @@ class Classification(Supervised):
     def compute_metrics(self, output: Tensor, batch: Example) -> Metrics:
         """How much of the labels the highest scores hold."""
         target = batch.target
+        if self.top_k is None and not target.is_floating_point():
+            return {"accuracy": (output.argmax(dim=1) == target).float().mean()}
         shares = target if target.is_floating_point() else self.one_hot(target)
         metrics = {"accuracy": shares.gather(1, output.argmax(dim=1, keepdim=True)).sum(1).mean()}
         if self.top_k is not None:

@@ -1,20 +1,21 @@
 """Learning answers from examples: all but the loss."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from operator import itemgetter
 from typing import Any, ClassVar, Literal, TypeAlias
 
 import gymnasium
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from research.algs.base import Algorithm, Metrics
 from research.algs.loss_scaler import LossScaler
+from research.algs.parallel import count_examples, is_parallel, sum_over_ranks
 from research.batches import Example, Tree, map_tensors
+from research.errors import UserError
 from research.networks.mlp import EnsembleLayerNorm
 from research.networks.predictor import Predictor
 from research.networks.targets import frozen_copy, polyak_update
@@ -35,9 +36,9 @@ class Supervised(Algorithm):
     Weight decay, if the optimizer has any, is for matrices and convolutions alone, not for biases,
     norms, embeddings, tokens and positions.
 
-    With several processes (torch.distributed) each takes a share of the batch, and their gradients
-    are averaged; the statistics of batch normalisation remain each process's own, as they are those
-    of each part where the batch is cut.
+    With several ranks each learns from a share of the batch. Their gradients and the statistics of
+    batch normalisation are those of the whole; with ``accumulate`` above 1 the latter are those of
+    a part, which then consists of other examples than on one rank.
 
     Args:
         network: maps observations (B, ...) to scores or values (B, D).
@@ -70,7 +71,8 @@ class Supervised(Algorithm):
         if not isinstance(network.action_space, self.answer_space):
             raise ValueError(
                 f"{type(self).__name__} learns answers in a {self.answer_space.__name__}, got "
-                f"{network.action_space}; try another alg or dataset"
+                f"{network.action_space}; try another alg or dataset (integer targets are classes, "
+                "others are numbers)"
             )
         if accumulate < 1:
             raise ValueError(f"accumulate must be at least 1, got {accumulate}")
@@ -88,6 +90,10 @@ class Supervised(Algorithm):
         self.is_compiled = compile
 
     def make_optimizers(self) -> None:
+        if is_parallel():
+            from research.networks.batch_norm import synchronise_batch_norm  # seconds
+
+            synchronise_batch_norm(self.network)
         self.network_optim = self.optim(group_parameters(self.network))
         for network in (self.network, self.average):
             if self.is_compiled and network is not None:
@@ -101,7 +107,7 @@ class Supervised(Algorithm):
     def update(self, batch: Example, *, step: int, updates: int) -> Metrics:
         metrics = self.compute_gradients(self.augment(batch))
         parameters = [p for group in self.network_optim.param_groups for p in group["params"]]
-        self.average_gradients(parameters, len(batch.target))
+        metrics = sum_over_ranks(parameters, metrics)
         if self.scaler is None:
             self.network_optim.step()
         else:
@@ -113,17 +119,48 @@ class Supervised(Algorithm):
     def compute_gradients(self, batch: Example) -> Metrics:
         """Leave the gradient of the batch's loss in the parameters; returns means over the batch.
 
-        An empty batch, the share of a process for which nothing is left, has no metrics.
+        On one rank of several, both are summands of those of the whole.
+
+        Raises:
+            UserError: its share is too small to be cut into as many parts as that of others.
+
         """
         self.network_optim.zero_grad()
         metrics: Metrics = {}
-        for part, share in cut(batch, self.accumulate):
-            output = self.predict(self.network, part.obs)
+        size = len(batch.target)
+        if size < self.accumulate and is_parallel():
+            raise UserError(
+                f"a rank's share of a batch has {size} examples, fewer than "
+                f"alg.accumulate={self.accumulate}; raise dataset.batch_size"
+            )
+        count = count_examples(size, batch.target.device)
+        for part in cut(batch, self.accumulate):
+            share = len(part.target) / count
+            output = self.predict_part(part)
             loss = self.loss(output, part)
-            (loss * share if self.scaler is None else self.scaler.scale(loss * share)).backward()
+            summand = loss if is_one(share) else loss * share
+            (summand if self.scaler is None else self.scaler.scale(summand)).backward()
             for name, value in self.rate(loss.detach(), output.detach(), part).items():
-                metrics[name] = metrics.get(name, torch.zeros_like(value)) + value * share
+                summand = value if is_one(share) else value * share
+                metrics[name] = metrics[name] + summand if name in metrics else summand
         return metrics
+
+    def predict_part(self, part: Example) -> Tensor:
+        """The network's outputs in training.
+
+        Raises:
+            UserError: it has batch normalisation, and there is a single value of a channel.
+
+        """
+        try:
+            return self.predict(self.network, part.obs)
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise UserError(
+                "batch normalisation needs more than one example at once; raise "
+                f"dataset.batch_size, or lower alg.accumulate={self.accumulate}"
+            ) from error
 
     @torch.no_grad()
     def validate(self, batch: Example) -> Metrics:
@@ -158,40 +195,27 @@ class Supervised(Algorithm):
         """All metrics of one batch or part."""
         return {"loss": loss, **self.compute_metrics(output, batch)}
 
-    def average_gradients(self, parameters: Sequence[nn.Parameter], num_examples: int) -> None:
-        """Make the gradients those of the mean over all processes' examples.
-
-        Args:
-            parameters: the same in every process; one without a gradient gets zeros.
-            num_examples: how many examples this process's gradients are the mean of.
-
-        """
-        if not (dist.is_available() and dist.is_initialized()):
-            return
-        for parameter in parameters:
-            if parameter.grad is None:  # every process must send as many numbers
-                parameter.grad = torch.zeros_like(parameter)
-        grads = [p.grad for p in parameters if p.grad is not None]
-        count = grads[0].new_tensor([num_examples])
-        sums = torch.cat([*(grad.flatten() * num_examples for grad in grads), count])
-        dist.all_reduce(sums)
-        means = (sums[:-1] / sums[-1]).split([grad.numel() for grad in grads])
-        for grad, mean in zip(grads, means, strict=True):
-            grad.copy_(mean.view_as(grad))
-
     @property
     def device(self) -> torch.device:
         """Where the network is."""
         return next(self.network.parameters()).device
 
 
-def cut(batch: Example, num_parts: int) -> Iterator[tuple[Example, float]]:
-    """Parts of nearly equal size, none empty, each with its share of the examples."""
+def is_one(share: float | Tensor) -> bool:
+    """Whether nothing changes by it: small networks feel every operation. No GPU is waited for."""
+    return isinstance(share, float) and share == 1.0
+
+
+def cut(batch: Example, num_parts: int) -> Iterator[Example]:
+    """Parts of nearly equal size, none empty."""
+    if num_parts == 1:
+        yield batch
+        return
     size = len(batch.target)
     edges = [index * size // num_parts for index in range(num_parts + 1)]
     for start, end in pairwise(edges):
         if start < end:
-            yield map_tensors(itemgetter(slice(start, end)), batch), (end - start) / size
+            yield map_tensors(itemgetter(slice(start, end)), batch)
 
 
 def group_parameters(network: nn.Module) -> list[dict[str, Any]]:

@@ -26,7 +26,7 @@ def answer_space(
     if num_classes is not None and num_classes < 1:
         raise ValueError(f"num_classes must be at least 1, or null, got {num_classes}")
     if training.targets is not None and training.targets.is_floating_point():
-        return regression_space(training.targets, validation, num_classes)
+        return regression_space(training, training.targets, validation, num_classes)
     known = training.num_classes
     if num_classes is not None and known is not None and num_classes != known:
         raise ValueError(f"num_classes is {num_classes}, but {training.name} has {known} classes")
@@ -37,6 +37,11 @@ def answer_space(
                 f"{training.name} does not tell how many classes it has; set dataset.num_classes"
             )
         count = int(training.targets.max()) + 1
+        if count > len(training):
+            raise ValueError(
+                f"{training.name} has label {count - 1}, but only {len(training)} examples; set "
+                f"dataset.num_classes={count} if that is right (numbers to learn must be floats)"
+            )
         if validation is not None and validation.targets is not None:
             check_known(validation.targets, training.targets, validation)
     for source in (training, validation):
@@ -46,9 +51,9 @@ def answer_space(
 
 
 def regression_space(
-    targets: Tensor, validation: Source | None, num_classes: int | None
+    training: Source, targets: Tensor, validation: Source | None, num_classes: int | None
 ) -> spaces.Box:
-    """The space of ``targets`` (n, D) that are no labels."""
+    """The space of training's ``targets`` (n, D), which are no labels."""
     if num_classes is not None:
         raise ValueError(
             f"num_classes is {num_classes}, but the targets are {targets.dtype}, no class labels; "
@@ -58,7 +63,11 @@ def regression_space(
     if validation is not None:
         others = validation.targets
         if others is None or not others.is_floating_point() or others.shape[1:] != shape:
-            raise ValueError(f"{validation.name} has not {shape[0]} numbers as each target")
+            found = "labels" if others is None else f"{others.dtype} {tuple(others.shape[1:])}"
+            raise ValueError(
+                f"{training.name} has targets of {targets.dtype} {tuple(shape)}, but "
+                f"{validation.name} of {found}"
+            )
     return spaces.Box(-float("inf"), float("inf"), tuple(shape))
 
 

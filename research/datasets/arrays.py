@@ -117,6 +117,8 @@ def read_arrays(path: Path, names: Sequence[str]) -> dict[str, Tensor]:
     lengths = {name: len(array) if array.ndim else 0 for name, array in arrays.items()}
     if len(set(lengths.values())) > 1:
         raise UserError(f"{path}: the arrays differ in length: {lengths}")
+    if not any(lengths.values()):
+        raise UserError(f"{path} has no examples in the arrays {', '.join(names)}")
     return arrays
 
 
@@ -142,6 +144,10 @@ def read_npz(path: Path, names: Sequence[str]) -> dict[str, Tensor]:
 
 def read_pt(path: Path, names: Sequence[str]) -> dict[str, Tensor]:
     """Tensors of a dict that ``torch.save`` wrote."""
+    if not zipfile.is_zipfile(path):
+        raise UserError(
+            f"{path} cannot be read: it is damaged, or not of torch.save since torch 1.6"
+        )
     # Mapped, not read, until it is known how large they are.
     content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     if not isinstance(content, dict):

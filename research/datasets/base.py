@@ -77,7 +77,9 @@ class OnlineDataset(Dataset[Transition], Protocol):
 
 @runtime_checkable
 class ValidationDataset(Protocol):
-    """A dataset that keeps examples apart which are never learned from."""
+    """A dataset that keeps examples apart which are never learned from; ``num_validation``."""
+
+    num_validation: int
 
     def validation_batches(self) -> Iterable[Any]:
         """Batches that show every one of them once."""
@@ -90,6 +92,20 @@ class CountableDataset(Protocol):
 
     def training_batches(self) -> Iterable[Any]:
         """Batches that show every training example once, as it is stored."""
+        ...
+
+
+@runtime_checkable
+class ShareableDataset(Protocol):
+    """A dataset whose batches several ranks can learn from together."""
+
+    def share(self, rank: int, num_ranks: int) -> None:
+        """Hand out this rank's share of every batch from now on; before the first ``sample``.
+
+        Raises:
+            ValueError: a batch has fewer examples than there are ranks.
+
+        """
         ...
 
 

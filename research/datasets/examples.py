@@ -12,7 +12,7 @@ from torch import Tensor
 
 from research.batches import Example
 from research.datasets.answers import answer_space
-from research.datasets.order import Cut, epochs, split
+from research.datasets.order import Cut, batch_sizes, epochs, split
 from research.datasets.reading import Reader, read_all
 from research.datasets.replay import parse_device
 from research.datasets.sources import Source, TensorSource
@@ -23,7 +23,8 @@ class Examples:
     """Every training example once per epoch, in an order of the epoch's own.
 
     The order follows from ``seed`` and the epoch alone, whatever ``num_workers`` and ``device``
-    are. The last batch of an epoch is smaller where B does not divide their number.
+    are. The last batch of an epoch is smaller where B does not divide their number, or holds B + 1
+    where one example would be left alone.
 
     Args:
         training: the examples to learn from.
@@ -38,12 +39,6 @@ class Examples:
             start with the first batch.
         device: cpu, cuda or cuda:N; auto for a GPU if there is one. With workers, batches are in
             the host's memory, where a GPU can read them by itself if it is one.
-
-    Attributes:
-        rank: of this process, of ``num_ranks`` that each get their contiguous share of every batch,
-            as ``numpy.array_split`` cuts it; to be set before the first ``sample``. A share of a
-            batch of fewer than ``num_ranks`` examples may be empty.
-        num_ranks: 1 unless set.
 
     Raises:
         ValueError: for a number outside its range, examples that do not fit in memory, or targets
@@ -90,6 +85,7 @@ class Examples:
             apart = read_all(apart, self.device) if apart is not None else None
             kept, held_out = kept.to(self.device), held_out.to(self.device)
         self._training_indices, self._validation_indices = kept, held_out
+        self.num_validation = len(held_out)
         self.action_space = answer_space(training, apart, num_classes)
         self._training = self._make_reader(training)
         self._validation = self._make_reader(apart) if apart is not None else self._training
@@ -100,10 +96,25 @@ class Examples:
                 f"{self._validation.source.name} of {other.dtype} {tuple(other.shape)}"
             )
         self.observation_space = observation_space(obs)
-        self.batches_per_epoch = -(-len(self._training_indices) // batch_size)
+        self.batches_per_epoch = len(batch_sizes(len(self._training_indices), batch_size))
         self._streams: dict[str, Any] = {}
         # Workers do not hear of their end when torch's loader is a part of cyclic garbage.
         weakref.finalize(self, self._streams.clear)
+
+    def share(self, rank: int, num_ranks: int) -> None:
+        """Hand out the contiguous share of a rank, as ``numpy.array_split`` cuts every batch.
+
+        Raises:
+            ValueError: a batch has fewer examples than there are ranks.
+
+        """
+        smallest = min(batch_sizes(len(self._training_indices), self.batch_size))
+        if smallest < num_ranks:
+            raise ValueError(
+                f"an epoch has a batch of {smallest}, too few examples for {num_ranks} ranks; "
+                "choose another dataset.batch_size"
+            )
+        self.rank, self.num_ranks = rank, num_ranks
 
     def sample(self) -> Example:
         """The next batch, or this rank's share of it.

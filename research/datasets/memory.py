@@ -27,11 +27,11 @@ def available_memory(root: Path = Path("/")) -> int:
     return max(0, min((*machine_memory(root), *group_memory(root), *limit_memory(root))))
 
 
-def require_memory(num_bytes: int, what: str, device: torch.device) -> None:
+def require_memory(num_bytes: int, what: str, device: torch.device, way_out: str) -> None:
     """Do nothing if ``num_bytes`` will fit in the memory of ``device``.
 
     Raises:
-        ValueError: they will not; with the forecast, the limit and the key to lower.
+        ValueError: they will not; with the forecast, the limit and ``way_out``, what to do then.
 
     """
     if device.type == "cuda":
@@ -41,7 +41,7 @@ def require_memory(num_bytes: int, what: str, device: torch.device) -> None:
     if num_bytes > available:
         raise ValueError(
             f"{what} needs {format_bytes(num_bytes)} of memory, but {format_bytes(available)} "
-            f"are {where}; lower dataset.capacity"
+            f"are {where}; {way_out}"
         )
 
 

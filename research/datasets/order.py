@@ -25,8 +25,20 @@ class Cut(NamedTuple):
 
     def shares(self, indices: Tensor) -> Iterator[Tensor]:
         """The share of every batch of ``indices`` (n,), cut as ``numpy.array_split`` does."""
-        for batch in indices.split(self.batch_size):
+        for batch in indices.split(batch_sizes(len(indices), self.batch_size)):
             yield batch.tensor_split(self.num_ranks)[self.rank]
+
+
+def batch_sizes(num_examples: int, batch_size: int) -> list[int]:
+    """Sizes of an epoch's batches: B, but the last is smaller where B does not divide.
+
+    An example that would be alone there joins the batch before, since batch normalisation has no
+    statistics of one, and one should not weigh as much as B.
+    """
+    whole, rest = divmod(num_examples, batch_size)
+    if rest == 1 and whole:
+        return [batch_size] * (whole - 1) + [batch_size + 1]
+    return [batch_size] * whole + [rest] * (rest > 0)
 
 
 def epochs(indices: Tensor, cut: Cut, *, seed: int, epoch: int, batch: int) -> Iterator[Tensor]:

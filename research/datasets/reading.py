@@ -96,7 +96,6 @@ def read_all(source: Source, device: torch.device) -> TensorSource:
 def require_room(num_bytes: int, what: str, device: torch.device, way_out: str) -> None:
     """Refuse with a UserError what will not fit in the memory of ``device``."""
     try:
-        require_memory(num_bytes, what, device)
+        require_memory(num_bytes, what, device, way_out)
     except ValueError as error:
-        message, _, _ = str(error).rpartition("; ")  # the way out is that of a replay buffer
-        raise UserError(f"{message}; {way_out}") from error
+        raise UserError(str(error)) from error

@@ -123,7 +123,7 @@ class ReplayBuffer:
         row_bytes = num_rows * compute_row_bytes(leaves.values())
         index_bytes = compute_bookkeeping_bytes(num_rows, **spans)
         index_bytes += num_rows * NStepReturns.bytes_per_row * (n_step > 1)
-        what = f"a replay buffer of {capacity:,} rows"
+        what, way_out = f"a replay buffer of {capacity:,} rows", "lower dataset.capacity"
         if storage not in ("ram", "disk") or (storage == "disk" and self.device.type == "cuda"):
             raise ValueError(f"storage must be ram, or disk with device=cpu, got {storage}")
         on_host = self.device.type == "cpu" and storage == "ram"
@@ -131,8 +131,8 @@ class ReplayBuffer:
         if storage == "disk":
             require_disk(row_bytes, what)
         elif not on_host:
-            require_memory(row_bytes, what, self.device)
-        require_memory(self.memory_bytes, what, torch.device("cpu"))
+            require_memory(row_bytes, what, self.device, way_out)
+        require_memory(self.memory_bytes, what, torch.device("cpu"), way_out)
         self._rings = EpisodeRings(env.num_envs, ring_rows=ring_rows, **spans)
         self._storage = RowStorage(
             leaves,

@@ -13,6 +13,7 @@ from research.batches import Example
 from research.datasets.examples import Examples
 from research.datasets.images import check_form, to_tensor
 from research.datasets.sources import one_line
+from research.datasets.torchvision_files import damaged_file, file_of_traceback
 from research.errors import UserError, did_you_mean
 
 VALIDATION_SPLITS = ("val", "valid", "test")
@@ -126,7 +127,8 @@ class TorchvisionImages:
             if target.ndim or target.is_floating_point():
                 raise TypeError(f"its target is no class label, but {label}")
         except Exception as error:  # a decoder may raise anything for a damaged file
-            what = self.name_example(index)
+            root = str(getattr(self.dataset, "root", "."))
+            what = file_of_traceback(root, error) or self.name_example(index)
             raise UserError(f"{what} cannot be read: {one_line(error)}") from error
         return Example(obs, target.long())
 
@@ -219,8 +221,10 @@ def open_dataset(kind: type, arguments: Mapping[str, Any]) -> Any:
         return kind(**arguments)
     except Exception as error:  # torchvision raises several for damaged files
         given = ", ".join(f"{key}={value}" for key, value in arguments.items())
+        file = damaged_file(kind, str(arguments.get("root", ".")), error)
+        reason = f"{file} is missing or damaged: {one_line(error)}" if file else one_line(error)
         raise UserError(
-            f"torchvision's {kind.__name__}({given}) cannot be opened: {one_line(error)}; "
+            f"torchvision's {kind.__name__}({given}) cannot be opened: {reason}; "
             "see dataset.root, dataset.download=true and dataset.arguments"
         ) from error
 

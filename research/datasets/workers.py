@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -32,6 +33,8 @@ def make_loader(
         reader,  # type: ignore[arg-type]  # it has all that is asked of a dataset with a sampler
         batch_sampler=batches,  # type: ignore[arg-type]
         num_workers=num_workers,
+        # Whatever has started this process: others import everything again, for seconds.
+        multiprocessing_context="fork" if sys.platform == "linux" else None,
         collate_fn=unchanged,
         pin_memory=pinned,
         worker_init_fn=obey_parent_alone,

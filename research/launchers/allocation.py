@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice
@@ -12,11 +13,13 @@ from pathlib import Path
 
 from research.files import write_whole
 from research.launchers.cpus import usable_cpus
-from research.launchers.gpus import usable_gpus
+from research.launchers.gpus import slot_environment, usable_gpus
 from research.launchers.ledger import Job
 from research.launchers.pool import Outcome, Pool, Task
+from research.launchers.process import Process
 from research.launchers.progress import Progress
 from research.launchers.queue import SUBMITIT, latest, read_submissions
+from research.launchers.ranks import NODE, TICK_S
 from research.launchers.screen import Screen
 from research.launchers.slots import Slot, make_slots
 from research.status import BLANK, read_status
@@ -32,6 +35,8 @@ class Allocation:
     SIGUSR2 says that the time is nearly up: the jobs save their work and end, and the task is
     queued again. SIGTERM comes with preemption, ``scontrol requeue`` and ``scancel``: the jobs end
     likewise, and what becomes of the task is SLURM's decision.
+
+    With several nodes, each runs this for its ranks of the only member; the first decides for all.
 
     Args:
         tasks: its members.
@@ -63,14 +68,17 @@ class Allocation:
         tasks = [task for task in self.tasks if holders[task.job.number][0].mark == self.mark]
         jobs = [task.job for task in tasks]
         to_do = [task for task in tasks if state(task.job) not in ("completed", "failed")]
+        slots = allocation_slots(self.num_slots, os.environ)
+        if int(os.environ.get("SLURM_NODEID", 0)) > 0:
+            sys.exit(run_beside(to_do, slots[0], self.place()))
         progress = Progress(jobs, Screen(sys.stderr))
         pool = Pool(
-            allocation_slots(self.num_slots, os.environ),
+            slots,
             stagger_s=0.0,
             retries=0,
             fail_fast=False,
             timeout_s=None,
-            environ={},
+            environ=self.place(),
             watch=progress,
             stop_signals=STOP_SIGNALS,
             second_kills=False,
@@ -83,6 +91,15 @@ class Allocation:
         if unfinished and signal.SIGUSR2 in pool.received and signal.SIGTERM not in pool.received:
             self.requeue(len(unfinished))
         sys.exit(explain(jobs, outcomes))
+
+    def place(self) -> dict[str, str]:
+        """The variable that tells a run of several nodes which of them this is."""
+        count = int(os.environ.get("SLURM_NNODES", 1))
+        if count == 1:
+            return {}
+        attempt = f"{task_name(os.environ)}_{os.environ.get('SLURM_RESTART_COUNT', 0)}_meeting"
+        meeting = (self.sweep / SUBMITIT / attempt).resolve()
+        return {NODE: f"{os.environ['SLURM_NODEID']}/{count}:{meeting}"}
 
     def requeue(self, num_unfinished: int) -> None:
         """Queue this task again, if that is still allowed."""
@@ -97,6 +114,26 @@ class Allocation:
         done = subprocess.run(["scontrol", "requeue", name], capture_output=True, text=True)
         if done.returncode:
             log.error("SLURM does not queue it again: %s", " ".join(done.stderr.split()))
+
+
+def run_beside(tasks: Sequence[Task], slot: Slot, place: Mapping[str, str]) -> int:
+    """Run this node's ranks of a run whose first node is another; the exit status.
+
+    What asks for an end is heard by the first alone. A reason to fail is told by it too, so the
+    status is 0 unless there is none: SLURM ends all nodes at another.
+    """
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    for task in tasks:
+        environ = {**os.environ, **slot_environment(slot, os.environ), **place}
+        process = Process(
+            task.call, log=sys.stderr.fileno(), environ=environ, cpus=slot.cpus, obeys=False
+        )
+        while not process.has_ended():
+            time.sleep(TICK_S)
+        if process.ending().result is None:
+            return 1
+    return 0
 
 
 def allocation_slots(count: int, environ: Mapping[str, str]) -> list[Slot]:

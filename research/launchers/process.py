@@ -65,15 +65,22 @@ class Process:
         log: the open file that gets everything it prints.
         environ: its environment.
         cpus: the CPUs it is pinned to; none leaves it unpinned.
+        obeys: whether signals that ask for an end interrupt it; else it ignores them.
 
     """
 
     def __init__(
-        self, call: Call, *, log: int, environ: Mapping[str, str], cpus: Sequence[int] = ()
+        self,
+        call: Call,
+        *,
+        log: int,
+        environ: Mapping[str, str],
+        cpus: Sequence[int] = (),
+        obeys: bool = True,
     ) -> None:
         self.result_file = tempfile.TemporaryFile()  # noqa: SIM115  until ending() closes it
         header = {"cpus": cpus, "parent": os.getpid(), "path": call.path, "argv": call.argv}
-        header["folder"] = os.getcwd()
+        header |= {"folder": os.getcwd(), "obeys": obeys}
         root = str(find_root(call.path))
         search_path = os.pathsep.join([root, *filter(None, [environ.get("PYTHONPATH")])])
         with tempfile.TemporaryFile() as call_file:
@@ -145,7 +152,9 @@ def main(call_file: int, result_file: int) -> NoReturn:
         header = json.loads(file.readline())
         die_with(header["parent"])
         for number in (signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(number, interrupt)
+            signal.signal(number, interrupt if header["obeys"] else signal.SIG_IGN)
+        if not header["obeys"]:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # SLURM's warning, which is for the pool
         if header["cpus"] and hasattr(os, "sched_setaffinity"):
             os.sched_setaffinity(0, header["cpus"])

@@ -99,10 +99,15 @@ def check_options(options: Options) -> None:
         raise UserError(
             f"hydra.launcher.max_requeues must not be negative, got {options.max_requeues}"
         )
-    if options.nodes != 1 or options.tasks_per_node != 1:
+    if options.tasks_per_node != 1:
         raise UserError(
-            f"hydra.launcher.nodes={options.nodes} and tasks_per_node={options.tasks_per_node} "
-            "must be 1; several jobs share an allocation by jobs_per_allocation"
+            f"hydra.launcher.tasks_per_node={options.tasks_per_node} must be 1; several jobs share "
+            "an allocation by jobs_per_allocation, several processes a job by trainer.devices"
+        )
+    if options.nodes > 1 and options.jobs_per_allocation != 1:
+        raise UserError(
+            f"hydra.launcher.nodes={options.nodes} is for a job that is trained on all of them, so "
+            f"jobs_per_allocation must be 1, got {options.jobs_per_allocation}"
         )
     if options.signal_delay_s >= 60 * options.timeout_min:
         raise UserError(
@@ -180,6 +185,8 @@ def slurm_parameters(options: Options, mark: str, code: Path | None) -> dict[str
     comment = " ".join(filter(None, [given["comment"], mark]))
     given |= {"comment": comment, "setup": setup_lines(given["setup"], code)}
     given["additional_parameters"] = {"requeue": True, **given["additional_parameters"]}
+    if options.nodes > 1:  # a node that fails ends the others
+        given["srun_args"] = ["--kill-on-bad-exit=1"]
     folder = given.pop("submitit_folder")
     named = {name if name in shared else f"slurm_{name}": value for name, value in given.items()}
     return {"folder": folder, **{name: value for name, value in named.items() if value is not None}}

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from research.batches import map_tensors, to_device
 from research.training.episodes import Episodes, mean_metrics
+from research.training.parallel import sum_over_ranks
 from research.training.policy import Policy
 from research.training.seed import derive_seed, preserve_random_state, seed_everything
 
@@ -50,6 +51,8 @@ def validate(
 ) -> dict[str, float]:
     """Means of ``alg.validate`` over all examples, where a batch's metrics are means over its own.
 
+    Of a parallel run, all examples of all ranks.
+
     The numbers depend on the weights, the batches, ``seed`` and ``step`` alone. ``each`` is called
     before every batch, and may end it by an exception.
     """
@@ -63,7 +66,9 @@ def validate(
             for name, value in policy.alg.validate(batch).items():
                 sums[name] = size * value + sums.get(name, 0)
             num_examples += size
-    return {name: value.item() / num_examples for name, value in sums.items()}
+    own = {name: value.item() for name, value in sums.items()}
+    totals = sum_over_ranks({"": float(num_examples), **own})
+    return {name: total / totals[""] for name, total in totals.items() if name}
 
 
 @contextmanager

@@ -1,19 +1,24 @@
 """The one loop: online, offline and supervised learning."""
 
 import logging
-import math
 import time
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
+from gymnasium import Space
 from gymnasium.vector import VectorEnv
 
 from research.algs.base import Algorithm
 from research.batches import to_device
-from research.datasets.base import CountableDataset, Dataset, ValidationDataset
-from research.errors import Preempted, UserError, did_you_mean
+from research.datasets.base import (
+    CountableDataset,
+    Dataset,
+    ShareableDataset,
+    ValidationDataset,
+)
+from research.errors import Preempted, UserError
 from research.processors.base import Processor
 from research.training.checkpoint import Checkpoint, load_newest, save_checkpoint
 from research.training.collector import Collector
@@ -23,11 +28,19 @@ from research.training.interruption import StopRequest
 from research.training.learner import Learner, ScheduleFactory
 from research.training.logger import Clock, Logger
 from research.training.meter import Phases
+from research.training.parallel import copy_from_first, rank_and_count
 from research.training.policy import Policy
 from research.training.progress import Progress
 from research.training.retention import holds_checkpoints
 from research.training.run import Run
-from research.training.seed import preserve_random_state, random_state, restore_random_state
+from research.training.score import Score
+from research.training.seed import (
+    derive_seed,
+    preserve_random_state,
+    random_state,
+    restore_random_state,
+    seed_everything,
+)
 
 CollectorFactory: TypeAlias = Callable[..., Collector]
 
@@ -43,6 +56,9 @@ class Trainer:
     With a collector a step is an environment step (summed over the environments), without one it
     is an update. A period counts steps; with several environments its event comes at the first
     step that reaches it.
+
+    In a data-parallel run every rank has a trainer, which learns from its share of the batches and
+    validates on its share of the examples; that of rank 0 alone writes anything.
 
     Args:
         alg: learns from processed batches.
@@ -71,6 +87,8 @@ class Trainer:
             the one before is gone on from.
         metric: what makes a checkpoint the best, such as ``eval/return``.
         mode: whether a larger (``max``) or smaller (``min``) metric is better.
+        devices: GPUs of each node, or processes without GPUs, that share a batch; ``train.py``
+            starts a process for each.
 
     Raises:
         ValueError: for a number outside its range, or parts that do not go together.
@@ -103,6 +121,7 @@ class Trainer:
         keep_last: int,
         metric: str,
         mode: Literal["max", "min"],
+        devices: int,
     ) -> None:
         positive = {
             "total_steps": total_steps,
@@ -114,12 +133,11 @@ class Trainer:
             "checkpoint_every": checkpoint_every,
             "checkpoint_minutes": checkpoint_minutes,
             "keep_last": keep_last,
+            "devices": devices,
         }
         for name, value in positive.items():
             if value is not None and value <= 0:
                 raise ValueError(f"{name} must be above 0, got {value}")
-        if mode not in ("max", "min"):
-            raise ValueError(f"mode must be max or min, got {mode}")
         self.alg = alg
         self.processor = processor
         self.dataset = dataset
@@ -137,21 +155,35 @@ class Trainer:
             total_steps = total_epochs * epoch_steps(dataset, "total_epochs")
         assert total_steps is not None, "one of the two is a number"
         self.total_steps = total_steps
-        self.patience = patience
+        self.score = Score(metric, mode, patience=patience)
         self.log_every = log_every
         self.eval_every = eval_every or epoch_steps(dataset, "eval_every=null")
         self.eval_episodes = eval_episodes
         self.checkpoint_every = checkpoint_every
         self.checkpoint_minutes = checkpoint_minutes
         self.keep_last = keep_last
-        self.metric = metric
-        self.mode = mode
+        self.rank, self.num_ranks = rank_and_count()
+        if self.num_ranks % devices:
+            raise ValueError(
+                f"devices is {devices}, but there are {self.num_ranks} processes; train.py starts "
+                "as many as are needed"
+            )
+        if self.num_ranks > 1:
+            if not isinstance(dataset, ShareableDataset):
+                raise ValueError(
+                    f"devices={devices}: a {type(dataset).__name__} cannot be shared by several; "
+                    "set trainer.devices=1"
+                )
+            dataset.share(self.rank, self.num_ranks)
         self.policy = Policy(alg, processor)
         self.collector: Collector | None = None
         self.step_size = 1
         if collector is not None:
             if not isinstance(env, VectorEnv):
-                raise ValueError(f"a collector needs an environment to step, got {env}")
+                raise ValueError(
+                    f"a collector needs an environment to step, got a {type(env).__name__}; "
+                    "try trainer=offline or trainer=supervised"
+                )
             self.collector = collector(env, self.policy, dataset, run.seed, overlap)
             self.step_size = env.num_envs
         if total_steps % self.step_size:
@@ -160,10 +192,19 @@ class Trainer:
                 f"got {total_steps}"
             )
         if not isinstance(env, VectorEnv):
-            if not isinstance(dataset, ValidationDataset):
-                raise ValueError("nothing to evaluate on: no environment, no validation batches")
+            if not isinstance(dataset, ValidationDataset) or not dataset.num_validation:
+                raise ValueError(
+                    "nothing to evaluate on: no environment, and no dataset.validation"
+                )
             if type(alg).validate is Algorithm.validate:
                 raise ValueError(f"{type(alg).__name__} is evaluated in environments alone")
+        elif collector is None and not are_alike(
+            env.single_observation_space, dataset.observation_space
+        ):
+            raise ValueError(
+                f"the environment evaluates with {env.single_observation_space}, but the dataset "
+                f"has {dataset.observation_space}; for its validation examples, try env=dataset"
+            )
         self.action_repeat = getattr(env, "metadata", {}).get("action_repeat", 1)
         self.learner = Learner(
             alg,
@@ -179,9 +220,6 @@ class Trainer:
         )
         self.step = 0
         self.seconds = 0.0
-        self.best_score: float | None = None
-        self.evaluated_step = 0
-        self.evaluations_since_best = 0
         self.saved_step = 0
         self.finished: list[dict[str, float]] = []
 
@@ -202,23 +240,27 @@ class Trainer:
         with closing(self), StopRequest() as self.stop:
             self.start()
             with closing(Progress(self.total_steps, self.step)) as self.progress:
-                if self.evaluated_step < self.step and self.reached(self.eval_every):
+                if self.score.evaluated_step < self.step and self.reached(self.eval_every):
                     self.evaluate_and_save()  # it was stopped there, or a longer run passed
-                while self.step < self.total_steps and not self.is_out_of_patience():
+                while self.step < self.total_steps and not self.score.is_exhausted():
                     self.halt_if_asked()
                     self.advance()
-        assert self.best_score is not None
-        self.logger.finish(self.run.config, {"best/score": self.best_score})
-        return self.best_score
+        assert self.score.best_score is not None
+        if self.rank == 0:
+            self.logger.finish(self.run.config, {"best/score": self.score.best_score})
+        return self.score.best_score
 
     def start(self) -> None:
         """Go on from the last checkpoint, or from nothing."""
-        self.run.status.expect(self.total_steps)
-        if holds_checkpoints(self.run.folder):
+        if is_begun := holds_checkpoints(self.run.folder):
             self.resume()
-        else:
-            self.logger.rewind(-1)
+        if self.rank == 0:
+            self.run.status.expect(self.total_steps)
+            self.logger.rewind(self.step if is_begun else -1)
+        if not is_begun:
             self.fit_processor()
+        if self.num_ranks > 1:
+            copy_from_first(self.alg)
         self.alg.train()
         self.processor.train()
         if self.collector is not None:
@@ -234,13 +276,6 @@ class Trainer:
             self.processor.eval()
             batches = self.dataset.training_batches()
             self.processor.fit(to_device(batch, self.policy.device) for batch in batches)
-
-    def is_out_of_patience(self) -> bool:
-        """Whether as many evaluations as allowed have passed without a better one."""
-        is_over = self.patience is not None and self.evaluations_since_best >= self.patience
-        if is_over:
-            log.info("no better for %d evaluations: stopped", self.evaluations_since_best)
-        return is_over
 
     def advance(self) -> None:
         """Take a step, make its updates, and do what it is time for."""
@@ -289,6 +324,9 @@ class Trainer:
         due = self.updates_due()
         while self.learner.updates < due:
             can_prepare = self.collector is None or self.learner.updates + 1 < due
+            if self.num_ranks > 1:  # so that the checkpoint of one holds the generators of all
+                seed = derive_seed(self.run.seed, "update", self.learner.updates, self.rank)
+                seed_everything(seed)
             self.learner.update(self.step, self.phases, can_prepare=can_prepare)
 
     def updates_due(self) -> int:
@@ -300,6 +338,8 @@ class Trainer:
         """Log what came since the last row."""
         clock = self.clock()
         means = self.learner.take_metrics()
+        if self.rank > 0:
+            return
         episodes, self.finished = mean_metrics(self.finished), []
         if means:
             self.logger.log("train", means, clock)
@@ -309,7 +349,7 @@ class Trainer:
         speed = (clock.step - self.logged.step) / seconds
         self.logged = clock
         self.logger.log("time", {**self.phases.take(), "steps_per_s": speed}, clock)
-        self.run.status.update(step=self.step, score=self.best_score, speed=speed)
+        self.run.status.update(step=self.step, score=self.score.best_score, speed=speed)
         shown = {"return": episodes["return"]} if episodes else {}
         self.progress.report({**shown, **means})
 
@@ -322,22 +362,10 @@ class Trainer:
             self.halt_if_asked()
             raise
         self.phases.lap("evaluate")
-        self.logger.log("eval", metrics, self.clock())
-        names = [f"eval/{name}" for name in metrics]
-        if self.metric not in names:
-            raise UserError(
-                f"trainer.metric={self.metric} is none of the evaluation's; "
-                f"allowed: {', '.join(names)}{did_you_mean(self.metric, names)}"
-            )
-        score = metrics[self.metric.removeprefix("eval/")]
-        if not math.isfinite(score):
-            raise UserError(f"{self.metric} became {score} at step {self.step}; training stopped")
-        sign = 1 if self.mode == "max" else -1
-        is_best = self.best_score is None or sign * score > sign * self.best_score
-        self.best_score = score if is_best else self.best_score
-        self.evaluations_since_best = 0 if is_best else self.evaluations_since_best + 1
+        if self.rank == 0:
+            self.logger.log("eval", metrics, self.clock())
+        score, is_best = self.score.take(metrics, self.step)
         self.learner.take_score(score)
-        self.evaluated_step = self.step
         self.progress.report({"score": score})
         self.save(is_best=is_best)
 
@@ -374,6 +402,8 @@ class Trainer:
 
         An infinite gradient of a finite loss makes such a weight, which no metric shows yet.
         """
+        if self.rank > 0:
+            return
         self.learner.metrics.check()
         for name, parameter in self.alg.named_parameters():
             if not parameter.isfinite().all():
@@ -387,9 +417,7 @@ class Trainer:
         state = {
             "step": self.step,
             "seconds": self.seconds,
-            "best_score": self.best_score,
-            "evaluated_step": self.evaluated_step,
-            "evaluations_since_best": self.evaluations_since_best,
+            **self.score.state_dict(),
             "finished": self.finished,
             "learner": self.learner.state_dict(),
             "dataset": dataset,
@@ -406,7 +434,7 @@ class Trainer:
             files=dataset.get("files", []),
         )
         self.saved_step, self.saved_at = self.step, time.monotonic()
-        self.run.status.update(step=self.step, score=self.best_score)
+        self.run.status.update(step=self.step, score=self.score.best_score)
         self.phases.lap("checkpoint")
 
     def resume(self) -> None:
@@ -416,8 +444,8 @@ class Trainer:
             raise UserError(
                 f"trainer.total_steps={self.total_steps} is below the {self.step} steps of {folder}"
             )
-        self.logger.rewind(self.step)
-        self.run.status.update(step=self.step, score=self.best_score)  # it may lag the checkpoint
+        if self.rank == 0:  # it may lag the checkpoint
+            self.run.status.update(step=self.step, score=self.score.best_score)
         log.info("resumed at step %d of %d", self.step, self.total_steps)
 
     def load(self, checkpoint: Checkpoint) -> None:
@@ -431,9 +459,7 @@ class Trainer:
             self.collector.load_state_dict(state["collector"])
         self.finished = state["finished"]
         self.step, self.seconds = state["step"], state["seconds"]
-        self.best_score = state["best_score"]
-        self.evaluated_step = state["evaluated_step"]
-        self.evaluations_since_best = state["evaluations_since_best"]
+        self.score.load_state_dict(state)
         self.saved_step = self.step
         restore_random_state(state["random"])  # last, since environments may use the generators
 
@@ -447,6 +473,11 @@ class Trainer:
         for env in (self.env, self.eval_env):
             if isinstance(env, VectorEnv):
                 env.close()
+
+
+def are_alike(one: Space[Any], other: Space[Any]) -> bool:
+    """Whether two spaces have the same kind of elements, whatever their bounds."""
+    return type(one) is type(other) and (one.shape, one.dtype) == (other.shape, other.dtype)
 
 
 def epoch_steps(dataset: Dataset, what: str) -> int:

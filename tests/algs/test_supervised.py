@@ -17,6 +17,7 @@ from research.algs.loss_scaler import LossScaler
 from research.algs.regression import Regression
 from research.algs.supervised import Supervised, cut, group_parameters
 from research.batches import Example
+from research.errors import UserError
 from research.networks.cnn import CNN
 from research.networks.predictor import FlatMLP, Predictor
 from research.networks.resnet import ResNet
@@ -100,13 +101,9 @@ def test_a_batch_in_parts_is_the_batch_as_a_whole(num_parts: int) -> None:
 def test_parts_are_in_order_none_empty_and_of_nearly_equal_size() -> None:
     batch = make_batch(7)
     parts = list(cut(batch, 3))
-    assert [(len(part.target), share) for part, share in parts] == [
-        (2, 2 / 7),
-        (2, 2 / 7),
-        (3, 3 / 7),
-    ]
-    assert torch.equal(torch.cat([part.obs for part, _ in parts]), batch.obs)
-    assert [len(part.target) for part, _ in cut(batch, 9)] == [1] * 7
+    assert [len(part.target) for part in parts] == [2, 2, 3]
+    assert torch.equal(torch.cat([part.obs for part in parts]), batch.obs)
+    assert [len(part.target) for part in cut(batch, 9)] == [1] * 7
 
 
 def test_the_average_keeps_its_share_of_every_weight() -> None:
@@ -364,7 +361,7 @@ def learn_share(folder: Path, rank: int, sizes: list[int], precision: str) -> No
 
 
 @pytest.mark.parametrize(
-    ("sizes", "precision"), [([7, 3], "fp32"), ([10, 0], "fp32"), ([10, 0], "fp16")]
+    ("sizes", "precision"), [([7, 3], "fp32"), ([8, 2], "fp32"), ([8, 2], "fp16")]
 )
 def test_processes_with_shares_of_a_batch_learn_as_one_with_all_of_it(
     tmp_path: Path, sizes: list[int], precision: str
@@ -380,6 +377,14 @@ def test_processes_with_shares_of_a_batch_learn_as_one_with_all_of_it(
     torch.testing.assert_close(one, other, rtol=0, atol=0)
     rtol, atol = (1e-5, 1e-6) if precision == "fp32" else (1e-2, 1e-3)
     torch.testing.assert_close(one, weights(alg), rtol=rtol, atol=atol)
+
+
+def test_a_rank_needs_an_example_for_every_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    alg = make(accumulate=3)
+    alg.make_optimizers()
+    monkeypatch.setattr("research.algs.supervised.is_parallel", lambda: True)
+    with pytest.raises(UserError, match=r"2 examples, fewer than alg.accumulate=3.*batch_size"):
+        alg.update(make_batch(2), step=0, updates=0)
 
 
 def test_a_new_loss_is_a_short_class() -> None:
@@ -425,6 +430,7 @@ def test_a_network_for_other_answers_is_refused() -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_it_learns_on_a_gpu_compiled(precision: str) -> None:
     torch.manual_seed(1)

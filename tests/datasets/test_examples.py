@@ -103,15 +103,17 @@ def take(dataset: Examples, count: int) -> list[list[int]]:
 
 
 @given(num_examples=st.integers(1, 40), batch_size=st.integers(1, 50), epochs=st.integers(1, 3))
-def test_an_epoch_shows_every_example_once_and_only_its_last_batch_is_smaller(
+def test_an_epoch_shows_every_example_once_and_only_its_last_batch_has_another_size(
     num_examples: int, batch_size: int, epochs: int
 ) -> None:
     dataset = make(num_examples, batch_size=batch_size)
     for _ in range(epochs):
         batches = take(dataset, dataset.batches_per_epoch)
         assert sorted(flat(batches)) == list(range(num_examples))
-        assert all(len(batch) == batch_size for batch in batches[:-1])
-        assert 0 < len(batches[-1]) <= batch_size
+        sizes = [len(batch) for batch in batches]
+        assert sizes[:-1] == [batch_size] * (len(sizes) - 1)
+        assert 0 < sizes[-1] <= batch_size + (num_examples % batch_size == 1)
+        assert 1 not in sizes or 1 in (batch_size, num_examples)  # batch normalisation needs two
 
 
 def test_every_epoch_and_every_seed_has_an_order_of_its_own() -> None:
@@ -181,10 +183,10 @@ def test_the_split_seed_chooses_what_is_held_out() -> None:
 @pytest.mark.parametrize("num_ranks", [1, 2, 3, 5])
 def test_ranks_share_the_batches_of_one_process(num_ranks: int, num_workers: int) -> None:
     validation = Files(6)
-    alone = make(10, validation)
-    ranks = [make(10, validation, num_workers=num_workers) for _ in range(num_ranks)]
+    alone = make(17, validation, batch_size=6)
+    ranks = [make(17, validation, batch_size=6, num_workers=num_workers) for _ in range(num_ranks)]
     for rank, dataset in enumerate(ranks):
-        dataset.rank, dataset.num_ranks = rank, num_ranks
+        dataset.share(rank, num_ranks)
     for whole in take(alone, 4):
         shares = [numbers(dataset.sample()) for dataset in ranks]
         assert shares == [list(part) for part in np.array_split(whole, num_ranks)]
@@ -196,6 +198,12 @@ def test_ranks_share_the_batches_of_one_process(num_ranks: int, num_workers: int
         == list(map(numbers, alone.training_batches()))
         for dataset in ranks
     )
+
+
+def test_a_batch_too_small_for_all_ranks_is_refused() -> None:
+    make(11).share(0, 3)
+    with pytest.raises(ValueError, match=r"a batch of 2, too few examples for 3 ranks.*batch_size"):
+        make(10).share(0, 3)
 
 
 def test_workers_start_with_the_first_batch_and_stay_for_every_validation() -> None:
@@ -330,7 +338,7 @@ def test_a_value_out_of_range_is_refused(keys: dict[str, Any], message: str) -> 
 
 
 def test_the_number_of_classes_is_given_or_told_or_counted() -> None:
-    assert make(labelled([0, 3])).action_space == spaces.Discrete(4)
+    assert make(labelled([0, 3, 0, 1])).action_space == spaces.Discrete(4)
     assert make(labelled([0, 3]), num_classes=7).action_space == spaces.Discrete(7)
     assert make(Files(1)).action_space == spaces.Discrete(3)
     assert make(Files(9, num_classes=None, tells=False)).action_space == spaces.Discrete(3)
@@ -341,8 +349,9 @@ def test_the_number_of_classes_is_given_or_told_or_counted() -> None:
     [
         ([0, 1, 5], None, {"num_classes": 3}, "example 2 of some has label 5; allowed are 0 to 2"),
         ([0, -1], None, {}, "example 1 of some has label -1; allowed are 0 to 0"),
-        ([0, 2], [2, 0, 3], {}, "example 2 of some has label 3, which no training example has"),
-        ([0, 2], [0, 1], {}, "example 1 of some has label 1, which no training example has"),
+        ([0, 2, 2], [2, 0, 3], {}, "example 2 of some has label 3, which no training example has"),
+        ([0, 2, 2], [0, 1], {}, "example 1 of some has label 1, which no training example has"),
+        ([0, 2], None, {}, r"some has label 2, but only 2 examples; set dataset.num_classes=3 if"),
         ([0, 2], [0, 4], {"num_classes": 4}, "example 1 of some has label 4; allowed are 0 to 3"),
     ],
 )
@@ -375,9 +384,15 @@ def test_numbers_are_a_regression() -> None:
     assert torch.equal(targets[where], batch.target)
     with pytest.raises(ValueError, match=r"num_classes is 2, but the targets are torch.float32"):
         make(source, num_classes=2)
-    for other in (labelled([0]), TensorSource("one", obs, targets[:, :1])):
-        with pytest.raises(ValueError, match="has not 2 numbers as each target"):
-            make(source, other)
+    known = r"^some has targets of torch.float32 \(2,\), but "
+    one = TensorSource("one", obs, targets[:, :1])
+    for other, found in (
+        (labelled([0]), r"some of torch.int64 \(\)$"),
+        (one, r"one of torch.float32 \(1,\)$"),
+        (Files(9, tells=False), "files of labels$"),
+    ):
+        with pytest.raises(ValueError, match=known + found):
+            make(source, other, num_workers=1)
 
 
 def test_labels_are_not_validated_on_a_regression() -> None:

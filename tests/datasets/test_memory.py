@@ -120,23 +120,22 @@ def test_this_machine_has_some_memory_left() -> None:
     assert 10**6 < available_memory() < 10**15
 
 
-def test_what_does_not_fit_is_refused_with_forecast_limit_and_key(
+def test_what_does_not_fit_is_refused_with_forecast_limit_and_way_out(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(memory, "available_memory", lambda: 2 * GB)
-    require_memory(2 * GB, "a buffer", torch.device("cpu"))
+    require_memory(2 * GB, "a buffer", torch.device("cpu"), "lower it")
     with pytest.raises(ValueError, match="a buffer") as caught:
-        require_memory(2 * GB + 1, "a buffer", torch.device("cpu"))
+        require_memory(2 * GB + 1, "a buffer", torch.device("cpu"), "lower it")
     assert str(caught.value) == (
-        "a buffer needs 2 GB of memory, but 2 GB are available to this process; "
-        "lower dataset.capacity"
+        "a buffer needs 2 GB of memory, but 2 GB are available to this process; lower it"
     )
 
 
 def test_on_a_gpu_its_free_memory_is_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (GB, 9 * GB))
-    with pytest.raises(ValueError, match=r"but 1 GB are free on cuda:1; lower dataset\.capacity"):
-        require_memory(2 * GB, "a buffer", torch.device("cuda:1"))
+    with pytest.raises(ValueError, match=r"but 1 GB are free on cuda:1; lower it"):
+        require_memory(2 * GB, "a buffer", torch.device("cuda:1"), "lower it")
 
 
 @pytest.mark.parametrize(

@@ -80,6 +80,24 @@ class Both(Trains):
         self.split = split
 
 
+class Files(Plain):
+    """Reads a file when it is made, like MNIST, after a look at listed ones, like CIFAR10."""
+
+    base_folder = "files"
+    train_list = (["a", hashlib.md5(b"a").hexdigest()],)
+    test_list = (["b", hashlib.md5(b"b").hexdigest()],)
+
+    def __init__(self, root: str) -> None:
+        super().__init__(root)
+        folder = Path(root) / self.base_folder
+        if any((folder / name).read_bytes() != name.encode() for name in "ab"):
+            raise RuntimeError("Dataset not found or corrupted.")
+        self.count(folder / "images")
+
+    def count(self, path: Path) -> int:
+        return int(path.read_bytes())
+
+
 class Odd(Plain):
     """Something else than images with labels."""
 
@@ -95,7 +113,7 @@ class Odd(Plain):
 def _fake(monkeypatch: pytest.MonkeyPatch) -> None:
     """Put the classes above in place of torchvision's."""
     package, datasets = ModuleType("torchvision"), ModuleType("torchvision.datasets")
-    for kind in (Plain, Trains, Splits, Validates, Both, Odd):
+    for kind in (Plain, Trains, Splits, Validates, Both, Files, Odd):
         setattr(datasets, kind.__name__, kind)
     monkeypatch.setitem(sys.modules, "torchvision", package)
     monkeypatch.setitem(sys.modules, "torchvision.datasets", datasets)
@@ -231,6 +249,30 @@ def test_a_damaged_file_is_named(make: Any, monkeypatch: pytest.MonkeyPatch) -> 
             make("Trains")
 
 
+@pytest.mark.usefixtures("_fake")
+@pytest.mark.parametrize(
+    ("changed", "content", "reason"),
+    [
+        ("images", b"damaged", "invalid literal for int"),
+        ("a", b"damaged", "Dataset not found or corrupted"),
+        ("b", b"damaged", "Dataset not found or corrupted"),
+        ("b", None, "No such file or directory"),
+    ],
+)
+def test_a_file_for_which_a_dataset_cannot_be_opened_is_named(
+    make: Any, tmp_path: Path, changed: str, content: bytes | None, reason: str
+) -> None:
+    (tmp_path / "files").mkdir()
+    for name, right in (("a", b"a"), ("b", b"b"), ("images", b"6")):
+        (tmp_path / "files" / name).write_bytes(right)
+    make("Files", validation=None)
+    path = tmp_path / "files" / changed
+    path.unlink() if content is None else path.write_bytes(content)
+    message = rf"cannot be opened: {path} is missing or damaged: .*{reason}.*; see dataset.root"
+    with pytest.raises(UserError, match=message):
+        make("Files", validation=None)
+
+
 def test_one_line_says_how_to_install_it(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torchvision", None)
     monkeypatch.delitem(sys.modules, "torchvision.datasets", raising=False)
@@ -295,7 +337,8 @@ def test_mnist_is_read_from_idx_files(make: Any, tmp_path: Path, real: Any) -> N
         assert dataset.action_space == spaces.Discrete(10)
     path = tmp_path / "MNIST/raw/train-images-idx3-ubyte"
     path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(UserError, match=rf"MNIST\(root={tmp_path}.* cannot be opened: "):
+    message = rf"MNIST\(root={tmp_path}.* cannot be opened: {path} is missing or damaged: "
+    with pytest.raises(UserError, match=message):
         make("MNIST")
     with pytest.raises(
         UserError, match=r"cannot be opened: Dataset not found.*dataset.download=tru"
@@ -334,7 +377,7 @@ def test_cifar_is_read_from_its_pickles(
     assert dataset.observation_space == spaces.Box(0, 255, (3, 32, 32), np.uint8)
     (folder / "data_batch_3").write_bytes(b"damaged")
     with pytest.raises(
-        UserError, match=rf"CIFAR10\(root={tmp_path}.* cannot be opened: .*corrupted"
+        UserError, match=rf"CIFAR10\(root={tmp_path}.* opened: {folder}/data_batch_3 is .*corrupted"
     ):
         make("CIFAR10")
 

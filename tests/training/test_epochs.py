@@ -11,6 +11,8 @@ from torch import Tensor
 
 from research.algs.base import Metrics
 from research.processors.base import Identity
+from research.training.checkpoint import load_checkpoint
+from tests.commands import train
 from tests.training.test_trainer import (
     SPACES,
     checkpoint_step,
@@ -145,3 +147,24 @@ def test_epochs_of_a_replay_buffer_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         make_online(tmp_path, **options)
+
+
+def test_the_same_seed_gives_the_same_weights_however_many_processes_read(tmp_path: Path) -> None:
+    cases = {
+        "first": ["seed=3"],
+        "again": ["seed=3"],
+        "workers": ["seed=3", "dataset.num_workers=2"],
+        "other": ["seed=4"],
+    }
+    common = ("alg=classification", "processor=augment", "network.channels=[4,8]")
+    common += ("network.dropout=0.1", "alg.mixup_alpha=0.2", "trainer.total_epochs=2")
+    runs = {name: train(tmp_path / name, *common, *case) for name, case in cases.items()}
+    weights = {}
+    for name, run in runs.items():
+        run.join(120)
+        assert run.exitcode == 0, (tmp_path / f"{name}.txt").read_text()
+        weights[name] = load_checkpoint(tmp_path / name / "checkpoints" / "last").weights["alg"]
+    for key, value in weights["first"].items():
+        assert torch.equal(value, weights["again"][key])
+        assert torch.equal(value, weights["workers"][key])
+    assert not torch.equal(value, weights["other"][key])

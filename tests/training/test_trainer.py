@@ -110,6 +110,7 @@ def make_trainer(
         keep_last=keep_last,
         metric=metric,
         mode=mode,
+        devices=1,
     )
 
 

@@ -177,6 +177,7 @@ class Points:
     """x in [0, 1), y = 2 x - 1: batches of 4 for learning, and 3 + 1 examples apart."""
 
     batches_per_epoch: int | None = 5
+    num_validation = 4
     observation_space: gymnasium.Space[Any] = OBS_SPACE
     action_space: gymnasium.Space[Any] = ACTION_SPACE
 

@@ -1,0 +1,83 @@
+"""What the user is told of an error: one line, with the nearest name."""
+
+import errno
+import re
+import sys
+from pathlib import Path
+
+from hydra.errors import HydraException, MissingConfigException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from research.config import iterate_causes
+from research.errors import PREEMPTED, Preempted, UserError, did_you_mean
+
+CANNOT_WRITE = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM),
+    *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.EIO),
+)
+CONF = Path(__file__).parent.parent / "conf"
+
+
+def one_line(error: BaseException) -> str | None:
+    """What to tell the user, or None when only a programmer can mend it."""
+    for cause in iterate_causes(error):
+        if isinstance(cause, UserError):
+            return " ".join(str(cause).split())
+        if isinstance(cause, KeyboardInterrupt):
+            return str(cause) or "interrupted"
+        if isinstance(cause, MissingConfigException):
+            return explain_choice(cause)
+        if isinstance(cause, OSError) and cause.errno in CANNOT_WRITE:
+            return f"{cause.filename or 'the run directory'}: {cause.strerror}"
+    if match := re.match(r"Could not override '([^']+)'", str(error)):
+        return explain_override(match[1])
+    if isinstance(error, (HydraException, OmegaConfBaseException)):
+        cause = f": {str(error.__cause__).partition(chr(10))[0]}" if error.__cause__ else ""
+        return " ".join(f"{error}{cause}".split())
+    return None
+
+
+def explain_choice(error: MissingConfigException) -> str:
+    """One line for ``env=chetah``."""
+    group, _, choice = str(error.missing_cfg_file).rpartition("/")
+    options = error.options or []
+    if not options:
+        return " ".join(str(error).split())
+    guess = did_you_mean(choice, options)
+    return f"{group}={choice} is not a choice; allowed: {', '.join(options)}{guess}"
+
+
+def explain_override(key: str) -> str:
+    """One line for a key that no config has, found among those that are there without it."""
+    from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import ConfigCompositionException
+
+    GlobalHydra.instance().clear()
+    words = [word for word in sys.argv[1:] if "=" in word and not word.startswith("-")]
+    given = OverridesParser.create().parse_overrides(words)
+    kept = [o.input_line for o in given if o.key_or_group != key and not o.is_sweep_override()]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        try:
+            cfg = compose("config", [str(line) for line in kept], return_hydra_config=True)
+        except ConfigCompositionException:  # another one is wrong too
+            cfg = compose("config", return_hydra_config=True)
+    parent, _, name = key.rpartition(".")
+    node = OmegaConf.select(cfg, parent) if parent else cfg
+    while parent and not OmegaConf.is_dict(node):
+        parent, _, name = parent.rpartition(".")
+        node = OmegaConf.select(cfg, parent) if parent else cfg
+    known = [str(choice) for choice in node if not str(choice).startswith("_")]
+    place = f"{parent}: allowed are" if parent else "allowed are"
+    return (
+        f"{key} is not a known key; {place} {', '.join(sorted(known))}{did_you_mean(name, known)}"
+    )
+
+
+def exit_status(error: BaseException) -> int:
+    """What the program exits with, which launchers read as well."""
+    if isinstance(error, Preempted):
+        return PREEMPTED
+    return 130 if isinstance(error, KeyboardInterrupt) else 1
