@@ -38,6 +38,8 @@ class Reader:
             UserError: one cannot be read, or is not like the first, or has a label out of range.
 
         """
+        if isinstance(self.source, TensorSource):  # checked as a whole
+            return self.source.take(torch.tensor(indices))
         obs, target = self.first
         batch = Example(
             torch.empty(len(indices), *obs.shape, dtype=obs.dtype),

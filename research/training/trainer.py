@@ -7,7 +7,6 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from gymnasium import Space
 from gymnasium.vector import VectorEnv
 
 from research.algs.base import Algorithm
@@ -15,7 +14,6 @@ from research.batches import to_device
 from research.datasets.base import (
     CountableDataset,
     Dataset,
-    ShareableDataset,
     ValidationDataset,
 )
 from research.errors import Preempted, UserError
@@ -28,9 +26,15 @@ from research.training.interruption import StopRequest
 from research.training.learner import Learner, ScheduleFactory
 from research.training.logger import Clock, Logger
 from research.training.meter import Phases
-from research.training.parallel import copy_from_first, rank_and_count
+from research.training.parallel import copy_from_first
 from research.training.policy import Policy
 from research.training.progress import Progress
+from research.training.requirements import (
+    check_parts,
+    count_steps,
+    epoch_steps,
+    share_dataset,
+)
 from research.training.retention import holds_checkpoints
 from research.training.run import Run
 from research.training.score import Score
@@ -146,15 +150,7 @@ class Trainer:
         self.eval_env: Any = None
         self.logger = logger
         self.run = run
-        if (total_steps is None) == (total_epochs is None):
-            raise ValueError(
-                "one of total_steps and total_epochs must be a number and the other null, got "
-                f"{total_steps} and {total_epochs}"
-            )
-        if total_epochs is not None:
-            total_steps = total_epochs * epoch_steps(dataset, "total_epochs")
-        assert total_steps is not None, "one of the two is a number"
-        self.total_steps = total_steps
+        self.total_steps = count_steps(dataset, total_steps, total_epochs)
         self.score = Score(metric, mode, patience=patience)
         self.log_every = log_every
         self.eval_every = eval_every or epoch_steps(dataset, "eval_every=null")
@@ -162,48 +158,18 @@ class Trainer:
         self.checkpoint_every = checkpoint_every
         self.checkpoint_minutes = checkpoint_minutes
         self.keep_last = keep_last
-        self.rank, self.num_ranks = rank_and_count()
-        if self.num_ranks % devices:
-            raise ValueError(
-                f"devices is {devices}, but there are {self.num_ranks} processes; train.py starts "
-                "as many as are needed"
-            )
-        if self.num_ranks > 1:
-            if not isinstance(dataset, ShareableDataset):
-                raise ValueError(
-                    f"devices={devices}: a {type(dataset).__name__} cannot be shared by several; "
-                    "set trainer.devices=1"
-                )
-            dataset.share(self.rank, self.num_ranks)
+        self.rank, self.num_ranks = share_dataset(dataset, devices)
+        check_parts(alg, dataset, env, collects=collector is not None)
         self.policy = Policy(alg, processor)
         self.collector: Collector | None = None
         self.step_size = 1
         if collector is not None:
-            if not isinstance(env, VectorEnv):
-                raise ValueError(
-                    f"a collector needs an environment to step, got a {type(env).__name__}; "
-                    "try trainer=offline or trainer=supervised"
-                )
             self.collector = collector(env, self.policy, dataset, run.seed, overlap)
             self.step_size = env.num_envs
-        if total_steps % self.step_size:
+        if self.total_steps % self.step_size:
             raise ValueError(
                 f"total_steps must be a multiple of env.num_envs={self.step_size}, "
-                f"got {total_steps}"
-            )
-        if not isinstance(env, VectorEnv):
-            if not isinstance(dataset, ValidationDataset) or not dataset.num_validation:
-                raise ValueError(
-                    "nothing to evaluate on: no environment, and no dataset.validation"
-                )
-            if type(alg).validate is Algorithm.validate:
-                raise ValueError(f"{type(alg).__name__} is evaluated in environments alone")
-        elif collector is None and not are_alike(
-            env.single_observation_space, dataset.observation_space
-        ):
-            raise ValueError(
-                f"the environment evaluates with {env.single_observation_space}, but the dataset "
-                f"has {dataset.observation_space}; for its validation examples, try env=dataset"
+                f"got {self.total_steps}"
             )
         self.action_repeat = getattr(env, "metadata", {}).get("action_repeat", 1)
         self.learner = Learner(
@@ -212,7 +178,9 @@ class Trainer:
             dataset,
             self.policy.device,
             total_updates=(
-                self.collector.count_updates(total_steps) if self.collector else total_steps
+                self.collector.count_updates(self.total_steps)
+                if self.collector
+                else self.total_steps
             ),
             schedule=schedule,
             max_grad_norm=max_grad_norm,
@@ -473,23 +441,3 @@ class Trainer:
         for env in (self.env, self.eval_env):
             if isinstance(env, VectorEnv):
                 env.close()
-
-
-def are_alike(one: Space[Any], other: Space[Any]) -> bool:
-    """Whether two spaces have the same kind of elements, whatever their bounds."""
-    return type(one) is type(other) and (one.shape, one.dtype) == (other.shape, other.dtype)
-
-
-def epoch_steps(dataset: Dataset, what: str) -> int:
-    """Steps of an epoch of ``dataset``.
-
-    Raises:
-        ValueError: it has none; ``what`` is the setting that needs them.
-
-    """
-    if dataset.batches_per_epoch is None:
-        raise ValueError(
-            f"{what} needs a dataset with epochs, but a {type(dataset).__name__} has none; "
-            "give a number of steps"
-        )
-    return dataset.batches_per_epoch

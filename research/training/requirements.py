@@ -1,0 +1,100 @@
+"""What the parts of a training need of each other, checked before it starts."""
+
+from typing import Any
+
+from gymnasium import Space
+from gymnasium.vector import VectorEnv
+
+from research.algs.base import Algorithm
+from research.datasets.base import Dataset, ShareableDataset, ValidationDataset
+from research.training.parallel import rank_and_count
+
+
+def check_parts(alg: Algorithm, dataset: Dataset, env: Any, *, collects: bool) -> None:
+    """Refuse parts that do not go together.
+
+    Args:
+        alg: learns from the dataset.
+        dataset: is learned from.
+        env: evaluates, where it is an environment; else the dataset does.
+        collects: whether the environment fills the dataset.
+
+    Raises:
+        ValueError: nothing can be collected from or evaluated on.
+
+    """
+    if not isinstance(env, VectorEnv):
+        if collects:
+            raise ValueError(
+                f"a collector needs an environment to step, got a {type(env).__name__}; "
+                "try trainer=offline or trainer=supervised"
+            )
+        if not isinstance(dataset, ValidationDataset) or not dataset.num_validation:
+            raise ValueError("nothing to evaluate on: no environment, and no dataset.validation")
+        if type(alg).validate is Algorithm.validate:
+            raise ValueError(f"{type(alg).__name__} is evaluated in environments alone")
+    elif not are_alike(env.single_observation_space, dataset.observation_space):
+        raise ValueError(
+            f"the environment evaluates with {env.single_observation_space}, but the dataset "
+            f"has {dataset.observation_space}; for its validation examples, try env=dataset"
+        )
+
+
+def are_alike(one: Space[Any], other: Space[Any]) -> bool:
+    """Whether two spaces have the same kind of elements, whatever their bounds."""
+    return type(one) is type(other) and (one.shape, one.dtype) == (other.shape, other.dtype)
+
+
+def share_dataset(dataset: Dataset, devices: int) -> tuple[int, int]:
+    """Let the dataset hand out this rank's share of every batch; which rank it is, of how many.
+
+    Raises:
+        ValueError: it cannot be shared, or there are not ``devices`` ranks, or a multiple of them.
+
+    """
+    rank, num_ranks = rank_and_count()
+    if num_ranks % devices:
+        raise ValueError(
+            f"devices is {devices}, but there are {num_ranks} processes; train.py starts as many "
+            "as are needed"
+        )
+    if num_ranks > 1:
+        if not isinstance(dataset, ShareableDataset):
+            raise ValueError(
+                f"devices={devices}: a {type(dataset).__name__} cannot be shared by several; "
+                "set trainer.devices=1"
+            )
+        dataset.share(rank, num_ranks)
+    return rank, num_ranks
+
+
+def count_steps(dataset: Dataset, total_steps: int | None, total_epochs: int | None) -> int:
+    """How long the training is, by the one of the two lengths that is given.
+
+    Raises:
+        ValueError: both are, or none is, or the dataset has no epochs to count.
+
+    """
+    if total_steps is not None and total_epochs is None:
+        return total_steps
+    if total_epochs is not None and total_steps is None:
+        return total_epochs * epoch_steps(dataset, "total_epochs")
+    raise ValueError(
+        "one of total_steps and total_epochs must be a number and the other null, got "
+        f"{total_steps} and {total_epochs}"
+    )
+
+
+def epoch_steps(dataset: Dataset, what: str) -> int:
+    """Steps of an epoch of ``dataset``.
+
+    Raises:
+        ValueError: it has none; ``what`` is the setting that needs them.
+
+    """
+    if dataset.batches_per_epoch is None:
+        raise ValueError(
+            f"{what} needs a dataset with epochs, but a {type(dataset).__name__} has none; "
+            "give a number of steps"
+        )
+    return dataset.batches_per_epoch
