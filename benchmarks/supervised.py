@@ -101,8 +101,8 @@ class Case(NamedTuple):
 
 
 CASES = {
-    "cnn": Case((1, 28, 28), 256, 40, 1, 2, ("network=cnn",)),
-    "resnet18": Case((3, 32, 32), 64, 10, 1, 1, ("network=resnet18",)),
+    "cnn": Case((1, 28, 28), 256, 40, 2, 2, ("network=cnn",)),
+    "resnet18": Case((3, 32, 32), 64, 10, 2, 1, ("network=resnet18",)),
     "tiny": Case((1, 8, 8), 32, 320, 2, 10, ("network=mlp", "network.hidden_dims=[32]")),
 }
 

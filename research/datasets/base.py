@@ -81,8 +81,8 @@ class ValidationDataset(Protocol):
 
     num_validation: int
 
-    def validation_batches(self) -> Iterable[Any]:
-        """Batches that show every one of them once."""
+    def validation_batches(self, first: int = 0, count: int | None = None) -> Iterable[Any]:
+        """Batches that show every one of them once; or ``count`` of them from the ``first`` on."""
         ...
 
 

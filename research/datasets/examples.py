@@ -98,6 +98,7 @@ class Examples:
         self.observation_space = observation_space(obs)
         self.batches_per_epoch = len(batch_sizes(len(self._training_indices), batch_size))
         self._streams: dict[str, Any] = {}
+        self._validation_plan: list[list[int]] = []  # its workers' loader looks here every time
         # Workers do not hear of their end when torch's loader is a part of cyclic garbage.
         weakref.finalize(self, self._streams.clear)
 
@@ -138,16 +139,24 @@ class Examples:
             self.epoch, self.batch = self.epoch + 1, 0
         return batch
 
-    def validation_batches(self) -> Iterable[Example]:
+    def validation_batches(self, first: int = 0, count: int | None = None) -> Iterable[Example]:
         """Batches that show every example held out once, in the order of their storage.
 
         A rank goes without a batch in which it has no share.
+
+        Args:
+            first: the batch to begin with, counted around and around.
+            count: how many there are at most; None for all.
+
         """
-        shares = (share for share in self._cut.shares(self._validation_indices) if len(share))
+        shares = list(self._cut.shares(self._validation_indices))
+        turns = range(first, first + min(count or len(shares), len(shares)))
+        chosen = [share for turn in turns if len(share := shares[turn % len(shares)])]
         if self.num_workers == 0:
-            return self._read(self._validation, shares)
+            return self._read(self._validation, chosen)
+        self._validation_plan[:] = [share.tolist() for share in chosen]
         if "validation" not in self._streams:
-            loader = self._load(self._validation, shares, persistent=True)
+            loader = self._load(self._validation, self._validation_plan, persistent=True)
             self._streams["validation"] = loader
         return examples_of(self._streams["validation"])
 
@@ -190,15 +199,15 @@ class Examples:
     def _read(self, reader: Reader, batches: Iterable[Tensor]) -> Iterator[Example]:
         """The examples of ``batches``, indices (B,) each."""
         if self.num_workers > 0:
-            return examples_of(self._load(reader, batches, persistent=False))
+            indices = (batch.tolist() for batch in batches)
+            return examples_of(self._load(reader, indices, persistent=False))
         assert isinstance(reader.source, TensorSource)
         return map(reader.source.take, batches)
 
-    def _load(self, reader: Reader, batches: Iterable[Tensor], *, persistent: bool) -> Any:
-        indices = (batch.tolist() for batch in batches)
+    def _load(self, reader: Reader, batches: Iterable[list[int]], *, persistent: bool) -> Any:
         return make_loader(
             reader,
-            list(indices) if persistent else indices,
+            batches,
             num_workers=self.num_workers,
             pinned=self.device.type == "cuda",
             seed=self.seed,

@@ -63,6 +63,7 @@ class Process:
     Args:
         call: by ``make_call``.
         log: the open file that gets everything it prints.
+        out: that for standard output, if it is another.
         environ: its environment.
         cpus: the CPUs it is pinned to; none leaves it unpinned.
         obeys: whether signals that ask for an end interrupt it; else it ignores them.
@@ -75,6 +76,7 @@ class Process:
         *,
         log: int,
         environ: Mapping[str, str],
+        out: int | None = None,
         cpus: Sequence[int] = (),
         obeys: bool = True,
     ) -> None:
@@ -90,7 +92,7 @@ class Process:
             self.popen = subprocess.Popen(
                 [sys.executable, "-m", "research.launchers.process", *map(str, files)],
                 stdin=subprocess.DEVNULL,
-                stdout=log,
+                stdout=log if out is None else out,
                 stderr=log,
                 env={**environ, "PYTHONPATH": search_path, **ALWAYS},
                 pass_fds=files,

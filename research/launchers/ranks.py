@@ -188,7 +188,8 @@ def start(call: Callable[[], Any], slot: Slot, rank: int, log_folder: Path) -> P
     """
     environ = {**os.environ, **slot_environment(slot, os.environ)}
     if rank == 0:
-        return Process(make_call(call), log=sys.stderr.fileno(), environ=environ)
+        err, out = sys.stderr.fileno(), sys.stdout.fileno()
+        return Process(make_call(call), log=err, out=out, environ=environ)
     environ["WANDB_MODE"] = "disabled"
     with (log_folder / f"rank_{rank}.log").open("a") as log:
         return Process(make_call(call), log=log.fileno(), environ=environ, obeys=False)
@@ -235,9 +236,9 @@ def meeting_folder(node: Node) -> Iterator[Path]:
 
 
 def explain(node: Node, failures: Mapping[int, Failure], meeting: Path) -> BaseException:
-    """What to raise for the failures of this node's ranks: the first of all nodes.
+    """What to raise for the failures of this node's ranks, by number: the first of all nodes.
 
-    Those behind it only follow: their connections break.
+    Those behind it only follow, because their connections break.
     """
     rank, failure = min(failures.items(), key=lambda item: item[1].at_s)
     if node.index > 0:

@@ -85,6 +85,7 @@ class Trainer:
         log_every: steps between rows of metrics; an evaluation has one too.
         eval_every: steps between evaluations; the last step has one too. None for an epoch.
         eval_episodes: episodes of an evaluation, at least 1.
+        eval_batches: batches of a validation, each time the next ones in turn; None for all.
         checkpoint_every: steps between checkpoints; an evaluation has one too. None for no others.
         checkpoint_minutes: a checkpoint is made when the last is older than that; None for never.
         keep_last: how many checkpoints to keep beside the best, at least 1. If the last is damaged,
@@ -120,6 +121,7 @@ class Trainer:
         log_every: int,
         eval_every: int | None,
         eval_episodes: int,
+        eval_batches: int | None,
         checkpoint_every: int | None,
         checkpoint_minutes: float | None,
         keep_last: int,
@@ -134,6 +136,7 @@ class Trainer:
             "log_every": log_every,
             "eval_every": eval_every,
             "eval_episodes": eval_episodes,
+            "eval_batches": eval_batches,
             "checkpoint_every": checkpoint_every,
             "checkpoint_minutes": checkpoint_minutes,
             "keep_last": keep_last,
@@ -155,6 +158,7 @@ class Trainer:
         self.log_every = log_every
         self.eval_every = eval_every or epoch_steps(dataset, "eval_every=null")
         self.eval_episodes = eval_episodes
+        self.eval_batches = eval_batches
         self.checkpoint_every = checkpoint_every
         self.checkpoint_minutes = checkpoint_minutes
         self.keep_last = keep_last
@@ -342,7 +346,9 @@ class Trainer:
         seed, step = self.run.seed, self.step
         if not isinstance(self.env, VectorEnv):
             assert isinstance(self.dataset, ValidationDataset)
-            batches = self.dataset.validation_batches()
+            evaluations = (self.step - 1) // self.eval_every  # that should have been before
+            first = evaluations * (self.eval_batches or 0)
+            batches = self.dataset.validation_batches(first, self.eval_batches)
             return validate(self.policy, batches, seed=seed, step=step, each=self.stop.check)
         if self.eval_env is None:
             with preserve_random_state():

@@ -238,6 +238,17 @@ def test_a_validation_that_was_broken_off_does_not_shift_the_next() -> None:
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
+def test_some_validation_batches_are_taken_in_turn(num_workers: int) -> None:
+    dataset = make(4, Files(10), num_workers=num_workers)
+    every = list(map(numbers, dataset.validation_batches()))
+    assert len(every) == 3
+    for first, expected in ((0, [0, 1]), (2, [2, 0]), (4, [1, 2]), (6, [0, 1])):
+        batches = dataset.validation_batches(first, 2)
+        assert list(map(numbers, batches)) == [every[index] for index in expected]
+    assert list(map(numbers, dataset.validation_batches(1, 9))) == [every[i] for i in (1, 2, 0)]
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
 def test_the_global_generators_are_left_alone(num_workers: int) -> None:
     state = torch.get_rng_state()
     dataset = make(10, 0.3, num_workers=num_workers)

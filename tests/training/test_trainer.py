@@ -79,6 +79,7 @@ def make_trainer(
     log_every: int = 10,
     eval_every: int | None = 10,
     eval_episodes: int = 2,
+    eval_batches: int | None = None,
     checkpoint_every: int | None = 10,
     checkpoint_minutes: float | None = None,
     keep_last: int = 2,
@@ -105,6 +106,7 @@ def make_trainer(
         log_every=log_every,
         eval_every=eval_every,
         eval_episodes=eval_episodes,
+        eval_batches=eval_batches,
         checkpoint_every=checkpoint_every,
         checkpoint_minutes=checkpoint_minutes,
         keep_last=keep_last,
@@ -271,6 +273,16 @@ def test_periods_are_exact_and_the_end_is_always_evaluated_logged_and_saved(tmp_
     assert steps(tmp_path / "train.csv") == [5, 10, 15, 20, 23]
     assert steps(tmp_path / "eval.csv") == [10, 20, 23]
     assert checkpoint_step(tmp_path, "last") == 23
+
+
+def test_some_validation_batches_take_turns_at_the_evaluations(tmp_path: Path) -> None:
+    trainer = make_supervised(tmp_path, total_steps=23, eval_every=10, eval_batches=1)
+    data: Any = trainer.dataset
+    asked = []
+    take = data.validation_batches
+    data.validation_batches = lambda *turns: (asked.append(turns), take(*turns))[1]
+    trainer.train()
+    assert asked == [(0, 1), (1, 1), (2, 1)]
 
 
 def test_checkpoints_come_between_evaluations(tmp_path: Path) -> None:

@@ -188,8 +188,12 @@ class Points:
         x = torch.rand(4, 1, generator=self.generator)
         return x, 2 * x - 1
 
-    def validation_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for x in (torch.tensor([[0.0], [0.1], [0.2]]), torch.tensor([[1.0]])):
+    def validation_batches(
+        self, first: int = 0, count: int | None = None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        batches = (torch.tensor([[0.0], [0.1], [0.2]]), torch.tensor([[1.0]]))
+        for index in range(first, first + (count or 2)):
+            x = batches[index % 2]
             yield x, 2 * x - 1
 
     def save(self, folder: Path) -> dict[str, Any]:
