@@ -72,7 +72,7 @@ def resume(make: Callable[[], Vector], seeds: list[int], states: Any) -> Vector:
 
 
 CASES = [
-    *[(name, f"env.num_envs={count}") for name in NAMES if name != "none" for count in (1, 3)],
+    *[(name, f"env.num_envs={count}") for name in NAMES for count in (1, 3)],
     ("cheetah", "env.num_envs=2 env.subprocesses=true env.action_repeat=2"),
     ("cartpole_gym", "env.num_envs=2 env.subprocesses=true"),
     ("humanoid", "env.num_envs=1 env.flatten_obs=false env.action_repeat=3"),

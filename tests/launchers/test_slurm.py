@@ -461,7 +461,7 @@ def test_a_launcher_killed_before_it_noted_the_tasks_finds_them(program: SlurmPr
         ("hydra.launcher.partition=absent", "SLURM did not take the jobs: "),
         ("+hydra.launcher.additional_parameters.absent=1", "SLURM did not take the jobs: "),
         ("hydra.launcher.absent=1", "Key 'absent' not in 'SlurmConf'"),
-        ("hydra.launcher.nodes=2", "hydra.launcher.nodes=2"),
+        ("hydra.launcher.tasks_per_node=2", "hydra.launcher.tasks_per_node=2 must be 1"),
         ("hydra.launcher.max_requeues=-1", "hydra.launcher.max_requeues must not be negative"),
         ("hydra.launcher.signal_delay_s=600", "leaves no time to run in timeout_min=10"),
         ("hydra.launcher.remainder=drop", "hydra.launcher.remainder"),
