@@ -47,13 +47,7 @@ class Score:
             UserError: it is none of them, or not finite.
 
         """
-        names = [f"eval/{name}" for name in metrics]
-        if self.metric not in names:
-            raise UserError(
-                f"trainer.metric={self.metric} is none of the evaluation's; "
-                f"allowed: {', '.join(names)}{did_you_mean(self.metric, names)}"
-            )
-        value = metrics[self.metric.removeprefix("eval/")]
+        value = self.find(metrics)
         if not math.isfinite(value):
             raise UserError(f"{self.metric} became {value} at step {step}; training stopped")
         sign = 1 if self.mode == "max" else -1
@@ -62,6 +56,21 @@ class Score:
         self.evaluations_since_best = 0 if is_best else self.evaluations_since_best + 1
         self.evaluated_step = step
         return value, is_best
+
+    def find(self, metrics: Mapping[str, float]) -> float:
+        """The value among an evaluation's ``metrics``.
+
+        Raises:
+            UserError: it is none of them.
+
+        """
+        names = [f"eval/{name}" for name in metrics]
+        if self.metric not in names:
+            raise UserError(
+                f"trainer.metric={self.metric} is none of the evaluation's; "
+                f"allowed: {', '.join(names)}{did_you_mean(self.metric, names)}"
+            )
+        return metrics[self.metric.removeprefix("eval/")]
 
     def is_exhausted(self) -> bool:
         """Whether as many evaluations as allowed have passed without a better one."""

@@ -64,6 +64,8 @@ class Trainer:
     In a data-parallel run every rank has a trainer, which learns from its share of the batches and
     validates on its share of the examples; that of rank 0 alone writes anything.
 
+    A new run without a collector tries a batch of the examples held out before its first update.
+
     Args:
         alg: learns from processed batches.
         processor: processes batches and observations.
@@ -235,6 +237,8 @@ class Trainer:
             copy_from_first(self.alg)
         self.alg.train()
         self.processor.train()
+        if not (is_begun or isinstance(self.env, VectorEnv)):
+            self.score.find(self.validate(0, 1))  # what is wrong shows before an epoch is spent
         if self.collector is not None:
             self.collector.start()
         self.phases = Phases()
@@ -343,13 +347,9 @@ class Trainer:
 
     def evaluate(self) -> dict[str, float]:
         """The evaluation's metrics by name."""
-        seed, step = self.run.seed, self.step
         if not isinstance(self.env, VectorEnv):
-            assert isinstance(self.dataset, ValidationDataset)
             evaluations = (self.step - 1) // self.eval_every  # that should have been before
-            first = evaluations * (self.eval_batches or 0)
-            batches = self.dataset.validation_batches(first, self.eval_batches)
-            return validate(self.policy, batches, seed=seed, step=step, each=self.stop.check)
+            return self.validate(evaluations * (self.eval_batches or 0), self.eval_batches)
         if self.eval_env is None:
             with preserve_random_state():
                 self.eval_env = self.make_env()
@@ -357,8 +357,19 @@ class Trainer:
             self.policy,
             self.eval_env,
             num_episodes=self.eval_episodes,
-            seed=seed,
-            step=step,
+            seed=self.run.seed,
+            step=self.step,
+            each=self.stop.check,
+        )
+
+    def validate(self, first: int, count: int | None) -> dict[str, float]:
+        """The metrics of ``count`` batches of the examples held out, or of all."""
+        assert isinstance(self.dataset, ValidationDataset)
+        return validate(
+            self.policy,
+            self.dataset.validation_batches(first, count),
+            seed=self.run.seed,
+            step=self.step,
             each=self.stop.check,
         )
 

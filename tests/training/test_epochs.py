@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from research.algs.base import Metrics
+from research.errors import UserError
 from research.processors.base import Identity
 from research.training.checkpoint import load_checkpoint
 from tests.commands import train
@@ -28,7 +29,7 @@ ERROR: Any = {"metric": "eval/error", "mode": "min"}
 
 
 class Scripted(Regression):
-    """Its validation errors are told in advance."""
+    """Its validation errors are told in advance; the first of a new run is only tried."""
 
     def __init__(self, errors: list[float]) -> None:
         super().__init__(optim=ADAM)
@@ -57,7 +58,7 @@ def test_an_epoch_shows_every_batch_once_and_ends_with_an_evaluation(tmp_path: P
 
 @pytest.mark.parametrize(
     ("errors", "end", "best"),
-    [([3.0, 2.0, 2.5, 2.2, 1.0], 20, 2.0), ([3.0, 2.0, 2.5, 1.9, 1.95, 1.0], 30, 1.0)],
+    [([0.0, 3.0, 2.0, 2.5, 2.2, 1.0], 20, 2.0), ([0.0, 3.0, 2.0, 2.5, 1.9, 1.95, 1.0], 30, 1.0)],
 )
 def test_a_run_ends_when_nothing_better_came_for_some_evaluations(
     tmp_path: Path, errors: list[float], end: int, best: float
@@ -68,13 +69,20 @@ def test_a_run_ends_when_nothing_better_came_for_some_evaluations(
 
 
 def test_patience_counts_on_in_a_resumed_run_and_an_ended_one_stays_so(tmp_path: Path) -> None:
-    kill(make(tmp_path, [3.0, 4.0, 5.0], total_epochs=9, patience=2), at=8)
+    kill(make(tmp_path, [0.0, 3.0, 4.0, 5.0], total_epochs=9, patience=2), at=8)
     trainer = make(tmp_path, [4.0, 5.0, 0.0], total_epochs=9, patience=2)
     trainer.train()
     assert trainer.step == 15
     again = make(tmp_path, [0.0], total_epochs=9, patience=2)
     assert again.train() == 3.0
     assert again.step == 15
+
+
+def test_a_metric_that_validation_lacks_is_told_before_the_first_update(tmp_path: Path) -> None:
+    trainer = make(tmp_path, total_epochs=3, metric="eval/eror")
+    with pytest.raises(UserError, match=r"metric=eval/eror .*; did you mean 'eval/error'\?$"):
+        trainer.train()
+    assert trainer.step == trainer.learner.updates == 0
 
 
 class Shift(Identity):

@@ -282,7 +282,8 @@ def test_some_validation_batches_take_turns_at_the_evaluations(tmp_path: Path) -
     take = data.validation_batches
     data.validation_batches = lambda *turns: (asked.append(turns), take(*turns))[1]
     trainer.train()
-    assert asked == [(0, 1), (1, 1), (2, 1)]
+    trial = (0, 1)
+    assert asked == [trial, (0, 1), (1, 1), (2, 1)]
 
 
 def test_checkpoints_come_between_evaluations(tmp_path: Path) -> None:
@@ -424,7 +425,7 @@ def test_seconds_go_on_in_a_resumed_run_and_speed_is_since_the_row_before(
 
 
 class Scripted(Regression):
-    """Its validation error is what the script says for the updates made."""
+    """Its validation error is what the script says for the updates made; else 0."""
 
     def __init__(self, script: dict[int, float]) -> None:
         super().__init__()
@@ -436,7 +437,10 @@ class Scripted(Regression):
         return super().update(batch, step=step, updates=updates)
 
     def validate(self, batch: tuple[Tensor, Tensor]) -> Metrics:
-        return {"error": torch.tensor(self.script[int(self.updates)]), "size": torch.tensor(1.0)}
+        return {
+            "error": torch.tensor(self.script.get(int(self.updates), 0.0)),
+            "size": torch.tensor(1.0),
+        }
 
 
 @pytest.mark.parametrize(("mode", "step", "score"), [("min", 20, -3.0), ("max", 30, 5.0)])
@@ -531,7 +535,8 @@ def test_the_processor_learns_from_training_batches_alone(tmp_path: Path) -> Non
 
     processor = Noting(OBS_SPACE, ACTION_SPACE)
     make_supervised(tmp_path, processor=processor, total_steps=2, eval_every=2).train()
-    assert seen == [(4, True), (4, True), (3, False), (1, False)]
+    trial = (3, False)
+    assert seen == [trial, (4, True), (4, True), (3, False), (1, False)]
 
 
 def test_offline_learning_evaluates_in_an_environment_and_never_trains_in_it(
