@@ -46,6 +46,7 @@ class Method(NamedTuple):
 METHODS = {
     "sac": Method("SAC", "sac_dmc", 1, list(TASKS), SAC_CURVES),
     "drqv2": Method("DrQ-v2", "drqv2_easy", 2, ["cartpole", "walker"], DRQV2_CURVES),
+    "drqv2_medium": Method("DrQ-v2", "drqv2_medium", 2, ["cheetah"], DRQV2_CURVES),
 }
 
 
@@ -172,6 +173,10 @@ def summarise(curves: Mapping[str, Sequence[Curve]], *, is_reduced: bool) -> Ite
     if is_reduced:
         yield "These runs are at reduced size: their task, network or batch is another than the"
         yield "published, with which they are **not to be compared**."
+        yield from ("", "| task | frames | ours |", "| --- " * 3 + "|")
+        for task, (ours, *_) in curves.items():
+            for index, frames in enumerate(ours.frames):
+                yield f"| {task} | {frames:,} | {ours.show(index)} |"
         return
     details = ["", "| task | frames | ours | published | by | ours is |", "| --- " * 6 + "|"]
     yield "| task | published by | common steps | above | inside | below |"
