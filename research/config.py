@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, TypedDict
 
+from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -256,7 +257,18 @@ def check_keys(given: Mapping[str, Any], known: set[str], path: str) -> None:
         if key not in known:
             allowed = ", ".join(sorted(known))
             guess = did_you_mean(key, known)
-            raise UserError(f"{join(path, key)} is not a known key; allowed: {allowed}{guess}")
+            full = join(path, key)
+            raise UserError(
+                f"{full} is not a known key; allowed: {allowed}{guess}{how_to_drop(full)}"
+            )
+
+
+def how_to_drop(key: str) -> str:
+    """A hint for a key that comes from a file, such as an algorithm's for another environment."""
+    if not HydraConfig.initialized():
+        return ""
+    typed = {each.lstrip("+").partition("=")[0] for each in HydraConfig.get().overrides.task}
+    return "" if key in typed else f"; '~{key}' takes it away"
 
 
 def check_type(value: Any, annotation: Any, path: str) -> None:

@@ -134,6 +134,7 @@ def test_another_config_is_refused_with_the_difference(cli: Cli, tmp_path: Path)
         (["env=chetah"], ["env=chetah", "allowed", "did you mean 'cheetah'?"]),
         (["alg.ltau=3"], ["alg.ltau", "did you mean 'tau'?"]),
         (["+alg.ltau=3"], ["alg.ltau", "did you mean 'tau'?"]),
+        (["alg=drqv2", "env=pendulum"], ["env.pixels is not a known key", "; '~env.pixels' takes"]),
         (["~alg.tau"], ["alg.tau is missing"]),
         (["alg.tau=fast"], ["alg.tau must be a number", "'fast'"]),
         (["alg.tau=3"], ["alg: tau must be in (0, 1], got 3"]),

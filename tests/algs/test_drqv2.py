@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -11,12 +12,15 @@ from gymnasium.spaces import Box
 from torch import Tensor, nn
 
 from benchmarks.drqv2_plain import PlainDrQv2, TwinCritics
+from benchmarks.pixel_reach import OVERRIDES, mean_return, move_straight
 from research.algs.base import OptimFactory
 from research.algs.drqv2 import DrQv2
 from research.batches import Transition
 from research.networks.drqv2 import DrQv2ActorCritic
 from research.processors.random_shift import RandomShift
 from tests.algs.test_td3 import ADAM, DESCENT, moved, shift, slope, snapshot
+from tests.commands import train
+from tests.training.toys import rows
 
 NUMBERS: dict[str, Any] = {
     "tau": 0.05,
@@ -284,3 +288,14 @@ def assert_same_weights(module: nn.Module, other: nn.Module) -> None:
     """To a thousandth of a step of Adam at a learning rate of 1e-3."""
     for one, two in zip(module.parameters(), other.parameters(), strict=True):
         torch.testing.assert_close(one, two, atol=1e-6, rtol=1e-5)
+
+
+def test_learns_from_images_what_only_they_tell(tmp_path: Path) -> None:
+    """By command line, trainer and replay of images."""
+    folder = tmp_path / "run"
+    process = train(folder, *OVERRIDES, "trainer.total_steps=3000", "trainer.eval_every=3000")
+    process.join(300)
+    assert process.exitcode == 0, folder.with_suffix(".txt").read_text()
+    idle, best = mean_return(lambda _: np.zeros(2)), mean_return(move_straight)
+    (row,) = rows(folder / "eval.csv")
+    assert row["return"] > (idle + best) / 2
