@@ -1,5 +1,6 @@
 """What tests share: the config tree, small spaces, and randomness that is the same every time."""
 
+import functools
 import random
 import signal
 from collections.abc import Callable
@@ -34,12 +35,23 @@ def options(group: str) -> list[str]:
     return names
 
 
-def online_algs() -> list[str]:
-    """The algorithms that learn from environments."""
-    is_online = "override /trainer: online"
-    return [
-        name for name in options("alg") if is_online in (CONF / "alg" / f"{name}.yaml").read_text()
-    ]
+def algs(trainer: str) -> list[str]:
+    """The algorithms that bring a trainer: ``online`` or ``supervised``."""
+    return [name for name in options("alg") if companion(name, "trainer") == trainer]
+
+
+@functools.cache
+def companion(alg: str, group: str) -> str:
+    """What ``alg=x`` alone chooses in another group."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("config", ["name=test", f"alg={alg}"], return_hydra_config=True)
+    return cfg.hydra.runtime.choices[group]
+
+
+def write_examples(path: Path) -> None:
+    """375 examples for ``dataset=arrays``: three features, and their sum to be told."""
+    obs = np.random.default_rng(0).normal(size=(375, 3))
+    np.savez(path, obs=obs, target=obs.sum(1))
 
 
 @pytest.fixture(scope="session", autouse=True)

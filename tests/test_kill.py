@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import math
 import random
 import time
 from collections.abc import Iterator, Sequence
@@ -9,7 +10,6 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -18,7 +18,7 @@ from research.config import build
 from research.datasets.replay import ReplayBuffer
 from research.training.checkpoint import load_checkpoint
 from tests.commands import train
-from tests.conftest import CONF, Load, online_algs
+from tests.conftest import Load, algs, companion, write_examples
 
 STEPS = 480
 SMALL = (
@@ -107,8 +107,8 @@ def buffer(folder: Path, load: Load, overrides: Sequence[str]) -> dict[str, Any]
 
 def cases() -> Iterator[tuple[str, ...]]:
     """Overrides: TD3 with all that a checkpoint holds, every other algorithm in two cases."""
-    for alg in online_algs():
-        if "pixels: true" in (CONF / "alg" / f"{alg}.yaml").read_text():
+    for alg in algs("online"):
+        if companion(alg, "processor") == "random_shift":  # it learns from images
             task = (
                 f"alg={alg}",
                 "env=cheetah",
@@ -133,7 +133,11 @@ def compare(
     whole, killed = folder / "whole", folder / "killed"
     uninterrupted = train(whole, *overrides)
     chance = random.Random(f"{num_kills} {list(overrides)[:3]}")
-    kills = sorted(chance.sample(range(1, num_steps - 20), num_kills))
+    half = num_steps // 2  # the last is behind a checkpoint, from which is gone on
+    kills = [
+        *sorted(chance.sample(range(1, half), num_kills - 1)),
+        chance.randrange(half, num_steps - 20),
+    ]
     exits = train_to_the_end(killed, overrides, kills)
     uninterrupted.join(ATTEMPT_S)
     assert (uninterrupted.exitcode, exits[-1]) == (0, 0), killed.with_suffix(".txt").read_text()
@@ -157,37 +161,42 @@ def test_a_run_killed_again_and_again_ends_as_one_that_was_not(
         assert same if same is not None else value == ends[1][name], name
 
 
-EXAMPLES = {
-    "all": (
-        *("alg=classification", "dataset=digits", "network=mlp", "network.hidden_dims=[32]"),
+EXAMPLES = [
+    (
+        *("alg=classification", "network=mlp", "network.hidden_dims=[32]"),
         *("processor=augment", "trainer/schedule=cosine", "dataset.batch_size=30"),
         *("alg.ema_decay=0.99", "alg.accumulate=3", "alg.mixup_alpha=0.2"),
     ),
-    "workers": (
-        *("alg=classification", "dataset=digits", "network=cnn", "network.channels=[8,16]"),
+    (
+        *("alg=classification", "network=cnn", "network.channels=[8,16]"),
         *("network.dropout=0.1", "dataset.num_workers=2", "dataset.batch_size=50"),
     ),
-    "regression": (
-        *("alg=regression", "dataset=arrays", "network=mlp", "network.hidden_dims=[32]"),
-        "dataset.batch_size=10",
-    ),
-}
+]
+SHOWN = {"digits": 1438, "arrays": 300}
+"""Examples of an epoch."""
 
 
-@pytest.mark.parametrize(
-    ("case", "steps_per_epoch", "num_kills"),
-    [("all", 48, 3), ("workers", 29, 2), ("regression", 30, 2)],
-)
+def example_cases() -> Iterator[tuple[str, ...]]:
+    """Overrides: classification in two cases, every other supervised algorithm as it comes."""
+    yield from EXAMPLES
+    for alg in algs("supervised"):
+        if alg != "classification" and companion(alg, "dataset") in SHOWN:
+            yield f"alg={alg}", "network=mlp", "network.hidden_dims=[32]", "dataset.batch_size=10"
+
+
+@pytest.mark.parametrize("case", list(example_cases()), ids=" ".join)
 def test_learning_from_examples_ends_as_if_it_had_not_been_killed(
-    tmp_path: Path, case: str, steps_per_epoch: int, num_kills: int
+    tmp_path: Path, case: tuple[str, ...]
 ) -> None:
-    path = tmp_path / "examples.npz"
-    obs = np.random.randn(375, 3)  # of which a fifth is held out
-    np.savez(path, obs=obs, target=obs.sum(1))
-    data = [f"dataset.path={path}"] if case == "regression" else []
-    overrides = [*EXAMPLES[case], *data, "trainer.log_every=10", "trainer.checkpoint_every=40"]
+    values = dict(override.split("=", 1) for override in case)
+    data = companion(values["alg"], "dataset")
+    overrides = [*case, "trainer.log_every=10", "trainer.checkpoint_every=40"]
+    if data == "arrays":
+        write_examples(tmp_path / "examples.npz")
+        overrides.append(f"dataset.path={tmp_path / 'examples.npz'}")
+    num_steps = 5 * math.ceil(SHOWN[data] / int(values["dataset.batch_size"]))
     overrides.append("trainer.total_epochs=5")
-    num_steps = 5 * steps_per_epoch
+    num_kills = 2
     for folder in compare(tmp_path, overrides, num_steps=num_steps, num_kills=num_kills):
         state = load_checkpoint(folder / "checkpoints" / "last").state
         assert state["step"] == num_steps

@@ -19,8 +19,8 @@ def answer_space(
         num_classes: None, or the number of classes, some of which may have no example.
 
     Raises:
-        ValueError: a label is out of range, the number of classes is another one or not known, or
-            the targets are no labels and it is given, or validation's are of another kind.
+        ValueError: a label is out of range, the number of classes is another one or not known or
+            one, or the targets are no labels and it is given, or validation's are of another kind.
 
     """
     if num_classes is not None and num_classes < 1:
@@ -47,7 +47,23 @@ def answer_space(
     for source in (training, validation):
         if source is not None and source.targets is not None:
             check_range(source.targets, count, source)
+    if num_classes is None:
+        check_two_classes(training)
     return spaces.Discrete(count)
+
+
+def check_two_classes(training: Source) -> None:
+    """Refuse with a ValueError examples of one class, which any classifier gets right."""
+    if training.num_classes == 1:
+        raise ValueError(
+            f"{training.name} has one class, but a classifier needs two; add examples of another"
+        )
+    labels = training.targets
+    if training.num_classes is None and labels is not None and (labels == labels[0]).all():
+        raise ValueError(
+            f"all examples of {training.name} have label {int(labels[0])}, but a classifier needs "
+            "two classes; set dataset.num_classes if there are more than the examples show"
+        )
 
 
 def regression_space(
@@ -83,15 +99,20 @@ def check_range(labels: Tensor, num_classes: int, source: Source, first: int = 0
     wrong = ((labels < 0) | (labels >= num_classes)).nonzero()
     if len(wrong):
         index = int(wrong[0])
+        label = int(labels[index])
+        allowed = f"allowed are 0 to {num_classes - 1}; see dataset.num_classes"
         raise UserError(
-            f"{source.name_example(first + index)} has label {int(labels[index])}; "
-            f"allowed are 0 to {num_classes - 1}; see dataset.num_classes"
+            f"{source.name_example(first + index)} has label {label}; "
+            f"{'labels count classes from 0' if label < 0 else allowed}"
         )
 
 
 def check_known(labels: Tensor, known: Tensor, source: Source) -> None:
-    """Refuse with a ValueError ``labels`` (n,) of ``source`` that are none of ``known`` (m,)."""
-    unknown = (~torch.isin(labels, known)).nonzero()
+    """Refuse with a ValueError ``labels`` (n,) of ``source`` that are none of ``known`` (m,).
+
+    Negative ones are left to ``check_range``: they can never be right.
+    """
+    unknown = ((labels >= 0) & ~torch.isin(labels, known)).nonzero()
     if len(unknown):
         index = int(unknown[0])
         raise ValueError(

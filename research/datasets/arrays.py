@@ -31,8 +31,8 @@ def array_examples(
 ) -> Examples:
     """Named arrays, the first dimension of which counts examples.
 
-    Integer targets (n,) are class labels, others are numbers to be learned. Observations are bytes
-    if they are uint8, else float32.
+    Integer targets (n,) are class labels, others are numbers to be learned. Observations of uint8
+    are images if they are (n, C, H, W) or (n, H, W), of one channel then; all others are float32.
 
     Args:
         env: not used.
@@ -44,7 +44,8 @@ def array_examples(
         split_seed, num_classes, batch_size, num_workers, device: as ``Examples`` takes them.
 
     Raises:
-        UserError: a file is missing or damaged, or has no such arrays, or one with no number.
+        UserError: a file is missing or damaged, or has no such arrays, or one with a value that is
+            no number of float32, or images (n, H, W, C).
         ValueError: as ``Examples`` raises it.
 
     """
@@ -69,23 +70,51 @@ def read_examples(path: Path, obs: Sequence[str], target: Sequence[str]) -> Tens
         raise ValueError("obs and target must each name at least one array")
     arrays = read_arrays(path, [*obs, *target])
     observations = join([arrays[name] for name in obs])
-    if observations.dtype != torch.uint8:
-        observations = observations.float()
+    if observations.dtype == torch.uint8 and observations.ndim in (3, 4):
+        observations = to_images(observations, f"{path}: '{obs[0]}'")
+    else:
+        observations = to_float32(observations, path, "an observation")
     if observations.ndim == 1:
         observations = observations[:, None]
     targets = join([arrays[name] for name in target])
     if targets.is_floating_point():
-        targets = targets.float().reshape(len(targets), -1)
+        targets = to_float32(targets, path, "a target").reshape(len(targets), -1)
     elif math.prod(targets.shape[1:]) == 1:
         targets = targets.long().flatten()
     else:
         raise UserError(f"{path}: labels must be one for each example, got {tuple(targets.shape)}")
-    for name, values in (("an observation", observations), ("a target", targets)):
-        if values.is_floating_point() and not (finite := values.flatten(1).isfinite().all(1)).all():
-            raise UserError(
-                f"{path}: example {int((~finite).nonzero()[0])} has no number in {name}"
-            )
     return TensorSource(str(path), observations, targets)
+
+
+def to_images(values: Tensor, name: str) -> Tensor:
+    """Images (n, C, H, W) of those, or of (n, H, W) with one channel.
+
+    Raises:
+        UserError: they look like (n, H, W, C).
+
+    """
+    shape = tuple(values.shape[1:])
+    if len(shape) == 3 and shape[0] > 4 and shape[2] in (1, 3, 4):
+        raise UserError(
+            f"{name} has images {shape}, but (C, H, W) is wanted; write np.moveaxis(x, -1, 1)"
+        )
+    return values.reshape(len(values), -1, *shape[-2:])
+
+
+def to_float32(values: Tensor, path: Path, what: str) -> Tensor:
+    """The same numbers (n, ...) as float32.
+
+    Raises:
+        UserError: for the first that is infinite, nan or too large.
+
+    """
+    numbers = values.float()
+    wrong = (~numbers.isfinite()).nonzero()
+    if len(wrong):
+        value = float(values[tuple(wrong[0])])
+        fault = f"{value:g}, beyond float32's 3.4e38," if math.isfinite(value) else "no number"
+        raise UserError(f"{path}: example {int(wrong[0, 0])} has {fault} in {what}")
+    return numbers
 
 
 def join(arrays: Sequence[Tensor]) -> Tensor:
@@ -100,7 +129,7 @@ def read_arrays(path: Path, names: Sequence[str]) -> dict[str, Tensor]:
 
     Raises:
         UserError: the file is missing, damaged or of no known kind, or has no such arrays of
-            numbers and of one length, or they do not fit.
+            numbers and of one length, or an example has none of them, or they do not fit.
 
     """
     readers = {".npz": read_npz, ".pt": read_pt, ".pth": read_pt, ".parquet": read_parquet}
@@ -114,11 +143,23 @@ def read_arrays(path: Path, names: Sequence[str]) -> dict[str, Tensor]:
         raise
     except Exception as error:  # each library has its own errors for damaged files
         raise UserError(f"{path} cannot be read: {one_line(error)}") from error
-    lengths = {name: len(array) if array.ndim else 0 for name, array in arrays.items()}
+    for name, array in arrays.items():
+        if not array.ndim:
+            raise UserError(
+                f"{path}: array '{name}' is a single number, {array.item()}; it must have one for "
+                "each example"
+            )
+    lengths = {name: len(array) for name, array in arrays.items()}
     if len(set(lengths.values())) > 1:
         raise UserError(f"{path}: the arrays differ in length: {lengths}")
     if not any(lengths.values()):
         raise UserError(f"{path} has no examples in the arrays {', '.join(names)}")
+    for name, array in arrays.items():
+        if not array.numel():
+            raise UserError(
+                f"{path}: array '{name}' has shape {tuple(array.shape)}, no number for an example; "
+                "see dataset.obs and dataset.target"
+            )
     return arrays
 
 

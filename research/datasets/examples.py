@@ -28,15 +28,16 @@ class Examples:
 
     Args:
         training: the examples to learn from.
-        validation: examples apart; or the fraction of ``training`` to hold out; None for none.
+        validation: examples apart; or the fraction of ``training`` to hold out; None for none,
+            where a run has something else to evaluate on.
         seed: of the order.
         split_seed: chooses those that are held out. Not ``seed``, so that runs with different seeds
             are compared on the same examples, which none of them has learned from.
         num_classes: how many labels there are; None for what ``training`` tells.
         batch_size: B, over all ranks.
         num_workers: 0 reads all examples now, into the memory of ``device``. Otherwise so many
-            processes read them as they are needed, and as many others those of validation; they
-            start with the first batch.
+            processes, but no more than the CPUs that this one may use, read them as they are
+            needed, and as many others those of validation; they start with the first batch.
         device: cpu, cuda or cuda:N; auto for a GPU if there is one. With workers, batches are in
             the host's memory, where a GPU can read them by itself if it is one.
 

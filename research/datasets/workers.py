@@ -26,13 +26,14 @@ def make_loader(
 ) -> DataLoader[Example | UserError]:
     """Reads ``batches``, indices (B,) each, in their order, two for each worker in advance.
 
+    There are ``num_workers``, but no more than ``num_cpus``, which the batches do not depend on.
     The workers start when it is iterated, and end with the iterator, or if they are ``persistent``
     with the loader, and with this process however that ends.
     """
     return DataLoader(
         reader,  # type: ignore[arg-type]  # it has all that is asked of a dataset with a sampler
         batch_sampler=batches,  # type: ignore[arg-type]
-        num_workers=num_workers,
+        num_workers=min(num_workers, num_cpus()),
         # Whatever has started this process: others import everything again, for seconds.
         multiprocessing_context="fork" if sys.platform == "linux" else None,
         collate_fn=unchanged,
@@ -42,6 +43,13 @@ def make_loader(
         generator=torch.Generator().manual_seed(seed),
         persistent_workers=persistent,
     )
+
+
+def num_cpus() -> int:
+    """How many CPUs this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # macOS has none
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def examples_of(loader: DataLoader[Example | UserError]) -> Iterator[Example]:

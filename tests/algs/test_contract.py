@@ -1,4 +1,4 @@
-"""What holds for every algorithm that has a yaml and acts in environments."""
+"""What holds for every algorithm that has a yaml."""
 
 import copy
 import io
@@ -13,11 +13,13 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from research.algs.base import Algorithm
+from research.algs.base import Algorithm, Metrics
 from research.batches import Tree
 from research.config import build, check
 from research.processors.base import Processor
-from tests.conftest import Load, online_algs
+from tests.conftest import Load, algs, companion, write_examples
+
+UNSCALED = np.float32(1)
 
 
 class Parts(NamedTuple):
@@ -36,26 +38,40 @@ class Parts(NamedTuple):
         ]
 
 
-@pytest.fixture(params=online_algs(), scope="module")
-def cfg(request: pytest.FixtureRequest, load: Load) -> DictConfig:
+@pytest.fixture(params=[*algs("online"), *algs("supervised")], scope="module")
+def cfg(
+    request: pytest.FixtureRequest, load: Load, tmp_path_factory: pytest.TempPathFactory
+) -> DictConfig:
     """What ``alg=x`` alone composes to, but for the sizes of its dataset and of its images."""
-    small = [f"alg={request.param}", "dataset.capacity=400", "dataset.batch_size=16"]
-    return load(*small, *(["env.pixel_size=24"] if sees_pixels(load(*small)) else []))
+    small = [f"alg={request.param}", "dataset.batch_size=16"]
+    cfg = load(*small)
+    if acts(cfg):
+        small += ["dataset.capacity=400"]
+    if companion(request.param, "dataset") == "arrays":
+        path = tmp_path_factory.mktemp("data") / "examples.npz"
+        write_examples(path)
+        small += [f"dataset.path={path}"]
+    return load(*small, *(["env.pixel_size=24"] if cfg.env.get("pixels") else []))
 
 
-def sees_pixels(cfg: DictConfig) -> bool:
-    """Whether a config's environment shows images."""
-    return bool(cfg.env.get("pixels", False))
+def acts(cfg: DictConfig) -> bool:
+    """Whether a config's trainer collects from environments."""
+    return cfg.trainer.collector is not None
 
 
-def make(cfg: DictConfig, seed: int = 0) -> Parts:
-    """The parts in the order of ``train.py``, with 100 random steps in the dataset."""
-    torch.manual_seed(seed)
+def make(cfg: DictConfig, seed: int = 0, *, weights_seed: int | None = None) -> Parts:
+    """The parts in the order of ``train.py``; a replay buffer has 100 random steps."""
+    torch.manual_seed(seed if weights_seed is None else weights_seed)
     env = build(cfg.env)
     dataset = build(cfg.dataset, env, seed)
     processor = build(cfg.processor, dataset.observation_space, dataset.action_space)
     alg = make_alg(cfg, processor)
     alg.make_optimizers()
+    if not acts(cfg):
+        processor.eval()
+        processor.fit(dataset.training_batches())
+        processor.train()
+        return Parts(env, processor, alg, dataset)
     key = (cfg.alg._target_, seed)
     if key not in RECORDED:
         RECORDED[key] = list(record(env, num_steps=100, seed=seed))
@@ -69,11 +85,12 @@ def make_alg(cfg: DictConfig, processor: Processor) -> Algorithm:
     return build(cfg.alg, network)
 
 
-def sample_obs(parts: Parts, size: int, scale: float = 1.0) -> Tree:
+def sample_obs(parts: Parts, size: int, scale: np.float32 = UNSCALED) -> Tree:
     """Processed observations (B, O), ``scale`` times what the environment gives."""
-    space = parts.env.single_observation_space
-    obs = np.stack([space.sample() * np.float32(scale) for _ in range(size)])
-    return parts.processor.process_obs(torch.as_tensor(obs))
+    space = parts.dataset.observation_space
+    space.seed(0)
+    obs = np.stack([space.sample() for _ in range(size)])
+    return parts.processor.process_obs(torch.as_tensor(obs if scale == 1 else obs * scale))
 
 
 RECORDED: dict[tuple[str, int], list[dict[str, Any]]] = {}
@@ -122,20 +139,25 @@ def assert_same(one: Algorithm, other: Algorithm) -> None:
     torch.testing.assert_close(dict(one.state_dict()), dict(other.state_dict()), rtol=0, atol=0)
 
 
+def assert_metrics(metrics: Metrics) -> None:
+    """Check that they are what the trainer can log."""
+    assert metrics
+    for name, value in metrics.items():
+        assert value.shape == (), name
+        assert not value.requires_grad, name
+        assert torch.isfinite(value), name
+
+
 def test_the_algorithm_alone_brings_companions_that_suit_it(cfg: DictConfig) -> None:
     check(cfg)
     parts = make(cfg)
     assert isinstance(parts.alg, Algorithm)
-    assert len(parts.dataset) > 0
+    assert parts.dataset.sample()
 
 
 def test_metrics_are_finite_detached_and_without_dimensions(cfg: DictConfig) -> None:
     for metrics in make(cfg).update(count=4):
-        assert metrics
-        for name, value in metrics.items():
-            assert value.shape == (), name
-            assert not value.requires_grad, name
-            assert torch.isfinite(value), name
+        assert_metrics(metrics)
 
 
 def test_updates_change_the_weights_and_leave_them_finite(cfg: DictConfig) -> None:
@@ -148,7 +170,7 @@ def test_updates_change_the_weights_and_leave_them_finite(cfg: DictConfig) -> No
 
 
 def test_a_reloaded_algorithm_goes_on_exactly(cfg: DictConfig, tmp_path: Path) -> None:
-    parts, twin = make(cfg, seed=0), make(cfg, seed=1)
+    parts, twin = make(cfg), make(cfg, weights_seed=1)
     parts.update(count=3)
     twin.alg.load_state_dict(saved_and_loaded(parts.alg.state_dict()))
     twin.processor.load_state_dict(saved_and_loaded(parts.processor.state_dict()))
@@ -169,6 +191,8 @@ def test_acting_on_loaded_weights_needs_no_optimizers(cfg: DictConfig) -> None:
     alg.load_state_dict(saved_and_loaded(trained.alg.state_dict()))
     assert not alg.optimizers
     obs = sample_obs(trained, 10)
+    alg.eval()
+    trained.alg.eval()
     assert torch.equal(alg.act(obs, 0, explore=False), trained.alg.act(obs, 0, explore=False))
 
 
@@ -187,8 +211,9 @@ def test_another_seed_gives_other_weights(cfg: DictConfig) -> None:
 
 
 @pytest.mark.parametrize("explore", [False, True])
-@pytest.mark.parametrize("scale", [1.0, 1e6])
-def test_actions_lie_in_the_action_space(cfg: DictConfig, explore: bool, scale: float) -> None:
+@pytest.mark.parametrize("scale", [UNSCALED, np.float32(1e6)])
+@pytest.mark.parametrize("cfg", algs("online"), indirect=True)
+def test_actions_lie_in_the_action_space(cfg: DictConfig, explore: bool, scale: np.float32) -> None:
     parts = make(cfg)
     action = parts.alg.act(sample_obs(parts, 50, scale), 0, explore)
     action = parts.processor.unprocess_action(action)
@@ -199,9 +224,22 @@ def test_actions_lie_in_the_action_space(cfg: DictConfig, explore: bool, scale: 
 
 def test_acting_without_exploration_is_always_the_same(cfg: DictConfig) -> None:
     parts = make(cfg)
+    parts.alg.eval()
     obs = sample_obs(parts, 10)
     one, other = (parts.alg.act(obs, 0, explore=False) for _ in range(2))
     assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("cfg", algs("supervised"), indirect=True)
+def test_validating_changes_nothing_and_gives_finite_numbers(cfg: DictConfig) -> None:
+    parts = make(cfg)
+    parts.update(count=2)
+    for module in (parts.alg, parts.processor):
+        module.eval()
+    before = copy.deepcopy(parts.alg)
+    for batch in parts.dataset.validation_batches():
+        assert_metrics(parts.alg.validate(parts.processor(batch)))
+    assert_same(parts.alg, before)
 
 
 def test_every_trained_parameter_has_one_optimizer(cfg: DictConfig) -> None:
