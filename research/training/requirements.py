@@ -30,7 +30,10 @@ def check_parts(alg: Algorithm, dataset: Dataset, env: Any, *, collects: bool) -
                 "try trainer=offline or trainer=supervised"
             )
         if not isinstance(dataset, ValidationDataset) or not dataset.num_validation:
-            raise ValueError("nothing to evaluate on: no environment, and no dataset.validation")
+            raise ValueError(
+                "nothing to evaluate on: no environment, and no dataset.validation; give it a "
+                "fraction of the examples, such as 0.2"
+            )
         if type(alg).validate is Algorithm.validate:
             raise ValueError(f"{type(alg).__name__} is evaluated in environments alone")
     elif not are_alike(env.single_observation_space, dataset.observation_space):

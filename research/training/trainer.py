@@ -156,6 +156,7 @@ class Trainer:
         self.logger = logger
         self.run = run
         self.total_steps = count_steps(dataset, total_steps, total_epochs)
+        self.total_epochs = total_epochs
         self.score = Score(metric, mode, patience=patience)
         self.log_every = log_every
         self.eval_every = eval_every or epoch_steps(dataset, "eval_every=null")
@@ -426,9 +427,10 @@ class Trainer:
         """Go on from the run directory's last checkpoint, or the one before if it is damaged."""
         folder = load_newest(self.run.folder, self.load)
         if self.step > self.total_steps:
-            raise UserError(
-                f"trainer.total_steps={self.total_steps} is below the {self.step} steps of {folder}"
-            )
+            length = f"trainer.total_steps={self.total_steps}"
+            if self.total_epochs is not None:
+                length = f"trainer.total_epochs={self.total_epochs} ({self.total_steps} steps)"
+            raise UserError(f"{length} is below the {self.step} steps of {folder}")
         if self.rank == 0:  # it may lag the checkpoint
             self.run.status.update(step=self.step, score=self.score.best_score)
         log.info("resumed at step %d of %d", self.step, self.total_steps)

@@ -85,6 +85,17 @@ def test_a_metric_that_validation_lacks_is_told_before_the_first_update(tmp_path
     assert trainer.step == trainer.learner.updates == 0
 
 
+def test_fewer_epochs_than_there_were_are_refused(tmp_path: Path) -> None:
+    make(tmp_path, total_epochs=3).train()
+    with pytest.raises(UserError, match=r"total_epochs=2 \(10 steps\) is below the 15 steps"):
+        make(tmp_path, total_epochs=2).train()
+
+
+def test_the_highest_loss_is_never_the_best(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="the best eval/loss is the lowest; set mode=min"):
+        make(tmp_path, total_epochs=3, metric="eval/loss", mode="max")
+
+
 class Shift(Identity):
     """Subtracts the mean of all training inputs, which it is told once."""
 

@@ -563,7 +563,7 @@ def test_offline_learning_evaluates_in_an_environment_and_never_trains_in_it(
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"dataset": Tape()}, "nothing to evaluate on"),
+        ({"dataset": Tape()}, "nothing to evaluate on.* such as 0.2"),
         ({"alg": Toy()}, "Toy is evaluated in environments alone"),
         ({"collector": collecting()}, "a collector needs an environment to step"),
         ({"mode": "maximum"}, "mode must be max or min, got maximum"),
