@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from research.config import build, check, to_plain
 from research.differences import differences
 from research.errors import UserError
-from research.explain import CONF, exit_status, one_line
+from research.explain import CONF, exit_status, is_override, one_line
 from research.files import MAX_DEPTH, read_text, write_whole
 from research.launchers.ranks import Node, this_node
 from research.launchers.store import share_config_store
@@ -71,6 +71,8 @@ def command(task: Task) -> Callable[[], None]:
     @functools.wraps(task)
     def main() -> None:
         os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints the error in its own words
+        # Hydra's parser takes overrides on one side of an option only.
+        sys.argv[1:] = sorted(sys.argv[1:], key=is_override, reverse=True)
         for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
             if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, signal.default_int_handler)

@@ -48,6 +48,11 @@ def explain_choice(error: MissingConfigException) -> str:
     return f"{group}={choice} is not a choice; allowed: {', '.join(options)}{guess}"
 
 
+def is_override(word: str) -> bool:
+    """Whether a word of the command line changes the config, rather than being an option's."""
+    return word.startswith("~") or ("=" in word and not word.startswith("-"))
+
+
 def explain_override(key: str) -> str:
     """One line for a key that no config has, found among those that are there without it."""
     from hydra import compose, initialize_config_dir
@@ -56,8 +61,7 @@ def explain_override(key: str) -> str:
     from hydra.errors import ConfigCompositionException
 
     GlobalHydra.instance().clear()
-    words = [word for word in sys.argv[1:] if "=" in word and not word.startswith("-")]
-    given = OverridesParser.create().parse_overrides(words)
+    given = OverridesParser.create().parse_overrides(list(filter(is_override, sys.argv[1:])))
     kept = [o.input_line for o in given if o.key_or_group != key and not o.is_sweep_override()]
     with initialize_config_dir(str(CONF), version_base="1.3"):
         try:

@@ -309,6 +309,12 @@ def test_a_second_process_on_a_run_directory_is_refused(cli: Cli, tmp_path: Path
     assert cli("trainer.total_steps=40", run_dir).status == 0
 
 
+def test_overrides_may_stand_on_both_sides_of_an_option(cli: Cli) -> None:
+    outcome = cli("seed=1", "--cfg", "job", "~alg.tau", "-p", "trainer", "trainer.total_steps=3")
+    assert outcome.status == 0
+    assert "total_steps: 3" in outcome.out
+
+
 def test_help_lists_groups_and_run_wide_keys(cli: Cli) -> None:
     outcome = cli("--help")
     assert outcome.status == 0
