@@ -56,7 +56,7 @@ def check_two_classes(training: Source) -> None:
     """Refuse with a ValueError examples of one class, which any classifier gets right."""
     if training.num_classes == 1:
         raise ValueError(
-            f"{training.name} has one class, but a classifier needs two; add examples of another"
+            f"{training.name} has one class, but a classifier needs two; add examples of a second"
         )
     labels = training.targets
     if training.num_classes is None and labels is not None and (labels == labels[0]).all():

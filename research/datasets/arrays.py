@@ -111,9 +111,10 @@ def to_float32(values: Tensor, path: Path, what: str) -> Tensor:
     numbers = values.float()
     wrong = (~numbers.isfinite()).nonzero()
     if len(wrong):
-        value = float(values[tuple(wrong[0])])
-        fault = f"{value:g}, beyond float32's 3.4e38," if math.isfinite(value) else "no number"
-        raise UserError(f"{path}: example {int(wrong[0, 0])} has {fault} in {what}")
+        example, value = f"{path}: example {int(wrong[0, 0])}", float(values[tuple(wrong[0])])
+        if math.isfinite(value):
+            raise UserError(f"{example} has {value:g} in {what}, beyond float32; scale it down")
+        raise UserError(f"{example} has no number in {what}")
     return numbers
 
 

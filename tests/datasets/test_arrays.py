@@ -1,5 +1,6 @@
 """Arrays of .npz, .pt and .parquet files."""
 
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -104,6 +105,49 @@ def test_images_stay_bytes(make: Any, tmp_path: Path, suffix: str) -> None:
     assert dataset.observation_space == spaces.Box(0, 255, (3, 2, 2), np.uint8)
 
 
+def test_images_without_channels_have_one(make: Any, tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (4, 3, 5), np.uint8)
+    write_npz(tmp_path / "a.npz", {"obs": images, "target": np.arange(4)})
+    dataset = make(tmp_path / "a.npz")
+    np.testing.assert_array_equal(stored(dataset).obs, images[:, None])
+    assert dataset.observation_space == spaces.Box(0, 255, (1, 3, 5), np.uint8)
+
+
+@pytest.mark.parametrize("shape", [(), (6,), (2, 3, 4, 5)])
+def test_bytes_that_are_no_images_are_floats_as_other_integers_are(
+    make: Any, tmp_path: Path, shape: tuple[int, ...]
+) -> None:
+    values = np.random.default_rng(0).integers(0, 256, (4, *shape), np.uint8)
+    spaces_of = []
+    for dtype in (np.uint8, np.int64):
+        write_npz(tmp_path / "a.npz", {"obs": values.astype(dtype), "target": np.arange(4)})
+        dataset = make(tmp_path / "a.npz")
+        np.testing.assert_array_equal(stored(dataset).obs, values.reshape(4, *(shape or (1,))))
+        spaces_of.append(dataset.observation_space)
+    assert spaces_of == [spaces.Box(-np.inf, np.inf, shape or (1,), np.float32)] * 2
+
+
+@pytest.mark.parametrize("shape", [(32, 32, 3), (16, 16, 4), (5, 9, 1)])
+def test_images_with_their_channels_last_are_refused(
+    make: Any, tmp_path: Path, shape: tuple[int, ...]
+) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (4, *shape), np.uint8)
+    write_npz(tmp_path / "a.npz", {"obs": images, "target": np.arange(4)})
+    message = rf"{re.escape(str(shape))}, but \(C, H, W\) is wanted; write np.moveaxis\(x, -1, 1\)$"
+    with pytest.raises(UserError, match=rf"a\.npz: 'obs' has images {message}"):
+        make(tmp_path / "a.npz")
+    write_npz(tmp_path / "a.npz", {"obs": np.moveaxis(images, -1, 1), "target": np.arange(4)})
+    assert make(tmp_path / "a.npz").observation_space.shape == (shape[-1], *shape[:2])
+
+
+def test_small_images_with_their_channels_first_are_read(make: Any, tmp_path: Path) -> None:
+    for shape in ((1, 3, 3), (3, 4, 4), (4, 8, 1), (9, 6, 6)):
+        write_npz(
+            tmp_path / "a.npz", {"obs": np.zeros((2, *shape), np.uint8), "target": np.arange(2)}
+        )
+        assert make(tmp_path / "a.npz").observation_space.shape == shape
+
+
 def test_any_width_of_numbers_is_read(make: Any, tmp_path: Path) -> None:
     for dtype in (">f8", "<f4", "f2", "u2", "i1", "?"):
         write_npz(tmp_path / "a.npz", {"obs": np.eye(3).astype(dtype), "target": np.arange(3)})
@@ -165,6 +209,10 @@ def test_altered_bytes_of_an_npz_are_seen(make: Any, tmp_path: Path) -> None:
             "obs and target must each name at least one",
         ),
         ({"obs": (0, 1), "target": (0,)}, {}, "has no examples"),
+        ({"obs": (3, 1), "target": ()}, {}, "array 'target' is a single number, 0; it must have"),
+        ({"obs": (), "target": ()}, {}, "array 'obs' is a single number, 0; it must have one for"),
+        ({"obs": (3, 0), "target": (3,)}, {}, r"array 'obs' has shape \(3, 0\), no number for an"),
+        ({"obs": (3,), "target": (3, 0)}, {}, r"array 'target' has shape \(3, 0\), no number for"),
     ],
 )
 @pytest.mark.parametrize("suffix", ["npz", "pt"])
@@ -187,10 +235,11 @@ def test_arrays_that_do_not_fit_together_are_refused(
     [
         (np.zeros((3, 2), int), r"labels must be one for each example, got \(3, 2\)"),
         (np.array([0.0, 1.0, np.nan]), "example 2 has no number in a target"),
+        (np.array([0.0, -1e300, 1.0]), "example 1 has -1e.300 in a target, beyond float32; scale"),
         (np.array(["a", "b", "c"]), "cannot be read: an array holds <U1, no numbers"),
         (np.array([0, None, 1], object), "cannot be read: Object arrays cannot be loaded"),
         (np.array([0, 1, 9]), "example 2 of .*a.npz has label 9; allowed are 0 to 3"),
-        (np.array([0, -2, 1]), "example 1 of .*a.npz has label -2; allowed are 0 to 3"),
+        (np.array([0, -2, 1]), "example 1 of .*a.npz has label -2; labels count classes from 0"),
     ],
 )
 def test_targets_that_are_no_answers_are_refused(
@@ -205,6 +254,14 @@ def test_targets_that_are_no_answers_are_refused(
 def test_an_observation_without_a_number_is_named(make: Any, tmp_path: Path) -> None:
     write_npz(tmp_path / "a.npz", {"obs": np.array([0.0, np.inf]), "target": np.arange(2)})
     with pytest.raises(UserError, match=r"a\.npz: example 1 has no number in an observation"):
+        make(tmp_path / "a.npz")
+
+
+def test_an_observation_beyond_float32_is_named(make: Any, tmp_path: Path) -> None:
+    obs = np.array([[0.0, 1.0], [-3.4e38, 2.0], [3.0, 1e300]])
+    write_npz(tmp_path / "a.npz", {"obs": obs, "target": np.arange(3)})
+    message = r"a\.npz: example 2 has 1e.300 in an observation, beyond float32; scale it down$"
+    with pytest.raises(UserError, match=message):
         make(tmp_path / "a.npz")
 
 

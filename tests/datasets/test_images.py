@@ -1,5 +1,6 @@
 """Images in folders."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -159,6 +160,15 @@ def test_what_is_missing_is_named(make: Any, root: Path) -> None:
     (root / "empty/train").mkdir(parents=True)
     with pytest.raises(UserError, match=f"^{root}/empty/train holds no folder of a class"):
         make(f"root={root}/empty", "validation=null")
+
+
+def test_a_single_folder_is_no_classification(make: Any, root: Path) -> None:
+    for name in ("train/ant", "train/bee", "val/bee"):
+        shutil.rmtree(root / name)
+    message = f"^dataset: {root}/train has one class, but a classifier needs two; add examples of a"
+    for override in ("num_workers=0", "num_workers=1"):
+        with pytest.raises(UserError, match=message):
+            make(override)
 
 
 @pytest.mark.parametrize(
