@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from research.config import build, check, to_plain
-from research.differences import differences
+from research.differences import LENGTHS, differences
 from research.errors import UserError
 from research.explain import CONF, exit_status, is_override, one_line
 from research.files import MAX_DEPTH, read_text, write_whole
@@ -37,9 +37,6 @@ Task: TypeAlias = Callable[[DictConfig, Run], float]
 log = logging.getLogger(__name__)
 MAX_BYTES = 2**18
 """A longer file is no config."""
-
-LENGTHS = ("total_steps", "total_epochs")
-EXTENDABLE = {"resume", *(f"trainer.{name}" for name in LENGTHS)}
 
 
 def command(task: Task) -> Callable[[], None]:
@@ -151,7 +148,8 @@ def run_in(run_dir: Path, task: Task, cfg: DictConfig, node: Node) -> float:
 def is_as_long(cfg: DictConfig, run_dir: Path) -> bool:
     """Whether the run in a directory was to be as long as this one."""
     stored = read_config(run_dir)["trainer"]
-    return all(stored.get(name) == cfg.trainer.get(name) for name in LENGTHS)
+    names = [key.removeprefix("trainer.") for key in LENGTHS]
+    return all(stored.get(name) == cfg.trainer.get(name) for name in names)
 
 
 def compare(cfg: DictConfig, run_dir: Path) -> list[str]:
@@ -174,7 +172,8 @@ def compare(cfg: DictConfig, run_dir: Path) -> list[str]:
     # As written first, since nothing that a file says is resolved; then as it is now.
     written = dict(differences(stored, OmegaConf.to_container(cfg)))
     resolved = dict(differences(stored, to_plain(cfg)))
-    changes = [written[path] for path in written if path in resolved and path not in EXTENDABLE]
+    free = {"resume", *LENGTHS}
+    changes = [written[path] for path in written if path in resolved and path not in free]
     if changes and cfg.resume != "override":
         raise UserError(
             f"{run_dir} belongs to another config: {'; '.join(changes)}; "

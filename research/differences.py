@@ -3,6 +3,9 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+LENGTHS = ("trainer.total_steps", "trainer.total_epochs")
+"""Keys of a config that may grow when a run or a sweep goes on."""
+
 
 def differences(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, str]]:
     """The path of every key whose value differs, and ``key: old -> new``."""

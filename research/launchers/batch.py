@@ -15,6 +15,7 @@ from hydra.core.utils import JobReturn
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
+from research.differences import LENGTHS
 from research.errors import UserError
 from research.files import write_whole
 from research.launchers.job import (
@@ -26,7 +27,7 @@ from research.launchers.job import (
     restore,
     unfinished,
 )
-from research.launchers.ledger import Job, Plan
+from research.launchers.ledger import Job, Plan, planned_jobs
 from research.launchers.pool import Outcome, Task
 from research.launchers.process import Process, make_call
 from research.launchers.store import share_config_store
@@ -71,8 +72,10 @@ class Batch:
         config = OmegaConf.to_container(program.config, resolve=False)
         assert isinstance(config, dict)
         base = {str(key): value for key, value in config.items() if key != "hydra"}
-        self.plan = Plan(program.folder, command=command, config=base)
         swept = swept_keys(program)
+        is_search = "n_trials" in program.config.hydra.sweeper  # which compares equal lengths only
+        extendable = () if is_search else set(LENGTHS) - set(swept)
+        self.plan = Plan(program.folder, command=command, config=base, extendable=extendable)
         self.jobs = self.plan.add(overrides, swept=swept, locate=self.locate)
         write_whole(program.folder / "multirun.yaml", OmegaConf.to_yaml(program.config))
         self.configs = {job.number: self.compose(job) for job in self.jobs}
@@ -99,8 +102,9 @@ class Batch:
         return config
 
     def to_do(self) -> list[Job]:
-        """The jobs that have not completed."""
-        return [job for job in self.unique_jobs() if state(job) != "completed"]
+        """The jobs that have not completed, or have become longer."""
+        longer = self.plan.is_extended
+        return [job for job in self.unique_jobs() if longer or state(job) != "completed"]
 
     @property
     def score_mode(self) -> Any:
@@ -119,6 +123,11 @@ class Batch:
             results: the folder where they leave what they return, if not to a parent.
 
         """
+        if self.plan.is_extended:
+            for job in planned_jobs(self.plan.folder):
+                if state(job) == "completed":
+                    Status(job.folder).submit()
+            self.plan.extend()
         program = self.program
         shared = Shared(program.task_function, program.context, hydra_state())
         pickled = cloudpickle.dumps(shared)

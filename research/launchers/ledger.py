@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,15 +41,25 @@ class Plan:
         folder: the sweep directory.
         command: what is typed to go on with it, as ``sys.argv``.
         config: the base config that all jobs share, as plain values.
+        extendable: numbers in it that may be larger than before, such as a length of training,
+            which every job then has, after ``extend`` has written it down.
 
     Raises:
         UserError: the directory holds a sweep of another base config, or another file.
 
     """
 
-    def __init__(self, folder: Path, *, command: Sequence[str], config: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        command: Sequence[str],
+        config: Mapping[str, Any],
+        extendable: Collection[str] = (),
+    ) -> None:
         self.folder = folder
         config = json.loads(json.dumps(config, default=str))
+        self.latest = {"command": list(command), "config": config}
         self.content = read_plan(folder) or {
             "created": utc_now(),
             "command": list(command),
@@ -57,7 +67,14 @@ class Plan:
             "config": config,
             "jobs": [],
         }
-        changes = [line for _, line in differences(self.content["config"], config)]
+        varied = {key for entry in self.content["jobs"] for key in entry["varies"]}
+        self.extendable = set(extendable) - varied
+        before = self.content["config"]
+        changes = [
+            line
+            for path, line in differences(before, config)
+            if path not in self.extendable or not is_larger(at(config, path), at(before, path))
+        ]
         if changes:
             raise UserError(
                 f"{folder} holds a sweep of another base config: {'; '.join(changes)}; "
@@ -73,6 +90,8 @@ class Plan:
     ) -> list[Job]:
         """The jobs for the overrides in ``batch``; those that are not planned yet join the plan.
 
+        It is written at once, unless it is extended: ``extend`` does it then.
+
         Args:
             batch: the overrides of each job.
             swept: the keys that the sweep varies, even if these jobs do not show it.
@@ -83,6 +102,8 @@ class Plan:
             UserError: two jobs would share a run directory.
 
         """
+        if self.is_extended:
+            self.lengthen(batch[0])
         planned = {identity(entry["overrides"]): entry for entry in self.content["jobs"]}
         new = [list(overrides) for overrides in batch if identity(overrides) not in planned]
         new = list({identity(overrides): overrides for overrides in new}.values())
@@ -106,11 +127,28 @@ class Plan:
             varies = {key: values[key] for key in keys if key in values}
             entry = {"number": number, "name": name, "folder": folder, "varies": varies}
             entries.append({**entry, "overrides": overrides})
-        if entries:
-            self.content["jobs"] += entries
+        self.content["jobs"] += entries
+        if entries and not self.is_extended:
             self.write()
         planned |= {identity(entry["overrides"]): entry for entry in entries}
         return [as_job(self.folder, planned[identity(overrides)]) for overrides in batch]
+
+    def lengthen(self, overrides: Iterable[str]) -> None:
+        """Give all jobs what ``overrides``, of one of the new ones, say of what has grown."""
+        lengths = [each for each in overrides if key_of(each) in self.extendable]
+        for entry in self.content["jobs"]:
+            kept = [each for each in entry["overrides"] if key_of(each) not in self.extendable]
+            entry["overrides"] = [*kept, *lengths]
+
+    @property
+    def is_extended(self) -> bool:
+        """Whether the config has grown, and that is not noted yet."""
+        return self.content["config"] != self.latest["config"]
+
+    def extend(self) -> None:
+        """Write down what the jobs are from now on."""
+        self.content |= self.latest
+        self.write()
 
     def write(self) -> None:
         """Replace the file."""
@@ -163,6 +201,23 @@ def as_job(folder: Path, entry: Mapping[str, Any]) -> Job:
 def identity(overrides: Iterable[str]) -> tuple[str, ...]:
     """The same for the same overrides in any order."""
     return tuple(sorted(overrides))
+
+
+def key_of(override: str) -> str:
+    """The key that an override changes."""
+    return override.partition("=")[0].lstrip("+~")
+
+
+def at(config: Any, path: str) -> Any:
+    """The value at a path of mappings, or None."""
+    for key in path.split("."):
+        config = config.get(key) if isinstance(config, Mapping) else None
+    return config
+
+
+def is_larger(new: Any, old: Any) -> bool:
+    """Whether both are numbers, the new one above the old."""
+    return isinstance(new, int | float) and isinstance(old, int | float) and new > old
 
 
 def as_mapping(overrides: Iterable[str]) -> dict[str, str]:

@@ -71,6 +71,12 @@ def launch(
         batch = Batch(program, overrides, [sys.executable, *sys.orig_argv[1:]])
         to_do = batch.to_do()
         in_queue = queued(batch.plan.folder) if to_do else set()
+        if batch.plan.is_extended and in_queue:
+            raise UserError(
+                f"{len(in_queue)} jobs of {batch.plan.folder} are still in SLURM's queue, with "
+                "their old length; extend the sweep when they are over, or cancel them: "
+                f"python -m research.sweep cancel {batch.plan.folder}"
+            )
         # A job that failed is over, though its allocation may go on with others.
         jobs = [job for job in to_do if job.number not in in_queue or state(job) == "failed"]
         groups = allocations(len(jobs), options.jobs_per_allocation, options.remainder)

@@ -13,13 +13,24 @@ from research.errors import UserError
 from research.launchers.ledger import Job, Plan, planned_jobs
 
 
-def add(folder: Path, *batch: str, config: Any = None, subdir: str = "name") -> list[Job]:
-    plan = Plan(folder, command=["train.py", "-m"], config={"a": 1} if config is None else config)
+def add(
+    folder: Path, *batch: str, config: Any = None, subdir: str = "name", extend: bool = False
+) -> list[Job]:
+    plan = Plan(
+        folder,
+        command=["train.py", "-m"],
+        config={"a": 1} if config is None else config,
+        extendable=["t.steps", "t.epochs"],
+    )
 
     def locate(number: int, name: str, overrides: Sequence[str]) -> str:
         return {"name": name, "number": str(number), "same": "same"}[subdir]
 
-    return plan.add([job.split() for job in batch], swept=["seed"], locate=locate)
+    jobs = plan.add([job.split() for job in batch], swept=["seed"], locate=locate)
+    if extend:
+        assert plan.is_extended
+        plan.extend()
+    return jobs
 
 
 def test_jobs_are_named_by_what_varies_seed_last(tmp_path: Path) -> None:
@@ -55,6 +66,36 @@ def test_a_changed_base_config_is_refused_with_the_difference(tmp_path: Path) ->
     add(tmp_path, "seed=0", config={"alg": {"lr": 0.1, "tau": 1}})
     with pytest.raises(UserError, match=r"another base config: alg\.lr: 0\.1 -> 0\.2; choose"):
         add(tmp_path, "seed=0", config={"alg": {"lr": 0.2, "tau": 1}})
+
+
+def test_a_larger_length_extends_the_same_jobs(tmp_path: Path) -> None:
+    short, long = ({"a": 1, "t": {"steps": steps}} for steps in (10, 20))
+    before = add(tmp_path, "t.steps=10 seed=0", "t.steps=10 seed=1", config=short)
+    batch = ("seed=0 t.steps=20", "seed=2 t.steps=20")
+    after = add(tmp_path, *batch, config=long)
+    assert after[0] == before[0]._replace(overrides=("seed=0", "t.steps=20"))
+    assert (after[1].number, after[1].name, after[1].varies) == (2, "seed=2", {"seed": "2"})
+    assert planned_jobs(tmp_path) == before  # it may still be refused
+    assert add(tmp_path, *batch, config=long, extend=True) == after
+    assert add(tmp_path, "t.steps=20 seed=1", config=long)[0].folder == before[1].folder
+    with pytest.raises(UserError, match=r"another base config: t\.steps: 20 -> 10; choose"):
+        add(tmp_path, "seed=0", config=short)
+    assert [job.overrides[-1] for job in planned_jobs(tmp_path)] == ["t.steps=20"] * 3
+
+
+@pytest.mark.parametrize("steps", [None, 5, "20"])
+def test_a_length_that_is_not_larger_is_another_config(tmp_path: Path, steps: Any) -> None:
+    add(tmp_path, "seed=0", config={"t": {"steps": 10}})
+    with pytest.raises(UserError, match=r"another base config: t\.steps: 10 -> "):
+        add(tmp_path, "seed=0", config={"t": {"steps": steps}})
+
+
+def test_a_length_that_varied_does_not_grow(tmp_path: Path) -> None:
+    plan = Plan(tmp_path, command=[], config={"t": {"steps": 30}}, extendable=["t.steps"])
+    batch = [["t.steps=1"], ["t.steps=2"]]
+    assert len(plan.add(batch, swept=["t.steps"], locate=lambda number, *_: str(number))) == 2
+    with pytest.raises(UserError, match=r"another base config: t\.steps: 30 -> 50"):
+        add(tmp_path, "t.steps=50", config={"t": {"steps": 50}})
 
 
 def test_jobs_that_would_share_a_directory_are_refused(tmp_path: Path) -> None:

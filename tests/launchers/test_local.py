@@ -107,6 +107,22 @@ def test_another_base_config_is_refused(program: Program) -> None:
     assert "another base config: sleep_s: 0 -> 0.1" in answer.err
 
 
+def test_a_longer_training_extends_every_job(program: Program) -> None:
+    length = "+trainer.total_steps"
+    assert program.run("seed=0,1,2", f"{length}=10").status == 0
+    assert program.run("seed=0,1", f"{length}=20", "hydra.sweeper.dry_run=true").status == 0
+    assert read_status(program.sweep / "seed=0")["state"] == "completed"  # type: ignore[index]
+    assert program.run("seed=0,1", f"{length}=20").status == 0
+    for job in ("seed=0", "seed=1"):
+        assert "total_steps: 20" in (program.sweep / job / ".hydra" / "config.yaml").read_text()
+    assert read_status(program.sweep / "seed=2")["state"] == "pending"  # type: ignore[index]
+    before = program.journal()
+    assert program.run("seed=0,1,2", f"{length}=20").status == 0
+    assert program.journal() == [*before, "start work 2", "end work 2"]
+    answer = program.run("seed=0,1", f"{length}=10")
+    assert "another base config: trainer.total_steps: 20 -> 10" in answer.err
+
+
 def test_a_second_launcher_is_refused_and_no_job_runs_twice(program: Program) -> None:
     first = program.start("seed=0,1", "sleep_s=6")
     wait_for(lambda: len(program.journal()) == 2)

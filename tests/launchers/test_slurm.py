@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from research.launchers import allocation
+from research.launchers.ledger import read_plan
 from research.status import read_status
 from tests.launchers.cluster import Cluster, unavailable
 from tests.launchers.programs import Answer, Program
@@ -349,6 +350,7 @@ def test_jobs_are_packed_and_nothing_is_submitted_twice(
         "hydra.launcher.jobs_per_allocation=2",
         f"hydra.launcher.remainder={remainder}",
         "+hydra.launcher.additional_parameters.hold=true",
+        "+trainer.total_steps=1",
     ]
     answer = program.run(*command)
     assert answer.status == 0
@@ -360,6 +362,10 @@ def test_jobs_are_packed_and_nothing_is_submitted_twice(
     answer = program.run(*command)
     assert answer.status == 0
     assert "0 jobs in 0 allocations (5 submitted earlier)" in answer.out
+    answer = program.run(*command[:-1], "+trainer.total_steps=2")
+    assert answer.status == 1
+    assert "sweep are still in SLURM's queue, with their old length" in answer.err
+    assert read_plan(program.sweep)["config"]["trainer"]["total_steps"] == 1  # type: ignore[index]
     assert len(program.queue()) == len(sizes)
 
 
