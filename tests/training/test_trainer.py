@@ -539,6 +539,23 @@ def test_the_processor_learns_from_training_batches_alone(tmp_path: Path) -> Non
     assert seen == [trial, (4, True), (4, True), (3, False), (1, False)]
 
 
+def test_every_rank_draws_numbers_of_its_own_at_every_update(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Drawing(Regression):
+        def update(self, batch: tuple[Tensor, Tensor], *, step: int, updates: int) -> Metrics:
+            drawn.append(torch.rand(()).item())
+            return super().update(batch, step=step, updates=updates)
+
+    drawn: list[float] = []
+    monkeypatch.setattr("research.training.trainer.copy_from_first", lambda alg: None)
+    for rank in (0, 1):
+        trainer = make_supervised(tmp_path / str(rank), alg=Drawing(), total_steps=5)
+        trainer.rank, trainer.num_ranks = rank, 2
+        trainer.train()
+    assert len(set(drawn)) == len(drawn) == 10
+
+
 def test_offline_learning_evaluates_in_an_environment_and_never_trains_in_it(
     tmp_path: Path,
 ) -> None:
