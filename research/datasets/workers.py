@@ -4,15 +4,20 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch.utils.data import DataLoader
 
 from research.batches import Example
 from research.datasets.reading import Reader
 from research.errors import UserError
+
+SETTLE_S = 0.1
+"""For threads that have nothing to wait for to come to rest."""
 
 
 def make_loader(
@@ -30,6 +35,10 @@ def make_loader(
     The workers start when it is iterated, and end with the iterator, or if they are ``persistent``
     with the loader, and with this process however that ends.
     """
+    if dist.is_available() and dist.is_initialized():
+        # While a thread of the process group lets go of its last message, a fork may inherit a
+        # locked lock: https://github.com/python/cpython/issues/112275, in Python 3.11.7 and before.
+        time.sleep(SETTLE_S)
     return DataLoader(
         reader,  # type: ignore[arg-type]  # it has all that is asked of a dataset with a sampler
         batch_sampler=batches,  # type: ignore[arg-type]
