@@ -37,7 +37,7 @@ def make_loader(
     """
     if dist.is_available() and dist.is_initialized():
         # While a thread of the process group lets go of its last message, a fork may inherit a
-        # locked lock: https://github.com/python/cpython/issues/112275, in Python 3.11.7 and before.
+        # locked lock: https://github.com/python/cpython/issues/112275, mended in Python 3.12.
         time.sleep(SETTLE_S)
     return DataLoader(
         reader,  # type: ignore[arg-type]  # it has all that is asked of a dataset with a sampler
