@@ -44,7 +44,7 @@ class Follower:
     def look(self) -> list[Row]:
         """Read the status files, ask SLURM if it is time to; the jobs as they stand."""
         before = {number: status["state"] for number, status in self.statuses.items()}
-        self.statuses = {job.number: read_status(job.folder) or BLANK for job in self.jobs}
+        self.read()
         after = {number: status["state"] for number, status in self.statuses.items()}
         self.look_s = min(1.5 * self.look_s, LOOK_S[1])
         if before and after != before:
@@ -52,7 +52,12 @@ class Follower:
             self.next_ask = min(self.next_ask, time.monotonic() + self.pause_s)
         if self.open() and time.monotonic() >= self.next_ask:
             self.ask()
+            self.read()  # again: what has left the queue meanwhile is not lost
         return [self.row(job) for job in self.jobs]
+
+    def read(self) -> None:
+        """Read the status files."""
+        self.statuses = {job.number: read_status(job.folder) or BLANK for job in self.jobs}
 
     def ask(self) -> None:
         """Ask SLURM for the tasks in its queue; without an answer what was known stays."""

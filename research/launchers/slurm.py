@@ -69,8 +69,8 @@ def launch(
     program.folder.mkdir(parents=True, exist_ok=True)
     with sole_process(program.folder):
         batch = Batch(program, overrides, [sys.executable, *sys.orig_argv[1:]])
-        to_do = batch.to_do()
-        in_queue = queued(batch.plan.folder) if to_do else set()
+        in_queue = queued(batch.plan.folder) if batch.to_do() else set()
+        to_do = batch.to_do()  # again: what has left the queue meanwhile may have completed
         if batch.plan.is_extended and in_queue:
             raise UserError(
                 f"{len(in_queue)} jobs of {batch.plan.folder} are still in SLURM's queue, with "

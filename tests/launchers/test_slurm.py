@@ -136,6 +136,10 @@ class WaitingProgram(Program):
         (self.folder / "open").touch()
 
 
+COMPLETES_FIRST = 'touch {}/open; while [ "$(real -h)" ]; do sleep 0.1; done; real "$@"'
+"""A ``squeue`` that answers when all jobs have ended."""
+
+
 class SlurmProgram(WaitingProgram):
     """The program on a cluster, where a call of ``sacct`` leaves a mark."""
 
@@ -409,6 +413,18 @@ def test_the_environment_is_entered_and_the_folder_stays(tmp_path: Path, cluster
     assert "setup_shell.sh" in script.read_text()
     assert program.journal() == ["start where 0", f"folder {tmp_path}", "end where 0"]
     clean_up(program)
+
+
+def test_a_job_that_completes_while_the_queue_is_read_is_not_run_again(
+    program: SlurmProgram,
+) -> None:
+    assert program.run("do=wait", "hydra.launcher.wait=false").status == 0
+    program.until("wait 0 begins")
+    program.replace("squeue", COMPLETES_FIRST.format(program.folder))
+    answer = program.run("do=wait")
+    assert answer.status == 0
+    assert "0 jobs in 0 allocations (1 completed earlier)" in answer.out
+    assert program.counts()["start wait 0"] == len(program.tasks()) == 1
 
 
 def test_an_allocation_that_ended_before_its_jobs_says_why(program: SlurmProgram) -> None:

@@ -11,7 +11,13 @@ from research.sweep import main
 from tests.launchers.cluster import Cluster
 from tests.launchers.programs import ROOT
 from tests.launchers.test_pool import processes_of, wait_for
-from tests.launchers.test_slurm import SlurmProgram, WaitingProgram, clean_up, finish
+from tests.launchers.test_slurm import (
+    COMPLETES_FIRST,
+    SlurmProgram,
+    WaitingProgram,
+    clean_up,
+    finish,
+)
 
 HELD = "+hydra.launcher.additional_parameters.hold=true"
 LATER = "hydra.launcher.wait=false"
@@ -120,6 +126,15 @@ def test_when_slurm_is_silent_nothing_is_concluded(slurm: SlurmProgram) -> None:
     slurm.let_go()
     assert slurm.command("wait").status == 0
     assert len(slurm.tasks()) == 1
+
+
+def test_a_job_that_completes_while_the_queue_is_read_is_not_said_to_be_lost(
+    slurm: SlurmProgram,
+) -> None:
+    assert slurm.run("do=wait", LATER).status == 0
+    slurm.until("wait 0 begins")
+    slurm.replace("squeue", COMPLETES_FIRST.format(slurm.folder))
+    assert "1 job: 1 completed" in slurm.command("status").out
 
 
 def test_waiting_outlasts_a_silence_of_slurm(slurm: SlurmProgram) -> None:
