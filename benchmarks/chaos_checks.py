@@ -12,8 +12,9 @@ MARK = "CHAOS_ROUND"
 STEPS = 10
 """Of a job of the small app."""
 
-RECORDED_S = 1.0
-"""A job that was killed within this time of its last line had perhaps not recorded its end."""
+DIES_S, RECORDED_S = 1.0, 2.0
+"""A job dies up to ``DIES_S`` after its pool, and has recorded its end ``RECORDED_S`` after its
+last line, on a busy machine; that no recorded end is lost, ``Round.note_completed`` sees."""
 
 
 class Seen(NamedTuple):
@@ -91,7 +92,7 @@ def check_journal(folder: Path, kills: Sequence[float]) -> list[str]:
     if lines[-1][2] != "end":
         problems.append("it did not come to its end")
     for when, owner, text in lines:
-        was_killed = any(0 <= kill - float(when) < RECORDED_S for kill in kills)
+        was_killed = any(-DIES_S <= kill - float(when) < RECORDED_S for kill in kills)
         if text == "end" and owner != who[-1] and not was_killed:
             problems.append(f"{owner} had come to its end, and {who[-1]} ran again")
     return problems

@@ -137,6 +137,7 @@ class Round:
             if time.monotonic() - start > COMMAND_S:
                 self.problems.append(f"the command was not done after {COMMAND_S:g} s")
                 command.kill()
+            self.note_completed()
             time.sleep(TICK_S)
         if twin:
             self.judge_twins(command.returncode, twin.wait(timeout=COMMAND_S))
@@ -187,6 +188,7 @@ class Round:
                 self.problems += [f"left over: {one}" for one in left]
                 self.sweep_up()
                 return
+            self.note_completed()
             time.sleep(0.01)
         if not goes_on or self.sweep.goes_on_s == self.sweep.gone_s:
             self.to_end_s = max(self.to_end_s, time.monotonic() - start)
@@ -200,22 +202,25 @@ class Round:
             with suppress(ProcessLookupError):
                 os.kill(one.pid, signal.SIGKILL)
 
+    def note_completed(self) -> None:
+        """Note the jobs that have completed, and those of them that are not left as they are."""
+        completed = read_completed(self.folder)
+        for name, text in self.completed.items():
+            if completed.get(name) != text:
+                self.problems.append(f"{name} had completed, and was touched again")
+        self.completed = completed
+
     def judge(self) -> None:
         """Compare plan, status files and exit code with those before, and with each other."""
         plan = read_plan(self.folder)
         if plan[: len(self.plan)] != self.plan:
             self.problems.append(f"the plan changed from {self.plan} to {plan}")
         self.plan = plan
-        completed = read_completed(self.folder)
-        for name, text in self.completed.items():
-            if completed.get(name) != text:
-                self.problems.append(f"{name} had completed, and was touched again")
-        self.completed = completed
+        self.note_completed()
         status = self.statuses[-1]
         if status is not None and (status == 0) != self.is_complete():
-            self.problems.append(
-                f"it ended with {status}, and {len(completed)} of {self.sweep.num_jobs} jobs done"
-            )
+            done = f"{len(self.completed)} of {self.sweep.num_jobs} jobs done"
+            self.problems.append(f"it ended with {status}, and {done}")
 
     def is_complete(self) -> bool:
         """Whether as many jobs have completed as there are to be."""
