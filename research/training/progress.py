@@ -52,7 +52,7 @@ class Progress:
             self.redirect_console()
 
     def update(self, step: int) -> None:
-        """Note that ``step`` is reached; a microsecond, for the inner loop."""
+        """Note that ``step`` is reached; cheap, for the inner loop."""
         self.step = step
         if self.bar is not None:
             self.bar.update(step - self.bar.n)

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import termios
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -161,13 +161,15 @@ def test_bar_starts_no_thread() -> None:
 
 
 @pytest.mark.parametrize("terminal", [True, False])
-def test_update_costs_under_two_microseconds(terminal: bool) -> None:
+def test_update_costs_no_more_than_twenty_bare_calls(terminal: bool) -> None:
     progress = Progress(10**9, 0, terminal=terminal)
-    cost_s = []
+    updates: list[Callable[[int], None]] = [progress.update, lambda step: None]
+    costs_s: list[list[float]] = [[], []]
     for start in range(0, 50_000, 10_000):
-        began_s = time.perf_counter()
-        for step in range(start, start + 10_000):
-            progress.update(step)
-        cost_s.append((time.perf_counter() - began_s) / 10_000)
+        for update, cost_s in zip(updates, costs_s, strict=True):
+            began_s = time.perf_counter()
+            for step in range(start, start + 10_000):
+                update(step)
+            cost_s.append(time.perf_counter() - began_s)
     progress.close()
-    assert min(cost_s) < 2e-6
+    assert min(costs_s[0]) < 20 * min(costs_s[1])
