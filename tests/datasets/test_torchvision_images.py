@@ -15,9 +15,9 @@ import pytest
 import torch
 from gymnasium import spaces
 from PIL import Image
-from sklearn.datasets import load_digits
 
 from research.config import build, check
+from research.datasets.digits import DIGITS
 from research.datasets.examples import Examples
 from research.errors import UserError
 from tests.conftest import Load
@@ -308,8 +308,8 @@ def real() -> Any:
 
 def digits() -> tuple[np.ndarray, np.ndarray]:
     """30 images, uint8 (30, 8, 8), and their labels."""
-    shades, labels = load_digits(return_X_y=True)
-    return np.asarray(15 * shades[:30]).reshape(-1, 8, 8).astype(np.uint8), np.asarray(labels)[:30]
+    with np.load(DIGITS) as file:
+        return 15 * file["images"][:30], file["labels"][:30].astype(np.int64)
 
 
 def write_idx(path: Path, array: np.ndarray) -> None:
