@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from research.config import build, check, to_plain
+from research.crash import LOG, crash_told, enable_on_stderr, fatal_signal
 from research.differences import LENGTHS, differences
 from research.errors import UserError
 from research.explain import CONF, exit_status, is_override, one_line
@@ -68,6 +69,7 @@ def command(task: Task) -> Callable[[], None]:
     @functools.wraps(task)
     def main() -> None:
         os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints the error in its own words
+        enable_on_stderr()
         # Hydra's parser takes overrides on one side of an option only.
         sys.argv[1:] = sorted(sys.argv[1:], key=is_override, reverse=True)
         for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
@@ -118,6 +120,10 @@ def run_in(run_dir: Path, task: Task, cfg: DictConfig, node: Node) -> float:
         log.info("%s is complete (score %s); nothing to do", run_dir, score)
         return score
     before = read_files(run_dir / ".hydra")
+    if status.fields["state"] == "running":  # its process is gone, since the directory is ours
+        name = fatal_signal(run_dir)
+        how = f"by {name}; its stack is in {LOG}" if name else "without a word, by SIGKILL perhaps"
+        log.warning("the attempt before was killed %s", how)
     claim(cfg, run_dir)
     write_provenance(run_dir, sys.argv, changes)
     status.start(total_steps=cfg.trainer.total_steps)
@@ -126,7 +132,8 @@ def run_in(run_dir: Path, task: Task, cfg: DictConfig, node: Node) -> float:
         if cfg.trainer.devices > 1 or node.count > 1:
             score = train_in_parallel(task, run, node)
         else:
-            score = task(cfg, run)
+            with crash_told(run_dir):
+                score = task(cfg, run)
     except KeyboardInterrupt as error:
         status.end("preempted", str(error) or "interrupted")
         raise

@@ -4,6 +4,7 @@ import signal
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import configure_log
 from omegaconf import DictConfig, OmegaConf
 
+from research.crash import crash_told
 from research.explain import exit_status, one_line
 from research.launchers.job import hydra_state, restore
 from research.launchers.process import describe
@@ -85,7 +87,10 @@ class Rank:
 
         run = Run(self.folder, Status(self.folder), self.config["seed"], self.config)
         try:
-            with join(*self.place):
+            with ExitStack() as stack:
+                if self.place.rank == 0:
+                    stack.enter_context(crash_told(self.folder))
+                stack.enter_context(join(*self.place))
                 return self.task(OmegaConf.create(self.config), run)
         finally:
             if self.place.rank == 0:

@@ -15,6 +15,8 @@ from gymnasium.spaces import Box
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
+from research.load_order import load_triton
+
 CONF = Path(__file__).parents[1] / "conf"
 
 Load: TypeAlias = Callable[..., DictConfig]
@@ -22,6 +24,8 @@ Load: TypeAlias = Callable[..., DictConfig]
 
 Spaces: TypeAlias = tuple[Box, Box]
 """Of the observations and of the actions."""
+
+load_triton()  # tests render and train in this one process
 
 # A machine shared with others has no deadlines.
 hypothesis.settings.register_profile("here", deadline=None, derandomize=True, database=None)

@@ -18,7 +18,7 @@ MAY_IMPORT = {
     "algs": {"networks", "datasets"},
     "training": {"algs", "datasets", "processors"},
 }
-SHARED = {"batches", "differences", "errors", "files", "status"}
+SHARED = {"batches", "crash", "differences", "errors", "files", "load_order", "status"}
 MAY_IMPORT_HYDRA = {"config.py", "app.py", "explain.py", "rank.py", "launchers"}
 FILES = sorted((ROOT / "research").rglob("*.py"))
 

@@ -127,9 +127,9 @@ def test_a_rank_that_is_killed_ends_all(folder: Path, rank: int) -> None:
     process.join(LIMIT_S)
     assert process.exitcode == 1
     last = folder.with_suffix(".txt").read_text().splitlines()[-1]
-    assert last.endswith(f"rank {rank}: killed by signal 9")
+    assert last.endswith(f"rank {rank}: killed by SIGKILL")
     assert status(folder)["state"] == "failed"
-    assert status(folder)["exit_reason"] == f"rank {rank}: killed by signal 9"
+    assert status(folder)["exit_reason"] == f"rank {rank}: killed by SIGKILL"
 
 
 def test_ranks_end_with_the_command_that_is_killed(folder: Path) -> None:
@@ -209,8 +209,8 @@ def test_the_first_failure_of_all_nodes_is_told(tmp_path: Path) -> None:
     beside, first = Node(1, 2, tmp_path), Node(0, 2, tmp_path)
     assert str(explain(beside, {2: late, 3: early}, tmp_path)) == "rank 3: no space left"
     assert str(explain(first, {0: late}, tmp_path)) == "rank 3: no space left"
-    killed = Failure("killed by signal 9", None, 1, at_s=0.0)
-    assert str(explain(first, {0: late, 1: killed}, tmp_path)) == "rank 1: killed by signal 9"
+    killed = Failure("killed by SIGKILL", None, 1, at_s=0.0)
+    assert str(explain(first, {0: late, 1: killed}, tmp_path)) == "rank 1: killed by SIGKILL"
 
 
 def test_a_node_is_told_its_place() -> None:

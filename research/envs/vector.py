@@ -13,6 +13,7 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
 from research.envs.resumable import Resumable
 from research.envs.wrappers import standardise
+from research.load_order import load_triton
 
 Vector: TypeAlias = SyncVectorEnv | AsyncVectorEnv
 """The vector environments whose ``reset`` takes one seed for each."""
@@ -65,6 +66,7 @@ def make_standardised(
     wrap: Callable[[gymnasium.Env], gymnasium.Env] | None,
 ) -> gymnasium.Env:
     """One environment of a vector."""
+    load_triton()
     env = standardise(make_env(), action_repeat=action_repeat, flatten_obs=flatten_obs)
     return Resumable(wrap(env) if wrap else env)
 
@@ -77,7 +79,9 @@ def make_in_child(make_env: Callable[[], gymnasium.Env], parent_pid: int) -> gym
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
             signal.signal(number, signal.SIG_IGN)
         threading.Thread(target=exit_with_parent, daemon=True).start()
-    return make_env()
+    env = make_env()
+    load_triton()  # the environment itself may have brought torch
+    return env
 
 
 def exit_with_parent() -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from research.crash import fatal_signal
 from research.launchers.ledger import Job
 from research.launchers.queue import Place, find_places, read_submissions
 from research.launchers.rows import Row
@@ -83,7 +84,7 @@ class Follower:
         where = f"{place.task} {place.node or waits_for(place)}".strip() if place else ""
         is_known = self.is_answered and place is None
         if status["state"] == "running" and is_known and not is_in_use(job.folder):
-            status = {**status, "state": "failed", "exit_reason": LOST}
+            status = {**status, "state": "failed", "exit_reason": death(job)}
         return Row(job.number, job.varies, status, where, job.folder)
 
     def close(self) -> None:
@@ -91,12 +92,18 @@ class Follower:
         for job in self.jobs:
             state = (read_status(job.folder) or BLANK)["state"]
             if state == "running" and not is_in_use(job.folder):
-                Status(job.folder).end("failed", LOST)
+                Status(job.folder).end("failed", death(job))
 
 
 def waits_for(place: Place) -> str:
     """Why a task waits, as far as SLURM has thought of a reason."""
     return "" if place.reason == "None" else place.reason
+
+
+def death(job: Job) -> str:
+    """Why a job whose process is gone has ended, as far as it could tell."""
+    name = fatal_signal(job.folder)
+    return f"killed by {name}" if name else LOST
 
 
 LOST = "its process is gone without a word; killed with its node or its allocation"

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import signal
 import socket
 import sys
 import tempfile
@@ -220,8 +221,8 @@ def result(process: Process) -> Any:
     ending = process.ending()
     if ending.error is None:
         return ending.result
-    killed = f"killed by signal {-ending.status}"
-    return Failure(killed if ending.status < 0 else ending.error, None, status=1, at_s=0.0)
+    killed = ending.status < 0 and f"killed by {signal.Signals(-ending.status).name}"
+    return Failure(killed or ending.error, None, status=1, at_s=0.0)
 
 
 @contextmanager

@@ -6,6 +6,7 @@ from contextlib import suppress
 import torch
 
 from research.errors import UserError
+from research.load_order import load_triton
 
 TRIM_THRESHOLD, GROWTH, MAX_MAPPED_BLOCKS = -1, -2, -4
 """Parameters of mallopt, https://man7.org/linux/man-pages/man3/mallopt.3.html"""
@@ -14,12 +15,14 @@ TRIM_THRESHOLD, GROWTH, MAX_MAPPED_BLOCKS = -1, -2, -4
 def choose_device(name: str) -> torch.device:
     """``auto`` is the first GPU, else the CPU; any other name is taken as torch writes it.
 
-    For the CPU, the process then keeps the memory that tensors give back.
+    For the CPU, the process then keeps the memory that tensors give back. Afterwards environments
+    may render: see ``load_triton``.
 
     Raises:
         UserError: for a name that torch does not know, or a device that is not there.
 
     """
+    load_triton()
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")

@@ -89,7 +89,7 @@ def test_a_rank_killed_on_the_second_node_fails_the_run(nodes: TwoNodes) -> None
     os.kill(nodes.pid_of_second_rank(), signal.SIGKILL)
     answer = finish(command)
     assert answer.status == 1
-    assert nodes.state("run") == ("failed", "rank 1: killed by signal 9")
+    assert nodes.state("run") == ("failed", "rank 1: killed by SIGKILL")
 
 
 def test_jobs_do_not_share_several_nodes(nodes: TwoNodes) -> None:

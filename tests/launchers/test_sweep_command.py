@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from research.crash import CRASH
 from research.sweep import main
 from tests.launchers.cluster import Cluster
 from tests.launchers.programs import ROOT
@@ -67,9 +68,12 @@ def test_a_local_sweep_whose_launcher_was_killed_is_shown_and_goes_on(
     finish(launcher)
     wait_for(lambda: not processes_of(f"MARKER={local.folder}"))
     assert "3 jobs: 2 failed, 1 pending" in local.command("status").out
+    crash = local.folder / "sweep" / "seed=1" / CRASH
+    crash.write_text("Fatal Python error: Segmentation fault\n")
     answer = local.command("wait")
     assert answer.status == 1
     assert "job 0 (seed=0) failed: its process is gone without a word" in answer.out
+    assert "job 1 (seed=1) failed: killed by SIGSEGV" in answer.out
     local.let_go()
     assert local.command("retry").status == 0
     assert [local.counts()[f"end wait {seed}"] for seed in range(3)] == [1, 1, 1]
