@@ -32,6 +32,7 @@ from benchmarks.sb3 import make_model
 from benchmarks.train_speed import ACTION_DIM, OBS_DIM
 from research.config import build
 from research.files import flush_file, flush_folder, write_whole
+from research.hydra_versions import VERSION_BASE
 from research.status import Status
 from research.training.run import Run
 from research.training.trainer import Trainer
@@ -189,7 +190,7 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.folder.mkdir(exist_ok=True)
     overrides = ["alg=td3", "env=cheetah", "device=cpu", "trainer.total_steps=1_000_000_000"]
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+    with initialize_config_dir(str(ROOT / "conf"), **VERSION_BASE):
         cfg = compose("config", [*overrides, f"dataset.capacity={arguments.size}"])
     torch.optim.Adam([torch.zeros(1)])  # the first one imports for a second
     system = SYSTEMS[arguments.system](cfg, build(cfg.env), arguments.folder)

@@ -37,6 +37,7 @@ from research.algs.base import Metrics, OptimFactory
 from research.algs.drqv2 import EDGE, DrQv2
 from research.batches import Transition
 from research.config import build
+from research.hydra_versions import VERSION_BASE
 from research.networks.drqv2 import Encoder, TrunkCritics
 from research.networks.mlp import EnsembleLinear, EnsembleMLP
 from research.networks.targets import frozen_copy
@@ -225,7 +226,7 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", help="as for train.py")
     arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+    with initialize_config_dir(str(ROOT / "conf"), **VERSION_BASE):
         cfg = compose("config", arguments.overrides)
     train(cfg, arguments.folder)
 

@@ -27,6 +27,7 @@ from torch import Tensor
 from benchmarks.measure import ROOT
 from research.algs.base import Algorithm, Metrics
 from research.config import build
+from research.hydra_versions import VERSION_BASE
 from research.processors.base import Identity
 from research.training.evaluation import evaluate
 from research.training.logger import Clock, Logger
@@ -61,7 +62,7 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", help="as for train.py")
     arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+    with initialize_config_dir(str(ROOT / "conf"), **VERSION_BASE):
         cfg = compose("config", arguments.overrides)
     train(cfg, arguments.folder)
 

@@ -60,6 +60,7 @@ from research.algs.supervised import group_parameters
 from research.config import build
 from research.datasets.arrays import read_examples
 from research.files import write_whole
+from research.hydra_versions import VERSION_BASE
 from research.training.device import choose_device
 from research.training.seed import seed_everything
 
@@ -252,7 +253,7 @@ class Peer:
     """
 
     def __init__(self, overrides: list[str], *, keeps_memory: bool) -> None:
-        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        with initialize_config_dir(str(ROOT / "conf"), **VERSION_BASE):
             cfg = compose("config", overrides)
         self.device = choose_device(cfg.device) if keeps_memory else torch.device(cfg.device)
         seed_everything(cfg.seed)

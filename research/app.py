@@ -18,12 +18,13 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from research.config import build, check, to_plain
+from research.config import TRUSTED_MODULES, build, check, to_plain
 from research.crash import LOG, crash_told, enable_on_stderr, fatal_signal
 from research.differences import LENGTHS, differences
 from research.errors import UserError
 from research.explain import CONF, exit_status, is_override, one_line
 from research.files import MAX_DEPTH, read_text, write_whole
+from research.hydra_versions import VERSION_BASE, execution_whitelist
 from research.launchers.ranks import Node, this_node
 from research.launchers.store import share_config_store
 from research.rank import train_in_parallel
@@ -64,7 +65,7 @@ def command(task: Task) -> Callable[[], None]:
         "forecast_memory": forecast_memory,
     }
     job.__dict__.update(for_launchers)
-    program = hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(job)
+    program = hydra.main(config_path=str(CONF), config_name="config", **VERSION_BASE)(job)
 
     @functools.wraps(task)
     def main() -> None:
@@ -76,7 +77,8 @@ def command(task: Task) -> Callable[[], None]:
             if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, signal.default_int_handler)
         try:
-            program()
+            with execution_whitelist(TRUSTED_MODULES):  # each run adds its trusted_modules
+                program()
         except (Exception, KeyboardInterrupt) as error:
             if full_error or (line := one_line(error)) is None:
                 traceback.print_exc()

@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from research.errors import UserError, did_you_mean
+from research.hydra_versions import execution_whitelist
 
 TRUSTED_MODULES = (
     "research",
@@ -146,7 +147,8 @@ def locate(name: str, path: str, trusted: Sequence[str]) -> Callable[..., Any]:
     if not is_inside(name, trusted):
         raise UserError(f"{key}: '{name}' is not in a trusted module; {allowed}")
     try:
-        target = instantiate({"_target_": name, "_partial_": True}).func
+        with execution_whitelist(trusted):
+            target = instantiate({"_target_": name, "_partial_": True}).func
     except Exception as error:
         raise UserError(f"{key}: {explain_import(name, error)}") from error
     packages = {module.partition(".")[0] for module in trusted}

@@ -11,6 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from research.config import iterate_causes
 from research.errors import PREEMPTED, Preempted, UserError, did_you_mean
+from research.hydra_versions import VERSION_BASE
 
 CANNOT_WRITE = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM),
@@ -63,7 +64,7 @@ def explain_override(key: str) -> str:
     GlobalHydra.instance().clear()
     given = OverridesParser.create().parse_overrides(list(filter(is_override, sys.argv[1:])))
     kept = [o.input_line for o in given if o.key_or_group != key and not o.is_sweep_override()]
-    with initialize_config_dir(str(CONF), version_base="1.3"):
+    with initialize_config_dir(str(CONF), **VERSION_BASE):
         try:
             cfg = compose("config", [str(line) for line in kept], return_hydra_config=True)
         except ConfigCompositionException:  # another one is wrong too

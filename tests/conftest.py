@@ -15,6 +15,7 @@ from gymnasium.spaces import Box
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
+from research.hydra_versions import VERSION_BASE
 from research.load_order import load_triton
 
 CONF = Path(__file__).parents[1] / "conf"
@@ -47,7 +48,7 @@ def algs(trainer: str) -> list[str]:
 @functools.cache
 def companion(alg: str, group: str) -> str:
     """What ``alg=x`` alone chooses in another group."""
-    with initialize_config_dir(str(CONF), version_base="1.3"):
+    with initialize_config_dir(str(CONF), **VERSION_BASE):
         cfg = compose("config", ["name=test", f"alg={alg}"], return_hydra_config=True)
     return cfg.hydra.runtime.choices[group]
 
@@ -79,7 +80,7 @@ def load() -> Load:
 
     def load(*overrides: str) -> DictConfig:
         # the name, unless it is given, asks Hydra which choices a running program has made
-        with initialize_config_dir(str(CONF), version_base="1.3"):
+        with initialize_config_dir(str(CONF), **VERSION_BASE):
             return compose("config", ["name=test", *overrides])
 
     return load

@@ -18,8 +18,14 @@ MAY_IMPORT = {
     "algs": {"networks", "datasets"},
     "training": {"algs", "datasets", "processors"},
 }
-SHARED = {"batches", "crash", "differences", "errors", "files", "load_order", "status"}
-MAY_IMPORT_HYDRA = {"config.py", "app.py", "explain.py", "rank.py", "launchers"}
+SHARED = {
+    *("batches", "crash", "differences", "errors", "files"),
+    *("hydra_versions", "load_order", "status"),
+}
+MAY_IMPORT_HYDRA = {
+    *("app.py", "config.py", "explain.py", "hydra_versions.py", "rank.py"),
+    "launchers",
+}
 FILES = sorted((ROOT / "research").rglob("*.py"))
 
 

@@ -15,6 +15,7 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
+from research.hydra_versions import REPLACE
 from research.status import sole_process
 
 PROVIDER = "research_lightning"
@@ -62,7 +63,7 @@ class OptunaChoices(SearchPathPlugin):
             stock = ConfigStore.instance().load("hydra/sweeper/optuna.yaml")
             if stock.provider != PROVIDER:
                 store(name="optuna_stock", node=stock.node, provider=stock.provider)
-        store(name="optuna", node=OptunaConf, provider=PROVIDER)
+        store(name="optuna", node=OptunaConf, provider=PROVIDER, **REPLACE)
 
 
 class OptunaSweeper(Sweeper):

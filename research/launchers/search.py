@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from research.differences import differences
 from research.errors import UserError
 from research.files import write_whole
+from research.hydra_versions import execution_whitelist
 from research.launchers.job import JobError
 from research.launchers.process import describe
 
@@ -254,10 +255,10 @@ def make_sampler(options: DictConfig, number: int) -> Any:
     """The sampler for a trial: its own stream of random numbers, always the same."""
     from numpy.random import SeedSequence
 
-    if "seed" not in options:
-        return instantiate(options)
-    seeds = SeedSequence([options.seed or 0, number])
-    return instantiate(options, seed=int(seeds.generate_state(1)[0]))
+    seeds = SeedSequence([options.get("seed") or 0, number])
+    seed = {"seed": int(seeds.generate_state(1)[0])} if "seed" in options else {}
+    with execution_whitelist(["optuna.samplers"]):
+        return instantiate(options, **seed)
 
 
 def as_overrides(params: Mapping[str, Any]) -> list[str]:

@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 
 from research.config import build
 from research.envs.spaces import DeclaredSpaces
+from research.hydra_versions import VERSION_BASE
 
 CONF = Path(__file__).parents[2] / "conf"
 NAMES = sorted(
@@ -28,7 +29,7 @@ USER_GIVES = {
 def compose_env(name: str, *overrides: str) -> DictConfig:
     if name == "gym":
         pytest.importorskip("gym", reason="needs pip install -e '.[gym]'")
-    with initialize_config_dir(str(CONF), version_base="1.3"):
+    with initialize_config_dir(str(CONF), **VERSION_BASE):
         return compose(f"env/{name}", [*USER_GIVES.get(name, []), *overrides]).env
 
 

@@ -21,6 +21,7 @@ from hydra_plugins.research_lightning.local import LocalLauncher
 from hydra_plugins.research_lightning.optuna import OptunaConf, OptunaSweeper
 from hydra_plugins.research_lightning.slurm import SlurmLauncher
 from research.errors import UserError
+from research.hydra_versions import VERSION_BASE
 from research.launchers.search import Study
 
 ROOT = Path(__file__).parents[2]
@@ -84,7 +85,7 @@ def make_study(folder: Path, *arguments: str, sampler: str = "tpe", **options: A
 
 
 def sampler_options(name: str) -> Any:
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+    with initialize_config_dir(str(ROOT / "conf"), **VERSION_BASE):
         overrides = ["hydra/sweeper=optuna", f"hydra/sweeper/sampler={name}"]
         return compose("config", overrides, return_hydra_config=True).hydra.sweeper.sampler
 
@@ -347,7 +348,7 @@ def test_a_value_reaches_the_job_as_it_was_typed(tmp_path: Path) -> None:
 
 
 def test_the_trainer_says_whether_more_is_better() -> None:
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+    with initialize_config_dir(str(ROOT / "conf"), **VERSION_BASE):
         for mode in ("max", "min"):
             overrides = ["hydra/sweeper=optuna", f"trainer.mode={mode}"]
             cfg = compose("config", overrides, return_hydra_config=True)
@@ -355,7 +356,7 @@ def test_the_trainer_says_whether_more_is_better() -> None:
 
 
 def test_the_stock_sweeper_keeps_a_name() -> None:
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+    with initialize_config_dir(str(ROOT / "conf"), **VERSION_BASE):
         cfg = compose("config", ["hydra/sweeper=optuna_stock"], return_hydra_config=True)
     assert cfg.hydra.sweeper._target_.startswith("hydra_plugins.hydra_optuna_sweeper.")
     assert cfg.hydra.sweeper.sampler._target_ == "optuna.samplers.TPESampler"
