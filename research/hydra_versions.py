@@ -24,4 +24,4 @@ def execution_whitelist(modules: Iterable[str]) -> AbstractContextManager[Any]:
     if IS_1_3:
         return nullcontext()
     patterns = [pattern for module in modules for pattern in (module, f"{module}.*")]
-    return hydra.utils.execution_whitelist(patterns)
+    return hydra.utils.execution_whitelist(patterns)  # pyright: ignore[reportAttributeAccessIssue]
