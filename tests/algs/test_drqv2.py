@@ -20,6 +20,7 @@ from research.networks.drqv2 import DrQv2ActorCritic
 from research.processors.random_shift import RandomShift
 from tests.algs.test_td3 import ADAM, DESCENT, moved, shift, slope, snapshot
 from tests.commands import train
+from tests.conftest import Load
 from tests.training.toys import rows
 
 NUMBERS: dict[str, Any] = {
@@ -299,3 +300,34 @@ def test_learns_from_images_what_only_they_tell(tmp_path: Path) -> None:
     idle, best = mean_return(lambda _: np.zeros(2)), mean_return(move_straight)
     (row,) = rows(folder / "eval.csv")
     assert row["return"] > (idle + best) / 2
+
+
+EASY, MEDIUM, HARD = (550_000, 100_000), (1_550_000, 500_000), (15_050_000, 2_000_000)
+"""Steps of training and of the noise's fall."""
+
+USUAL = (1_000_000, 256, 3, 0, 1e-4, 50)
+WALKER = (1_000_000, 512, 1, 0, 1e-4, 50)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ("experiment=drqv2_easy env=cartpole", (*EASY, *USUAL)),
+        ("experiment=drqv2_easy env=walker env.task=stand", (*EASY, *WALKER)),
+        ("experiment=drqv2_medium env=reacher", (*MEDIUM, *USUAL)),
+        ("experiment=drqv2_medium env=walker env.task=run", (*MEDIUM, *WALKER)),
+        ("experiment=drqv2_medium env=quadruped", (*MEDIUM, 1_000_000, 256, 3, 2, 1e-4, 50)),
+        ("experiment=drqv2_quadruped_run", (*MEDIUM, 100_000, 256, 3, 2, 1e-4, 50)),
+        ("experiment=drqv2_hard", (*HARD, 1_000_000, 256, 3, 0, 8e-5, 100)),
+    ],
+)
+def test_experiments_have_the_numbers_of_the_authors_task_files(
+    load: Load, overrides: str, expected: tuple[float, ...]
+) -> None:
+    """Those of https://github.com/facebookresearch/drqv2, cfgs/task, and its camera in dmc.py."""
+    cfg = load(*overrides.split())
+    assert expected == (
+        *(cfg.trainer.total_steps, cfg.alg.noise_steps),
+        *(cfg.dataset.capacity, cfg.dataset.batch_size, cfg.dataset.n_step),
+        *(cfg.env.camera_id, cfg.alg.optim.lr, cfg.network.feature_dim),
+    )
