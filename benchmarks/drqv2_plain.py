@@ -79,7 +79,8 @@ class PlainDrQv2:
     def update(self, batch: Transition, step: int) -> Metrics:
         """Learn from one batch, at environment step ``step``."""
         std = self.alg.noise_std(step)
-        obs, next_obs = self.shift(batch.obs.float()), self.shift(batch.next_obs.float())
+        dtype = next(self.encoder.parameters()).dtype
+        obs, next_obs = self.shift(batch.obs.to(dtype)), self.shift(batch.next_obs.to(dtype))
         encoded = self.encoder(obs)
         with torch.no_grad():
             next_encoded = self.encoder(next_obs)
@@ -120,7 +121,7 @@ class PlainDrQv2:
     def shift(self, images: Tensor) -> Tensor:
         """Float images (B, C, H, W), each moved at random, interpolated bilinearly."""
         height, width = images.shape[2:]
-        down, right = torch.randint(2 * self.pad + 1, (2, len(images), 1))
+        down, right = torch.randint(2 * self.pad + 1, (2, len(images), 1)).to(images.dtype)
         rows = centres(down + torch.arange(height), height + 2 * self.pad)
         columns = centres(right + torch.arange(width), width + 2 * self.pad)
         shape = len(images), height, width
@@ -174,7 +175,7 @@ def single_member(ensemble: EnsembleMLP, index: int) -> nn.Sequential:
     for place, layer in enumerate(layers):
         if isinstance(layer, EnsembleLinear):
             in_dim, out_dim = layer.weight.shape[1:]
-            linear = layers[place] = nn.Linear(in_dim, out_dim)
+            linear = layers[place] = nn.Linear(in_dim, out_dim, dtype=layer.weight.dtype)
             linear.weight.data.copy_(layer.weight[index].t())
             linear.bias.data.copy_(layer.bias[index, 0])
     return nn.Sequential(*layers)

@@ -19,6 +19,8 @@ from research.hydra_versions import VERSION_BASE
 from research.load_order import load_triton
 
 CONF = Path(__file__).parents[1] / "conf"
+TOYS = Path(__file__).parent / "algs" / "conf"
+"""Algorithms of kinds that ``CONF`` has none of."""
 
 Load: TypeAlias = Callable[..., DictConfig]
 """Composes the root config with overrides."""
@@ -33,24 +35,55 @@ hypothesis.settings.register_profile("here", deadline=None, derandomize=True, da
 hypothesis.settings.load_profile("here")
 
 
-def options(group: str) -> list[str]:
+def options(group: str, conf: Path = CONF) -> list[str]:
     """The choices of a config group, such as ``alg``."""
-    names = sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+    names = sorted(path.stem for path in (conf / group).glob("*.yaml"))
     assert names, f"no such config group: {group}"
     return names
 
 
-def algs(trainer: str) -> list[str]:
-    """The algorithms that bring a trainer: ``online`` or ``supervised``."""
-    return [name for name in options("alg") if companion(name, "trainer") == trainer]
+def algs() -> list[str]:
+    """Every algorithm that has a yaml."""
+    return [*options("alg"), *options("alg", TOYS)]
+
+
+def choosing(alg: str) -> list[str]:
+    """The overrides that choose an algorithm, wherever its yaml is."""
+    if alg in options("alg"):
+        return [f"alg={alg}"]
+    return [f"alg={alg}", f"hydra.searchpath=[file://{TOYS}]", "trusted_modules=[tests]"]
 
 
 @functools.cache
-def companion(alg: str, group: str) -> str:
-    """What ``alg=x`` alone chooses in another group."""
+def alone(alg: str) -> DictConfig:
+    """What an algorithm alone composes to, with Hydra's own node."""
     with initialize_config_dir(str(CONF), **VERSION_BASE):
-        cfg = compose("config", ["name=test", f"alg={alg}"], return_hydra_config=True)
-    return cfg.hydra.runtime.choices[group]
+        return compose("config", ["name=test", *choosing(alg)], return_hydra_config=True)
+
+
+def choice(alg: str, group: str) -> str:
+    """What an algorithm alone chooses in another group."""
+    return alone(alg).hydra.runtime.choices[group]
+
+
+def collects(cfg: DictConfig) -> bool:
+    """Whether a trainer fills its dataset from an environment."""
+    return cfg.trainer.collector is not None
+
+
+def small(alg: str, folder: Path, *, batch_size: int, capacity: int) -> list[str]:
+    """An algorithm's companions at these sizes, as far as they have any; files go to ``folder``."""
+    cfg, overrides = alone(alg), choosing(alg)
+    if "batch_size" in cfg.dataset:
+        overrides.append(f"dataset.batch_size={batch_size}")
+    if "capacity" in cfg.dataset:
+        overrides.append(f"dataset.capacity={capacity}")
+    if "path" in cfg.dataset:
+        write_examples(folder / "examples.npz")
+        overrides.append(f"dataset.path={folder / 'examples.npz'}")
+    if cfg.env.get("pixels"):
+        overrides.append("env.pixel_size=24")
+    return overrides
 
 
 def write_examples(path: Path) -> None:

@@ -2,7 +2,6 @@
 
 import csv
 import hashlib
-import math
 import random
 import time
 from collections.abc import Iterator, Sequence
@@ -15,10 +14,11 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from research.config import build
+from research.datasets.examples import Examples
 from research.datasets.replay import ReplayBuffer
 from research.training.checkpoint import load_checkpoint
 from tests.commands import train
-from tests.conftest import Load, algs, companion, write_examples
+from tests.conftest import Load, algs, alone, choice, collects, small
 
 STEPS = 480
 SMALL = (
@@ -26,7 +26,6 @@ SMALL = (
     "trainer.collector.warmup_steps=80",
     *("trainer.log_every=20", "trainer.checkpoint_every=60"),
     *("trainer.eval_every=240", "trainer.eval_episodes=1"),
-    *("dataset.capacity=320", "dataset.batch_size=16"),  # the rings wrap around
 )
 ENVS = {"pendulum": "env.action_repeat=5", "cheetah": "env.action_repeat=25"}
 """By which an episode has 40 steps."""
@@ -89,41 +88,61 @@ def weights(folder: Path) -> dict[str, str]:
     }
 
 
-def buffer(folder: Path, load: Load, overrides: Sequence[str]) -> dict[str, Any]:
-    """The replay buffer that a run ended with: its rows and all that it would sample next."""
+def contents(folder: Path, load: Load, overrides: Sequence[str]) -> dict[str, Any]:
+    """The dataset that a run ended with: its rows, if it is a replay buffer, and its state.
+
+    Tensors are told by their hashes.
+    """
     cfg = load(*overrides)
     dataset = build(cfg.dataset, build(cfg.env), 0)
-    assert isinstance(dataset, ReplayBuffer)
     state = load_checkpoint(folder / "checkpoints" / "last").state["dataset"]
     dataset.load(state, folder / "checkpoints" / "data")
-    rows = dataset._rings
-    spans = list(rows.spans(rows.oldest, rows.num_written))
-    contents = {
-        group: torch.cat([values[start:stop] for start, stop in spans])
-        for group, values in dataset._storage.groups.items()
-    }
-    return {**contents, **state["rings"], "generator": state["generator"]}
+    stored = {}
+    if isinstance(dataset, ReplayBuffer):
+        rows = dataset._rings
+        spans = list(rows.spans(rows.oldest, rows.num_written))
+        stored = {
+            group: torch.cat([values[start:stop] for start, stop in spans])
+            for group, values in dataset._storage.groups.items()
+        }
+    # When rows were appended to which file is no part of what the dataset holds.
+    stored |= {name: state[name] for name in state if name not in ("journal", "files")}
+    return hashed(stored)
+
+
+def hashed(value: Any) -> Any:
+    """Nested dicts and lists with the type, shape and hash of every tensor in its place."""
+    if isinstance(value, dict):
+        return {key: hashed(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [hashed(item) for item in value]
+    if not isinstance(value, torch.Tensor):
+        return value
+    content = hashlib.sha256(value.contiguous().numpy().tobytes()).hexdigest()
+    return str(value.dtype), tuple(value.shape), content
 
 
 def cases() -> Iterator[tuple[str, ...]]:
-    """Overrides: TD3 with all that a checkpoint holds, every other algorithm in two cases."""
-    for alg in algs("online"):
-        if companion(alg, "processor") == "random_shift":  # it learns from images
-            task = (
-                f"alg={alg}",
-                "env=cheetah",
-                ENVS["cheetah"],
-                "env.pixel_size=24",
-                "network.hidden_dims=[32]",
-            )
-            yield *task, "processor=random_shift"
-            yield *task, "processor=identity", "env.num_envs=2", "env.subprocesses=true"
-            continue
-        parts = list(product(ENVS, ["identity", "normalise"], [1, 4]))
-        others = [("pendulum", "normalise", 1), ("cheetah", "identity", 4)]
-        for env, processor, num_envs in parts if alg == "td3" else others:
-            vector = (f"env.num_envs={num_envs}", f"env.subprocesses={num_envs > 1}")
-            yield f"alg={alg}", f"env={env}", ENVS[env], f"processor={processor}", *vector
+    """TD3 with all that a checkpoint holds, every other algorithm that collects in two cases.
+
+    Each is the algorithm and overrides: on both of ``ENVS`` if it takes any environment, on images
+    of one of them if it takes such, else on its own.
+    """
+    vectors = {num: (f"env.num_envs={num}", f"env.subprocesses={num > 1}") for num in (1, 2, 4)}
+    for alg in filter(lambda alg: collects(alone(alg)), algs()):
+        if choice(alg, "env") in ENVS:
+            parts = list(product(ENVS, ["identity", "normalise"], [1, 4]))
+            others = [("pendulum", "normalise", 1), ("cheetah", "identity", 4)]
+            for env, processor, num_envs in parts if alg == "td3" else others:
+                yield alg, f"env={env}", ENVS[env], f"processor={processor}", *vectors[num_envs]
+        elif alone(alg).env.get("pixels"):
+            task = alg, "env=cheetah", ENVS["cheetah"], "network.hidden_dims=[32]"
+            yield task
+            shifts = choice(alg, "processor") == "random_shift"  # and leaves images what they are
+            yield *task, *(["processor=identity"] if shifts else []), *vectors[2]
+        else:
+            yield alg, *vectors[1]
+            yield alg, *vectors[4]
 
 
 def compare(
@@ -153,51 +172,53 @@ def compare(
 def test_a_run_killed_again_and_again_ends_as_one_that_was_not(
     tmp_path: Path, load: Load, case: tuple[str, ...]
 ) -> None:
-    overrides = [*case, *SMALL]
+    alg, *changes = case
+    sizes = small(alg, tmp_path, batch_size=16, capacity=320)  # the rings wrap around
+    overrides = [*sizes, *changes, *SMALL]
     folders = compare(tmp_path, overrides, num_steps=STEPS, num_kills=4)
-    ends = [buffer(folder, load, overrides) for folder in folders]
-    for name, value in ends[0].items():
-        same = value.equal(ends[1][name]) if isinstance(value, torch.Tensor) else None
-        assert same if same is not None else value == ends[1][name], name
+    one, other = (contents(folder, load, overrides) for folder in folders)
+    assert one == other
 
 
 EXAMPLES = [
     (
-        *("alg=classification", "network=mlp", "network.hidden_dims=[32]"),
+        *("classification", "network=mlp", "network.hidden_dims=[32]"),
         *("processor=augment", "trainer/schedule=cosine", "dataset.batch_size=30"),
         *("alg.ema_decay=0.99", "alg.accumulate=3", "alg.mixup_alpha=0.2"),
     ),
     (
-        *("alg=classification", "network=cnn", "network.channels=[8,16]"),
+        *("classification", "network=cnn", "network.channels=[8,16]"),
         *("network.dropout=0.1", "dataset.num_workers=2", "dataset.batch_size=50"),
     ),
 ]
-SHOWN = {"digits": 1438, "arrays": 300}
-"""Examples of an epoch."""
 
 
 def example_cases() -> Iterator[tuple[str, ...]]:
-    """Overrides: classification in two cases, every other supervised algorithm as it comes."""
+    """Classification in two cases, every other algorithm that collects nothing as it comes."""
     yield from EXAMPLES
-    for alg in algs("supervised"):
-        if alg != "classification" and companion(alg, "dataset") in SHOWN:
-            yield f"alg={alg}", "network=mlp", "network.hidden_dims=[32]", "dataset.batch_size=10"
+    for alg in algs():
+        if alg != "classification" and not collects(alone(alg)):
+            yield (alg,)
 
 
 @pytest.mark.parametrize("case", list(example_cases()), ids=" ".join)
-def test_learning_from_examples_ends_as_if_it_had_not_been_killed(
-    tmp_path: Path, case: tuple[str, ...]
+def test_learning_from_what_is_there_ends_as_if_it_had_not_been_killed(
+    tmp_path: Path, load: Load, case: tuple[str, ...]
 ) -> None:
-    values = dict(override.split("=", 1) for override in case)
-    data = companion(values["alg"], "dataset")
-    overrides = [*case, "trainer.log_every=10", "trainer.checkpoint_every=40"]
-    if data == "arrays":
-        write_examples(tmp_path / "examples.npz")
-        overrides.append(f"dataset.path={tmp_path / 'examples.npz'}")
-    num_steps = 5 * math.ceil(SHOWN[data] / int(values["dataset.batch_size"]))
-    overrides.append("trainer.total_epochs=5")
-    num_kills = 2
-    for folder in compare(tmp_path, overrides, num_steps=num_steps, num_kills=num_kills):
+    alg, *changes = case
+    overrides = [*small(alg, tmp_path, batch_size=10, capacity=400), *changes]
+    overrides += ["trainer.log_every=10", "trainer.checkpoint_every=40", "trainer.eval_episodes=1"]
+    cfg = load(*overrides)
+    dataset = build(cfg.dataset, build(cfg.env), 0)
+    per_epoch = dataset.batches_per_epoch
+    num_steps = 5 * per_epoch if per_epoch else 150
+    epochs, steps = ("5", "null") if per_epoch else ("null", num_steps)
+    overrides += [f"trainer.total_epochs={epochs}", f"trainer.total_steps={steps}"]
+    folders = compare(tmp_path, overrides, num_steps=num_steps, num_kills=2)
+    one, other = (contents(folder, load, overrides) for folder in folders)
+    assert one == other
+    for folder in folders:
         state = load_checkpoint(folder / "checkpoints" / "last").state
         assert state["step"] == num_steps
-        assert state["dataset"] == {"epoch": 5, "batch": 0}
+        if isinstance(dataset, Examples):
+            assert state["dataset"] == {"epoch": 5, "batch": 0}

@@ -20,8 +20,6 @@ class DrQv2(Algorithm):
     steps (``dataset.n_step=3``). Actions lie in [-1, 1].
 
     Deviations:
-        The critics' losses are averaged over the ensemble, where the authors sum them; Adam, which
-        is invariant to the scale of a loss, makes the same steps but for its epsilon.
         Encoder and critics share an optimizer, which for Adam is the same as one each.
         An episode cut by a time limit bootstraps from its real final observation.
 
@@ -99,7 +97,7 @@ class DrQv2(Algorithm):
         """Regress encoder and critics on the clipped double-Q target (equation 2)."""
         target_q = self.compute_target(batch, noise)
         q = self.network.critics(encoded, batch.action)
-        loss = F.mse_loss(q, target_q.expand_as(q))
+        loss = F.mse_loss(q, target_q.expand_as(q), reduction="sum") / len(target_q)
         take_step(self.critic_optim, loss)
         return {
             "critic_loss": loss.detach(),

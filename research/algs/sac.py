@@ -18,8 +18,8 @@ class SAC(Algorithm):
     Actions lie in [-1, 1].
 
     Deviations:
-        The critics' losses are averaged over the ensemble, where the paper sums them; Adam, which
-        is invariant to the scale of a loss, makes the same steps but for its epsilon.
+        The critics' squared errors are not halved, as in pytorch_sac, where the paper halves them;
+        to Adam the scale of a loss makes no difference but for its epsilon.
         The log-std is bounded by a tanh, as in pytorch_sac, where the paper clips it.
         The gradient of the temperature is taken by its logarithm, which keeps it positive.
         An episode cut by a time limit bootstraps from its real final observation.
@@ -93,7 +93,7 @@ class SAC(Algorithm):
         """Regress every critic on the soft target (equation 5)."""
         target_q = self.compute_target(batch, noise)
         q = self.network.critics(batch.obs, batch.action)
-        loss = F.mse_loss(q, target_q.expand_as(q))
+        loss = F.mse_loss(q, target_q.expand_as(q), reduction="sum") / len(target_q)
         take_step(self.critic_optim, loss)
         return {
             "critic_loss": loss.detach(),

@@ -16,8 +16,6 @@ class TD3(Algorithm):
     Actions lie in [-1, 1]; every noise below is in those units.
 
     Deviations:
-        The critics' losses are averaged over the ensemble, where the paper sums them; Adam, which
-        is invariant to the scale of a loss, makes the same steps but for its epsilon.
         Hidden layers are 256 and 256 wide and batches hold 256, as in the authors' later code; the
         paper has 400 and 300, and 100.
         An episode cut by a time limit bootstraps from its real final observation.
@@ -88,7 +86,7 @@ class TD3(Algorithm):
         """Regress every critic on the clipped double-Q target."""
         target_q = self.compute_target(batch, noise)
         q = self.network.critics(batch.obs, batch.action)
-        loss = F.mse_loss(q, target_q.expand_as(q))
+        loss = F.mse_loss(q, target_q.expand_as(q), reduction="sum") / len(target_q)
         take_step(self.critic_optim, loss)
         return {
             "critic_loss": loss.detach(),

@@ -39,7 +39,8 @@ class Encoder(nn.Sequential):
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  faster on CPUs
 
     def forward(self, images: Tensor) -> Tensor:
-        scaled = images.to(torch.float32, memory_format=torch.channels_last) / 255 - 0.5
+        dtype = next(self.parameters()).dtype
+        scaled = images.to(dtype, memory_format=torch.channels_last) / 255 - 0.5
         return super().forward(scaled).flatten(1)
 
 

@@ -6,20 +6,21 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import gymnasium
 import numpy as np
 import pytest
 import torch
+from gymnasium.vector import VectorEnv
+from gymnasium.vector.utils import batch_space
 from omegaconf import DictConfig
 from torch import Tensor
 
 from research.algs.base import Algorithm, Metrics
-from research.batches import Tree
+from research.batches import Tree, map_tensors
 from research.config import build, check
+from research.datasets.base import CountableDataset
 from research.processors.base import Processor
-from tests.conftest import Load, algs, companion, write_examples
-
-UNSCALED = np.float32(1)
+from research.training.collector import to_tensors
+from tests.conftest import Load, algs, alone, collects, small
 
 
 class Parts(NamedTuple):
@@ -38,44 +39,32 @@ class Parts(NamedTuple):
         ]
 
 
-@pytest.fixture(params=[*algs("online"), *algs("supervised")], scope="module")
+@pytest.fixture(params=algs(), scope="module")
 def cfg(
     request: pytest.FixtureRequest, load: Load, tmp_path_factory: pytest.TempPathFactory
 ) -> DictConfig:
-    """What ``alg=x`` alone composes to, but for the sizes of its dataset and of its images."""
-    small = [f"alg={request.param}", "dataset.batch_size=16"]
-    cfg = load(*small)
-    if acts(cfg):
-        small += ["dataset.capacity=400"]
-    if companion(request.param, "dataset") == "arrays":
-        path = tmp_path_factory.mktemp("data") / "examples.npz"
-        write_examples(path)
-        small += [f"dataset.path={path}"]
-    return load(*small, *(["env.pixel_size=24"] if cfg.env.get("pixels") else []))
-
-
-def acts(cfg: DictConfig) -> bool:
-    """Whether a config's trainer collects from environments."""
-    return cfg.trainer.collector is not None
+    """What an algorithm alone composes to, but for the sizes of its dataset and of its images."""
+    folder = tmp_path_factory.mktemp("data")
+    return load(*small(request.param, folder, batch_size=16, capacity=400))
 
 
 def make(cfg: DictConfig, seed: int = 0, *, weights_seed: int | None = None) -> Parts:
-    """The parts in the order of ``train.py``; a replay buffer has 100 random steps."""
+    """The parts in the order of ``train.py``; a dataset that is filled has 100 random steps."""
     torch.manual_seed(seed if weights_seed is None else weights_seed)
     env = build(cfg.env)
     dataset = build(cfg.dataset, env, seed)
     processor = build(cfg.processor, dataset.observation_space, dataset.action_space)
     alg = make_alg(cfg, processor)
     alg.make_optimizers()
-    if not acts(cfg):
+    if isinstance(dataset, CountableDataset):
         processor.eval()
         processor.fit(dataset.training_batches())
         processor.train()
-        return Parts(env, processor, alg, dataset)
-    key = (cfg.alg._target_, seed)
-    if key not in RECORDED:
-        RECORDED[key] = list(record(env, num_steps=100, seed=seed))
-    fill(dataset, RECORDED[key])
+    if collects(cfg):
+        key = (str(cfg.env), seed)
+        if key not in RECORDED:
+            RECORDED[key] = list(record(env, num_steps=100, seed=seed))
+        fill(dataset, RECORDED[key])
     return Parts(env, processor, alg, dataset)
 
 
@@ -85,43 +74,47 @@ def make_alg(cfg: DictConfig, processor: Processor) -> Algorithm:
     return build(cfg.alg, network)
 
 
-def sample_obs(parts: Parts, size: int, scale: np.float32 = UNSCALED) -> Tree:
-    """Processed observations (B, O), ``scale`` times what the environment gives."""
-    space = parts.dataset.observation_space
+def sample_obs(parts: Parts, size: int, scale: float = 1.0) -> Tree:
+    """Processed observations (B, O), ``scale`` times those of the dataset's space."""
+    space = batch_space(parts.dataset.observation_space, size)
     space.seed(0)
-    obs = np.stack([space.sample() for _ in range(size)])
-    return parts.processor.process_obs(torch.as_tensor(obs if scale == 1 else obs * scale))
+    obs = to_tensors(space.sample())
+    scaled = obs if scale == 1 else map_tensors(lambda part: part * scale, obs)
+    return parts.processor.process_obs(scaled)
 
 
 RECORDED: dict[tuple[str, int], list[dict[str, Any]]] = {}
-"""Random steps by algorithm and seed: images take their time."""
+"""Random steps by environment and seed: images take their time."""
 
 
 def fill(dataset: Any, steps: list[dict[str, Any]]) -> None:
     """Put recorded steps into a dataset."""
     for step in steps:
-        if (first := step["first"]) is not None:
-            dataset.start_episodes(first, np.ones(len(step["reward"]), np.bool_))
+        if step["begun"].any():
+            dataset.start_episodes(step["first"], step["begun"])
         dataset.add(*(step[name] for name in ("action", "reward", "ended", "cut", "obs")))
 
 
-def record(
-    env: gymnasium.vector.VectorEnv, *, num_steps: int, seed: int
-) -> Iterator[dict[str, Any]]:
-    """Act at random; episodes are cut every 40 steps, and one ends for good."""
+def record(env: Any, *, num_steps: int, seed: int) -> Iterator[dict[str, Any]]:
+    """Act at random; episodes that do not end are cut every 40 steps, the second time for good."""
     env.action_space.seed(seed)
-    env.single_observation_space.seed(seed)
-    everywhere, nowhere = np.ones(env.num_envs, np.bool_), np.zeros(env.num_envs, np.bool_)
+    over, obs = np.ones(env.num_envs, np.bool_), None
     for step in range(num_steps):
-        first = env.reset(seed=seed + step)[0] if step % 40 == 0 else None
-        action = env.action_space.sample()
-        obs, reward, *_ = env.step(action)
+        begun = over
+        if begun.any():
+            seeds = [seed + step + index for index in range(env.num_envs)]
+            obs, _ = env.reset(seed=seeds, options={"reset_mask": begun})
+        first, action = obs, env.action_space.sample()
+        obs, reward, ended, cut, _ = env.step(action)
+        ended, cut = ended | (step == 79), cut | (step % 40 == 39)
+        over = ended | cut
         yield {
+            "begun": begun,
             "first": first,
             "action": action,
             "reward": reward,
-            "ended": everywhere if step == 79 else nowhere,
-            "cut": everywhere if step % 40 == 39 else nowhere,
+            "ended": ended,
+            "cut": cut,
             "obs": obs,
         }
 
@@ -211,15 +204,16 @@ def test_another_seed_gives_other_weights(cfg: DictConfig) -> None:
 
 
 @pytest.mark.parametrize("explore", [False, True])
-@pytest.mark.parametrize("scale", [UNSCALED, np.float32(1e6)])
-@pytest.mark.parametrize("cfg", algs("online"), indirect=True)
-def test_actions_lie_in_the_action_space(cfg: DictConfig, explore: bool, scale: np.float32) -> None:
+@pytest.mark.parametrize("scale", [1.0, 1e6])
+def test_actions_lie_in_the_action_space(cfg: DictConfig, explore: bool, scale: float) -> None:
     parts = make(cfg)
+    acts = isinstance(parts.env, VectorEnv)
+    space = parts.env.single_action_space if acts else parts.dataset.action_space
     action = parts.alg.act(sample_obs(parts, 50, scale), 0, explore)
     action = parts.processor.unprocess_action(action)
     assert not action.requires_grad
     assert len(action) == 50
-    assert all(parts.env.single_action_space.contains(row) for row in action.numpy())
+    assert all(space.contains(row) for row in action.numpy())
 
 
 def test_acting_without_exploration_is_always_the_same(cfg: DictConfig) -> None:
@@ -230,7 +224,9 @@ def test_acting_without_exploration_is_always_the_same(cfg: DictConfig) -> None:
     assert torch.equal(one, other)
 
 
-@pytest.mark.parametrize("cfg", algs("supervised"), indirect=True)
+@pytest.mark.parametrize(
+    "cfg", [alg for alg in algs() if "num_envs" not in alone(alg).env], indirect=True
+)
 def test_validating_changes_nothing_and_gives_finite_numbers(cfg: DictConfig) -> None:
     parts = make(cfg)
     parts.update(count=2)

@@ -206,7 +206,7 @@ def test_without_exploration_the_actor_decides_alone(td3: TD3) -> None:
     assert not td3.act(obs, 0, explore=True).requires_grad
 
 
-def test_critics_descend_the_squared_error_to_the_target(make: Make) -> None:
+def test_critics_descend_the_sum_of_their_squared_errors_to_the_target(make: Make) -> None:
     td3 = make(optim=DESCENT, hidden_dims=(4,)).double()
     shift(td3.network)
     batch = Transition(*(value.double() for value in make_batch(8)))
@@ -216,7 +216,7 @@ def test_critics_descend_the_squared_error_to_the_target(make: Make) -> None:
 
     def loss() -> Tensor:
         errors = [td3.network.critics(batch.obs, batch.action)[i] - target_q for i in range(2)]
-        return sum(error.square().sum() for error in errors) / 16  # type: ignore[return-value]
+        return sum(error.square().sum() for error in errors) / 8  # type: ignore[return-value]
 
     slopes = [slope(loss, parameter) for parameter in td3.network.critics.parameters()]
     expected_loss = loss().item()

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from torch import Tensor
 
 from research.launchers.pool import LOG, last_lines
 from research.status import BLANK, read_status
@@ -26,7 +25,7 @@ from tests.launchers.test_slurm import (
     requeue,
     run_out_of_time,
 )
-from tests.test_kill import buffer, last_step, logs, weights
+from tests.test_kill import contents, last_step, logs, weights
 
 STEPS = 1300
 INTERRUPTED = (400, 700, 1000)
@@ -90,7 +89,7 @@ class LocalSweep(WaitingProgram):
         """All that each job left but for the times: logs, weights, replay buffer."""
         folders = [self.sweep / name for name in SEEDS]
         return [
-            {**logs(folder), **weights(folder), "buffer": plain(buffer(folder, load, SMALL))}
+            {**logs(folder), **weights(folder), "buffer": contents(folder, load, SMALL)}
             for folder in folders
         ]
 
@@ -99,14 +98,6 @@ class SlurmSweep(LocalSweep, SlurmProgram):
     """The same in one task of a cluster."""
 
     launcher = ("hydra/launcher=slurm", *(f"hydra.launcher.{option}" for option in SLURM))
-
-
-def plain(values: dict[str, Any]) -> dict[str, Any]:
-    """Tensors as lists, which ``==`` compares."""
-    return {
-        name: value.tolist() if isinstance(value, Tensor) else value
-        for name, value in values.items()
-    }
 
 
 def go_on(pids: list[int]) -> None:
