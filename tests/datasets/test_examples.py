@@ -288,7 +288,7 @@ def test_an_example_that_cannot_be_read_is_named(num_workers: int) -> None:
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_an_example_of_another_shape_is_named(num_workers: int) -> None:
-    message = r"^files/5.png has shape \(3,\), but files/0.png has \(2,\); set dataset.size"
+    message = r"^files/5.png has shape \(3,\), but files/0.png has \(2,\); set dataset"
     with pytest.raises(UserError, match=message):
         take(make(Files(10, larger=(5,)), num_workers=num_workers), 3)
 
