@@ -94,6 +94,8 @@ def read_all(source: Source, device: torch.device) -> TensorSource:
             obs[rows.start : rows.stop], targets[rows.start : rows.stop] = reader.read(rows)
     tensors = TensorSource(source.name, obs.to(device), targets.to(device))
     tensors.num_classes = source.num_classes
+    if isinstance(source, TensorSource):
+        tensors.target_name = source.target_name
     return tensors
 
 
