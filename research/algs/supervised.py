@@ -209,6 +209,19 @@ class Supervised(Algorithm):
         return next(self.network.parameters()).device
 
 
+def check_shape(output: Tensor, expected: tuple[int, ...]) -> None:
+    """Refuse a network's ``output`` that the loss would broadcast, or take for other answers.
+
+    Raises:
+        UserError: it is not of the ``expected`` shape.
+
+    """
+    if output.shape != expected:
+        raise UserError(
+            f"the network answers a batch by {tuple(output.shape)}, but the loss needs {expected}"
+        )
+
+
 def is_one(share: float | Tensor) -> bool:
     """Whether nothing changes by it: small networks feel every operation. No GPU is waited for."""
     return isinstance(share, float) and share == 1.0

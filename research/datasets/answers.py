@@ -116,9 +116,13 @@ def check_range(labels: Tensor, num_classes: int, source: Source, first: int = 0
         index = int(wrong[0])
         label = int(labels[index])
         allowed = f"allowed are 0 to {num_classes - 1}; see dataset.num_classes"
+        counted = (
+            "labels count classes from 0 (numbers to learn must be floats, or a file's with "
+            "dataset.num_classes=0)"
+        )
         raise UserError(
             f"{source.name_example(first + index)} has label {label}; "
-            f"{'labels count classes from 0' if label < 0 else allowed}"
+            f"{counted if label < 0 else allowed}"
         )
 
 
