@@ -1,7 +1,7 @@
 """What a dataset hands to a processor and an algorithm: tuples and dicts of tensors."""
 
-from collections.abc import Callable
-from typing import Any, NamedTuple, TypeAlias, TypeVar
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -43,6 +43,16 @@ class Example(NamedTuple):
 
     obs: Any
     target: Tensor
+
+
+class Repeatable(Generic[T]):
+    """What ``make`` returns, made anew for every iteration, so that none of it is kept."""
+
+    def __init__(self, make: Callable[[], Iterable[T]]) -> None:
+        self.make = make
+
+    def __iter__(self) -> Iterator[T]:
+        return iter(self.make())
 
 
 def map_tensors(function: Callable[[Tensor], Tensor], batch: T) -> T:

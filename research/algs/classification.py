@@ -10,7 +10,7 @@ from gymnasium.spaces import Discrete
 from torch import Tensor
 
 from research.algs.base import Metrics
-from research.algs.supervised import GroupedOptimFactory, Supervised
+from research.algs.supervised import GroupedOptimFactory, Supervised, check_shape
 from research.batches import Example, Tree, map_tensors
 from research.networks.predictor import Predictor
 
@@ -107,6 +107,7 @@ class Classification(Supervised):
         )
 
     def loss(self, output: Tensor, batch: Example) -> Tensor:
+        check_shape(output, (len(batch.target), self.network.output_dim))
         smoothing = self.label_smoothing if self.training else 0.0
         if self.class_weights is None:
             return F.cross_entropy(output, batch.target, label_smoothing=smoothing)

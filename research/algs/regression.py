@@ -5,7 +5,7 @@ from gymnasium.spaces import Box
 from torch import Tensor
 
 from research.algs.base import Metrics
-from research.algs.supervised import Supervised
+from research.algs.supervised import Supervised, check_shape
 from research.batches import Example
 
 
@@ -15,7 +15,7 @@ class Regression(Supervised):
     answer_space = Box
 
     def loss(self, output: Tensor, batch: Example) -> Tensor:
-        assert output.shape == batch.target.shape, "targets are (B, D)"
+        check_shape(output, tuple(batch.target.shape))
         return F.mse_loss(output, batch.target)
 
     def compute_metrics(self, output: Tensor, batch: Example) -> Metrics:

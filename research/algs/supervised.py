@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal, TypeAlias
 
 import gymnasium
 import torch
+from gymnasium.spaces import Box, Discrete
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -27,6 +28,14 @@ AUTOCAST: dict[str, torch.dtype | None] = {
     "bf16": torch.bfloat16,
     "fp16": torch.float16,
 }
+REMEDIES: dict[type[gymnasium.Space], str] = {
+    Discrete: "try alg=regression, or, if these are labels, store integers or say how many classes "
+    "there are, as in dataset.num_classes=2",
+    Box: "try alg=classification, or, if these are numbers to learn, store floats or set "
+    "dataset.num_classes=0 for a file's integers",
+}
+"""What to do about answers of another kind, by the kind that is learned."""
+
 UNDECAYED = (nn.Embedding, nn.EmbeddingBag, nn.LayerNorm, nn.RMSNorm, EnsembleLayerNorm)
 
 
@@ -71,8 +80,7 @@ class Supervised(Algorithm):
         if not isinstance(network.action_space, self.answer_space):
             raise ValueError(
                 f"{type(self).__name__} learns answers in a {self.answer_space.__name__}, got "
-                f"{network.action_space}; try another alg or dataset (integer targets are classes, "
-                "others are numbers)"
+                f"{network.action_space}; {REMEDIES.get(self.answer_space, 'try another alg')}"
             )
         if accumulate < 1:
             raise ValueError(f"accumulate must be at least 1, got {accumulate}")
@@ -199,6 +207,19 @@ class Supervised(Algorithm):
     def device(self) -> torch.device:
         """Where the network is."""
         return next(self.network.parameters()).device
+
+
+def check_shape(output: Tensor, expected: tuple[int, ...]) -> None:
+    """Refuse a network's ``output`` that the loss would broadcast, or take for other answers.
+
+    Raises:
+        UserError: it is not of the ``expected`` shape.
+
+    """
+    if output.shape != expected:
+        raise UserError(
+            f"the network answers a batch by {tuple(output.shape)}, but the loss needs {expected}"
+        )
 
 
 def is_one(share: float | Tensor) -> bool:

@@ -1,5 +1,8 @@
 """What is asked about examples: which of a number of classes, or which numbers."""
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 from gymnasium import spaces
 from torch import Tensor
@@ -40,7 +43,8 @@ def answer_space(
         if count > len(training):
             raise ValueError(
                 f"{training.name} has label {count - 1}, but only {len(training)} examples; set "
-                f"dataset.num_classes={count} if that is right (numbers to learn must be floats)"
+                f"dataset.num_classes={count} if that is right (numbers to learn must be floats, "
+                "or a file's with dataset.num_classes=0)"
             )
         if validation is not None and validation.targets is not None:
             check_known(validation.targets, training.targets, validation)
@@ -50,6 +54,17 @@ def answer_space(
     if num_classes is None:
         check_two_classes(training)
     return spaces.Discrete(count)
+
+
+class Numbers(spaces.Box):
+    """Numbers to be learned, of any size, whose name an error tells."""
+
+    def __init__(self, shape: Sequence[int], name: str) -> None:
+        super().__init__(-np.inf, np.inf, tuple(shape), np.float32)
+        self.name = name
+
+    def __repr__(self) -> str:
+        return f"{super().__repr__()} for {self.name}"
 
 
 def check_two_classes(training: Source) -> None:
@@ -84,7 +99,7 @@ def regression_space(
                 f"{training.name} has targets of {targets.dtype} {tuple(shape)}, but "
                 f"{validation.name} of {found}"
             )
-    return spaces.Box(-float("inf"), float("inf"), tuple(shape))
+    return Numbers(shape, f"'{getattr(training, 'target_name', 'targets')}' of {training.name}")
 
 
 def check_range(labels: Tensor, num_classes: int, source: Source, first: int = 0) -> None:
@@ -101,9 +116,13 @@ def check_range(labels: Tensor, num_classes: int, source: Source, first: int = 0
         index = int(wrong[0])
         label = int(labels[index])
         allowed = f"allowed are 0 to {num_classes - 1}; see dataset.num_classes"
+        counted = (
+            "labels count classes from 0 (numbers to learn must be floats, or a file's with "
+            "dataset.num_classes=0)"
+        )
         raise UserError(
             f"{source.name_example(first + index)} has label {label}; "
-            f"{'labels count classes from 0' if label < 0 else allowed}"
+            f"{counted if label < 0 else allowed}"
         )
 
 

@@ -9,6 +9,7 @@ from gymnasium import spaces
 from torch import Tensor
 
 from research.datasets.storage import Leaf
+from research.errors import UserError
 
 
 class FrameStacks:
@@ -50,7 +51,11 @@ class FrameStacks:
 
     def newest(self, stacks: np.ndarray) -> np.ndarray:
         """The newest frames (E, C, H, W) of ``stacks`` (E, S * C, H, W)."""
-        assert stacks.shape[1:] == self.shape, f"expected (E, {self.shape}), got {stacks.shape}"
+        if stacks.shape[1:] != self.shape:
+            raise UserError(
+                f"the environment gave stacked frames of shape {stacks.shape[1:]}, but its space "
+                f"says {self.shape}"
+            )
         return stacks[:, -self.num_channels :]
 
     def check_first(self, stacks: np.ndarray) -> None:

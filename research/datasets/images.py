@@ -1,20 +1,28 @@
 """Images in folders, one for each class."""
 
-from collections.abc import Mapping, Sequence
+import logging
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
 
 from research.batches import Example
+from research.datasets.decoding import check_form, silent_decoders, to_tensor
 from research.datasets.examples import Examples
 from research.datasets.sources import one_line
 from research.errors import UserError
 
-SUFFIXES = (".png", ".jpg", ".jpeg")
+log = logging.getLogger(__name__)
+
+SUFFIXES = (
+    *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff"),
+    *(".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".avif", ".heic", ".heif", ".jxl"),
+)
+"""Of still images; a file that Pillow has no decoder for is refused, not left out."""
 
 
 def image_folder_examples(
@@ -31,7 +39,15 @@ def image_folder_examples(
     num_workers: int,
     device: str,
 ) -> Examples:
-    """The images ``root/train/<class>/*``, labelled by the place of their class in the alphabet.
+    """The images below ``root/train/<class>``, labelled by their class's place in the alphabet.
+
+    They are what a viewer shows: turned upright by their EXIF data, the first of several frames,
+    and opaque, on white, since most drawings and scans are dark on a transparent ground. Grey of 16
+    bits is divided by 257, so that its full range becomes that of 8 bits. Hidden files and folders
+    are left out, and so are files of other suffixes than ``SUFFIXES``, which is logged.
+
+    A class may be without images for validation, but not without any to learn from: what should
+    be there was not found, or a folder is left over that would be an answer to nothing.
 
     Args:
         env: not used.
@@ -39,7 +55,7 @@ def image_folder_examples(
         root: a folder.
         size: (H, W) to which every image is resized; None where all have one already.
         channels: 1 for grey, 3 for RGB, None for either as the files are.
-        validation: ``own`` for ``root/val/<class>/*``, or as ``Examples`` takes it.
+        validation: ``own`` for the images below ``root/val/<class>``, or as ``Examples`` takes it.
         split_seed, num_classes, batch_size, num_workers, device: as ``Examples`` takes them.
 
     Raises:
@@ -51,12 +67,20 @@ def image_folder_examples(
     folder = Path(root) / "train"
     names = class_names(folder)
     labels = {name: label for label, name in enumerate(names)}
-    if validation == "own":
+    training = ImageFolder(folder, labels, size=size, channels=channels)
+    if missing := training.missing():
+        raise UserError(
+            f"{folder / missing[0]} holds no images ({', '.join(SUFFIXES)}), so that the class "
+            "cannot be learned; add some, or remove the folder"
+        )
+    apart = validation
+    if apart == "own":
         apart = ImageFolder(Path(root) / "val", labels, size=size, channels=channels)
-    else:
-        apart = validation
+        missing = apart.missing()
+        if len(apart) and missing:
+            log.info("%s has no images of %s, which no score shows", apart.name, some(missing))
     return Examples(
-        ImageFolder(folder, labels, size=size, channels=channels),
+        training,
         apart,
         seed,
         split_seed=split_seed,
@@ -77,7 +101,7 @@ class ImageFolder:
         channels: 1, 3 or None.
 
     Raises:
-        UserError: a class has no label, or a label no class, or a class no images.
+        UserError: a class has no label, or Pillow cannot read such an image.
 
     """
 
@@ -92,28 +116,42 @@ class ImageFolder:
         self.name = str(folder)
         self.size = size
         self.channels = channels
+        self.labels = labels
         self.num_classes: int | None = len(labels)
         self.paths: list[str] = []
         targets = []
+        others = Counter[str]()
         for name in class_names(folder):
-            if name not in labels:
+            files = sorted(files_below(folder / name))
+            images = [path for path in files if is_image(path)]
+            others.update(suffix(path) or "no suffix" for path in files if not is_image(path))
+            if images and name not in labels:
                 raise UserError(
                     f"{folder / name} is a class that training has not; it has "
-                    f"{len(labels)}: {', '.join(list(labels)[:10])}{', ...' * (len(labels) > 10)}"
+                    f"{len(labels)}: {some(list(labels))}"
                 )
-            paths = sorted(str(p) for p in (folder / name).iterdir() if is_image(p))
-            if not paths:
-                raise UserError(f"{folder / name} holds no images ({', '.join(SUFFIXES)})")
-            self.paths += paths
-            targets += [labels[name]] * len(paths)
-        self.targets = torch.tensor(targets)
+            self.paths += images
+            targets += [labels[name] for _ in images]
+        require_decoders(folder, self.paths)
+        if others:
+            kinds = some([f"{count} {kind}" for kind, count in others.most_common()])
+            log.info("%s: left out what is no image by its name: %s", folder, kinds)
+        loose = sorted(p.name for p in folder.iterdir() if is_image(p.name) and p.is_file())
+        if loose:
+            log.info("%s: left out what lies in no folder of a class: %s", folder, some(loose))
+        self.targets = torch.tensor(targets, dtype=torch.int64)
+
+    def missing(self) -> list[str]:
+        """The classes without images."""
+        present = set(self.targets.tolist())
+        return [name for name, label in self.labels.items() if label not in present]
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> Example:
         try:
-            with Image.open(self.paths[index]) as image:
+            with silent_decoders(), Image.open(self.paths[index]) as image:
                 obs = to_tensor(image, size=self.size, channels=self.channels)
         except Exception as error:  # a decoder may raise anything for a damaged file
             raise UserError(f"{self.paths[index]} cannot be read: {one_line(error)}") from error
@@ -139,36 +177,54 @@ def class_names(folder: Path) -> list[str]:
     return names
 
 
-def is_image(path: Path) -> bool:
+def files_below(folder: Path) -> Iterator[str]:
+    """The files in ``folder`` and its folders that are not hidden; links are followed."""
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    for place, folders, names in os.walk(folder, onerror=fail, followlinks=True):
+        above = os.path.realpath(place)
+        folders[:] = [
+            name
+            for name in folders
+            if name[0] != "." and not is_within(above, os.path.realpath(os.path.join(place, name)))
+        ]
+        yield from (os.path.join(place, name) for name in names if name[0] != ".")
+
+
+def is_within(path: str, folder: str) -> bool:
+    """Whether ``path`` is ``folder`` or below it: a link to where it comes from has no end."""
+    return Path(path).is_relative_to(folder)
+
+
+def suffix(path: str) -> str:
+    """What a file's name ends in, such as ``.jpg``."""
+    return os.path.splitext(path)[1].lower()
+
+
+def is_image(path: str) -> bool:
     """Whether a file's name is that of an image, and not one that macOS hides beside it."""
-    return path.suffix.lower() in SUFFIXES and path.name[0] != "."
+    return suffix(path) in SUFFIXES and os.path.basename(path)[0] != "."
 
 
-def check_form(size: Sequence[int] | None, channels: int | None) -> None:
-    """Refuse a form that no image has with a ValueError."""
-    if size is not None and (len(size) != 2 or min(size) < 1):
-        raise ValueError(f"size must be [H, W], each at least 1, or null, got {list(size)}")
-    if channels not in (None, 1, 3):
-        raise ValueError(f"channels must be 1, 3 or null, got {channels}")
-
-
-def to_tensor(image: Image.Image, *, size: Sequence[int] | None, channels: int | None) -> Tensor:
-    """The pixels, uint8 (C, H, W).
-
-    Args:
-        image: of 8 bits per channel; transparency is dropped.
-        size: (H, W) to resize it to, bilinear and smoothed where it shrinks; None to leave it.
-        channels: 1, 3 or None for what it has.
+def require_decoders(folder: Path, paths: Sequence[str]) -> None:
+    """Refuse images that Pillow has no decoder for.
 
     Raises:
-        ValueError: it has more bits.
+        UserError: names how many there are, and the first.
 
     """
-    if image.mode[0] in "IF":
-        raise ValueError(f"its channels have more than 8 bits (mode {image.mode})")
-    is_grey = channels == 1 or (channels is None and image.mode in ("1", "L", "LA"))
-    image = image.convert("L" if is_grey else "RGB")
-    if size is not None:
-        image = image.resize((size[1], size[0]), Image.Resampling.BILINEAR)
-    pixels = torch.from_numpy(np.array(image))
-    return pixels[None] if is_grey else pixels.permute(2, 0, 1).contiguous()
+    unknown = {suffix(path) for path in paths} - set(Image.registered_extensions())
+    refused = [path for path in paths if suffix(path) in unknown]
+    if refused:
+        raise UserError(
+            f"{folder}: Pillow cannot read {len(refused)} of the images "
+            f"({', '.join(sorted(unknown))}), such as {refused[0]}; convert them to .jpg, or move "
+            "them elsewhere"
+        )
+
+
+def some(names: Sequence[str]) -> str:
+    """Up to ten of them."""
+    return ", ".join(names[:10]) + ", ..." * (len(names) > 10)

@@ -48,10 +48,12 @@ class Reader:
         for row, index in enumerate(indices):
             example = self.source[index]
             if example.obs.shape != obs.shape:
+                sizes = ["dataset.size=[H,W]"] * (example.obs.shape[1:] != obs.shape[1:])
+                channels = ["dataset.channels=3"] * (len(example.obs) != len(obs))
                 raise UserError(
                     f"{self.source.name_example(index)} has shape {tuple(example.obs.shape)}, but "
                     f"{self.source.name_example(0)} has {tuple(obs.shape)}; "
-                    "set dataset.size=[H,W], dataset.channels=3"
+                    f"set {', '.join(sizes + channels)}"
                 )
             if self.num_classes is not None:
                 check_range(example.target[None], self.num_classes, self.source, index)
@@ -92,6 +94,8 @@ def read_all(source: Source, device: torch.device) -> TensorSource:
             obs[rows.start : rows.stop], targets[rows.start : rows.stop] = reader.read(rows)
     tensors = TensorSource(source.name, obs.to(device), targets.to(device))
     tensors.num_classes = source.num_classes
+    if isinstance(source, TensorSource):
+        tensors.target_name = source.target_name
     return tensors
 
 

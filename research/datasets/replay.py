@@ -41,6 +41,9 @@ class Environments(Protocol):
     def metadata(self) -> Mapping[str, Any]: ...
 
 
+NO_DICT = "the environment's observations are a dict, but its observation_space is no Dict"
+
+
 class ReplayBuffer:
     """The newest steps of E environments; a batch is drawn uniformly from all their transitions.
 
@@ -176,7 +179,8 @@ class ReplayBuffer:
 
         """
         if self._stacks:
-            assert isinstance(obs, np.ndarray), "observations are a dict, their space is not"
+            if not isinstance(obs, np.ndarray):
+                raise UserError(NO_DICT)
             self._stacks.check_first(obs[mask])
         self._discard_prepared()
         self._stage_obs(obs)
@@ -348,7 +352,8 @@ class ReplayBuffer:
 
     def _stage_obs(self, obs: ArrayTree) -> None:
         if isinstance(obs, dict):
-            assert self._obs_keys is not None, "observations are a dict, their space is not"
+            if self._obs_keys is None:
+                raise UserError(NO_DICT)
             for name, key in zip(self._obs_names, self._obs_keys, strict=True):
                 self._storage.stage(name, obs[key])
         else:

@@ -54,6 +54,8 @@ class TensorSource:
     """
 
     num_classes: int | None = None
+    target_name = "targets"
+    """What an error calls the targets."""
 
     def __init__(self, name: str, obs: Tensor, targets: Tensor) -> None:
         self.name = name

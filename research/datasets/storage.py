@@ -11,6 +11,7 @@ from torch import Tensor
 
 from research.datasets.disk import map_file
 from research.datasets.journal import CHUNK_BYTES, Fill
+from research.errors import UserError
 
 DTYPES: dict[np.dtype[Any], torch.dtype] = {
     np.dtype(name): getattr(torch, name)
@@ -118,7 +119,11 @@ class RowStorage:
     def stage(self, name: str, values: np.ndarray) -> None:
         """Set one leaf of all staged rows, (num_staged, ...)."""
         staged = self._staged_leaves[name]
-        assert values.shape == staged.shape, f"{name}: expected {staged.shape}, got {values.shape}"
+        if values.shape != staged.shape:
+            raise UserError(
+                f"the environments gave {name} of shape {values.shape}, but their spaces say "
+                f"{staged.shape}"
+            )
         staged[...] = values
 
     def write(self, staged: Sequence[int], rows: Sequence[int]) -> None:

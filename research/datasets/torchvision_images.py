@@ -2,7 +2,7 @@
 
 import importlib
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -10,8 +10,8 @@ from PIL import Image
 from torch import Tensor
 
 from research.batches import Example
+from research.datasets.decoding import check_form, read_rgb, silent_decoders, to_tensor
 from research.datasets.examples import Examples
-from research.datasets.images import check_form, to_tensor
 from research.datasets.sources import one_line
 from research.datasets.torchvision_files import damaged_file, file_of_traceback
 from research.errors import UserError, did_you_mean
@@ -70,8 +70,10 @@ def torchvision_examples(
     known = constructor_parameters(kind)
     if download and "download" not in known:
         raise ValueError(f"torchvision downloads no {name}; put its files into {root} yourself")
-    common = {"root": root} if "root" in known else {}
+    common: dict[str, Any] = {"root": root} if "root" in known else {}
     common |= {"download": True} if download else {}
+    if "loader" in known and callable(known["loader"].default):
+        common["loader"] = read_rgb  # its own drops transparency and clips 16 bits
     split = {"train": True} if "train" in known else {"split": "train"} if "split" in known else {}
     given = {**common, **split, **arguments}
     training = TorchvisionImages(name, open_dataset(kind, given), **form)
@@ -119,10 +121,11 @@ class TorchvisionImages:
 
     def __getitem__(self, index: int) -> Example:
         try:
-            image, label = self.dataset[index]
-            if not isinstance(image, Image.Image):
-                raise TypeError(f"its observation is a {type(image).__name__}, no PIL image")
-            obs = to_tensor(image, size=self.size, channels=self.channels)
+            with silent_decoders():
+                image, label = self.dataset[index]
+                if not isinstance(image, Image.Image):
+                    raise TypeError(f"its observation is a {type(image).__name__}, no PIL image")
+                obs = to_tensor(image, size=self.size, channels=self.channels)
             target = torch.as_tensor(label)
             if target.ndim or target.is_floating_point():
                 raise TypeError(f"its target is no class label, but {label}")
@@ -165,13 +168,13 @@ def dataset_class(name: str) -> type:
     return kind
 
 
-def constructor_parameters(kind: type) -> set[str]:
-    """Names that the constructor knows, those that it hands on to a base class included."""
-    known: set[str] = set()
+def constructor_parameters(kind: type) -> dict[str, inspect.Parameter]:
+    """What the constructor takes, by name, and what it hands on to a base class."""
+    known: dict[str, inspect.Parameter] = {}
     for part in kind.__mro__:
         if "__init__" in vars(part):
             parameters = inspect.signature(vars(part)["__init__"]).parameters
-            known |= set(parameters)
+            known = {**parameters, **known}
             if all(
                 parameter.kind is not parameter.VAR_KEYWORD for parameter in parameters.values()
             ):
@@ -180,7 +183,7 @@ def constructor_parameters(kind: type) -> set[str]:
 
 
 def own_splits(
-    name: str, known: set[str], validation_arguments: Mapping[str, Any]
+    name: str, known: Collection[str], validation_arguments: Mapping[str, Any]
 ) -> list[Mapping[str, Any]]:
     """Arguments that may lead to a dataset's own validation split, the best choice first.
 
@@ -220,7 +223,7 @@ def open_dataset(kind: type, arguments: Mapping[str, Any]) -> Any:
     try:
         return kind(**arguments)
     except Exception as error:  # torchvision raises several for damaged files
-        given = ", ".join(f"{key}={value}" for key, value in arguments.items())
+        given = ", ".join(f"{k}={value}" for k, value in arguments.items() if k != "loader")
         file = damaged_file(kind, str(arguments.get("root", ".")), error)
         reason = f"{file} is missing or damaged: {one_line(error)}" if file else one_line(error)
         raise UserError(

@@ -13,7 +13,7 @@ from gymnasium import spaces
 from research.envs.pixels import Pixels
 from research.envs.rendering import find_renderer, import_suite
 from research.envs.vector import Vector, vectorize
-from research.errors import did_you_mean
+from research.errors import UserError, did_you_mean
 
 UNBOUNDED = 1e10
 """The size of a bound from which on MuJoCo means that there is none (mjMAXVAL)."""
@@ -77,7 +77,8 @@ class DMControl(gymnasium.Env[Any, np.ndarray]):
     def step(self, action: np.ndarray) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """Simulate one control step."""
         step = self.dm_env.step(action)
-        assert not step.first(), "the episode was over; dm_control has begun another by itself"
+        if step.first():
+            raise UserError("step() was called when the episode was over; call reset() first")
         terminated = step.last() and step.discount == 0
         truncated = step.last() and not terminated
         return self.convert_obs(step.observation), float(step.reward), terminated, truncated, {}

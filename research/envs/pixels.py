@@ -32,7 +32,7 @@ class Pixels(gymnasium.Wrapper):
     the last of them led to. The environment within must have no state but that of its innermost.
 
     Raises:
-        ValueError: ``pixel_size`` or ``frame_stack`` is out of range.
+        ValueError: ``pixel_size`` or ``frame_stack`` is out of range, or there are no such frames.
 
     """
 
@@ -43,7 +43,8 @@ class Pixels(gymnasium.Wrapper):
         if frame_stack < 1:
             raise ValueError(f"frame_stack must be at least 1, got {frame_stack}")
         inner = env.unwrapped
-        assert isinstance(inner, HasFrames), f"{inner} has no frames in any size"
+        if not isinstance(inner, HasFrames):
+            raise ValueError(f"pixels need an environment with frames of any size, got {inner}")
         self.inner, self.pixel_size, self.frame_stack = inner, pixel_size, frame_stack
         self.metadata = {**env.metadata, "frame_stack": frame_stack}
         shape = (3 * frame_stack, pixel_size, pixel_size)

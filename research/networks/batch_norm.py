@@ -16,6 +16,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
+from research.errors import UserError
+
 
 def synchronise_batch_norm(network: nn.Module) -> None:
     """Make every batch norm of ``network`` train on the statistics of all processes' examples.
@@ -46,7 +48,12 @@ class Synchronised(_BatchNorm):
     def forward_together(self, x: Tensor) -> Tensor:
         with Intercept() as intercept:
             y = super().forward(x)
-        assert intercept.was_called, f"{type(self).__name__} does not call F.batch_norm"
+        if not intercept.was_called:
+            name = type(self).__name__.removeprefix(Synchronised.__name__)
+            raise UserError(
+                f"{name} does not call F.batch_norm, so its statistics cannot be those of all "
+                "ranks; use torch's batch norms, or set trainer.devices=1"
+            )
         return y
 
 

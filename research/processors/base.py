@@ -24,7 +24,12 @@ class Processor(nn.Module):
         self.action_space = action_space
 
     def fit(self, batches: Iterable[Any]) -> None:
-        """Take in what must be known of all training batches, before the first is learned from."""
+        """Take in what must be known of all training batches, before the first is learned from.
+
+        Args:
+            batches: may be iterated more than once; each time the dataset is read again.
+
+        """
 
     def forward(self, batch: Any) -> Any:
         """A training batch as the algorithm takes it; in training mode statistics are updated."""

@@ -1,12 +1,13 @@
 """Processors one after the other."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any, TypeAlias, cast
 
 import gymnasium
 from torch import Tensor, nn
 
-from research.batches import Tree
+from research.batches import Repeatable, Tree
 from research.processors.base import Processor
 
 ProcessorFactory: TypeAlias = Callable[[gymnasium.Space, gymnasium.Space], Processor]
@@ -38,13 +39,14 @@ class Chain(Processor):
 
     def fit(self, batches: Iterable[Any]) -> None:
         for number, link in enumerate(self.links):
-            link.fit(self.until(number, batch) for batch in batches)
+            link.fit(Repeatable(partial(self.until, number, batches)))
 
-    def until(self, number: int, batch: Any) -> Any:
-        """``batch`` as the processor of this number gets it, without any training's randomness."""
-        for link in self.links[:number]:
-            batch = link(batch)
-        return batch
+    def until(self, number: int, batches: Iterable[Any]) -> Iterator[Any]:
+        """``batches`` as the processor of this number gets them."""
+        for batch in batches:
+            for link in self.links[:number]:
+                batch = link(batch)
+            yield batch
 
     def forward(self, batch: Any) -> Any:
         for link in self.links:

@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeAlias
 from gymnasium.vector import VectorEnv
 
 from research.algs.base import Algorithm
-from research.batches import to_device
+from research.batches import Repeatable, to_device
 from research.datasets.base import (
     CountableDataset,
     Dataset,
@@ -251,8 +251,10 @@ class Trainer:
         """Let the processor see all training batches, where they can be gone through."""
         if isinstance(self.dataset, CountableDataset):
             self.processor.eval()
-            batches = self.dataset.training_batches()
-            self.processor.fit(to_device(batch, self.policy.device) for batch in batches)
+            batches, device = self.dataset.training_batches, self.policy.device
+            self.processor.fit(
+                Repeatable(lambda: (to_device(batch, device) for batch in batches()))
+            )
 
     def advance(self) -> None:
         """Take a step, make its updates, and do what it is time for."""

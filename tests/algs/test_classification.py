@@ -11,6 +11,7 @@ from torch import Tensor
 
 from research.algs.classification import Classification, mix
 from research.batches import Example
+from research.errors import UserError
 from tests.algs.test_supervised import NUMBERS, VALUES, make_mlp, train
 
 OPTIONS: dict[str, Any] = NUMBERS | {
@@ -218,3 +219,10 @@ def test_numbers_outside_their_range_are_refused(changes: dict[str, Any], messag
 def test_a_network_for_values_is_refused() -> None:
     with pytest.raises(ValueError, match="Classification learns answers in a Discrete, got Box"):
         Classification(make_mlp(VALUES), **OPTIONS)
+
+
+def test_a_network_with_scores_of_more_classes_is_refused() -> None:
+    alg = make()
+    alg.network.register_forward_hook(lambda *call: torch.cat([call[-1], call[-1]], dim=1))
+    with pytest.raises(UserError, match=r"a batch by \(12, 8\), but the loss needs \(12, 4\)"):
+        alg.update(make_batch(), step=0, updates=0)

@@ -236,8 +236,20 @@ def test_arrays_that_do_not_fit_together_are_refused(
         (np.zeros((3, 2), int), r"labels must be one for each example, got \(3, 2\)"),
         (np.array([0.0, 1.0, np.nan]), "example 2 has no number in a target"),
         (np.array([0.0, -1e300, 1.0]), "example 1 has -1e.300 in a target, beyond float32; scale"),
-        (np.array(["a", "b", "c"]), "cannot be read: an array holds <U1, no numbers"),
-        (np.array([0, None, 1], object), "cannot be read: Object arrays cannot be loaded"),
+        (
+            np.array([0.0, 0.5, 1.0]),
+            "example 1 has target 0.5, no class label; for numbers to learn",
+        ),
+        (
+            np.array([0, 1j, 1]),
+            "'target' holds complex128, neither numbers nor text; see dataset.obs",
+        ),
+        (
+            np.array([0, None, 1], object),
+            r"array 'target' holds Python objects.* by target.astype\(float\), or names of classes "
+            r"by target.astype\(str\)$",
+        ),
+        (np.array(["a", "b", "c"]), "num_classes is 4, but .*a.npz has 3 classes"),
         (np.array([0, 1, 9]), "example 2 of .*a.npz has label 9; allowed are 0 to 3"),
         (np.array([0, -2, 1]), "example 1 of .*a.npz has label -2; labels count classes from 0"),
     ],
@@ -268,8 +280,10 @@ def test_an_observation_beyond_float32_is_named(make: Any, tmp_path: Path) -> No
 def test_what_cannot_be_opened_is_named(make: Any, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"^{tmp_path}/no.npz is not there; see dataset.path"):
         make(tmp_path / "no.npz")
-    with pytest.raises(UserError, match=r"must end in one of .npz, .pt, .pth, .parquet$"):
-        make(tmp_path / "a.csv")
+    with pytest.raises(
+        UserError, match=r"must end in one of .npz, .pt, .pth, .parquet, .csv, .tsv$"
+    ):
+        make(tmp_path / "a.xlsx")
     torch.save([torch.zeros(2)], tmp_path / "a.pt")
     with pytest.raises(UserError, match=r"a.pt must hold a dict of tensors, not a list"):
         make(tmp_path / "a.pt")
@@ -299,10 +313,14 @@ def test_gaps_and_uneven_lists_are_refused(make: Any, tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     good = pa.array([0, 1, 2])
     for column, message in [
-        (pa.array([1.0, None, 2.0]), "column 'obs' has 1 gaps"),
+        (pa.array([1.0, None, 2.0]), "column 'obs' has 1 gaps, the first in example 1; fill"),
         (pa.array([[1.0], [2.0, 3.0], [4.0]]), "lists of column 'obs' differ in length, or have"),
         (pa.array([[1.0], [None], [4.0]]), "lists of column 'obs' differ in length, or have"),
-        (pa.array(["a", "b", "c"]), "an array holds object, no numbers"),
+        (pa.array(["a", "b", "c"]), "'obs' holds text, 'a' in example 0, where numbers are want"),
+        (
+            pa.array([1, 2, 3], pa.date32()),
+            r"'obs' holds datetime64\[D\], neither numbers nor text",
+        ),
     ]:
         parquet.write_table(pa.table({"obs": column, "target": good}), path)
         with pytest.raises(UserError, match=message):
@@ -316,6 +334,178 @@ def test_one_line_says_how_to_install_parquet(
     make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "a.parquet").write_bytes(b"")
+    (tmp_path / "a.csv").write_bytes(b"")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(UserError, match=r"needs an extra: pip install -e '\.\[parquet\]'$"):
-        make(tmp_path / "a.parquet")
+    for name in ("a.parquet", "a.csv"):
+        with pytest.raises(UserError, match=r"needs an extra: pip install -e '\.\[parquet\]'$"):
+            make(tmp_path / name)
+
+
+NAMES = np.array(["wolf", "ant", "wolf", "bee"])
+
+
+@pytest.fixture(params=["npz", "csv", "parquet", "categories"])
+def named(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[str, np.ndarray], Path]:
+    """Writes examples whose targets are words; their observations count from 0."""
+
+    def write(stem: str, words: np.ndarray) -> Path:
+        obs = np.arange(len(words)).astype(float)
+        path = tmp_path / f"{stem}.{request.param.replace('categories', 'parquet')}"
+        if request.param == "npz":
+            write_npz(path, {"obs": obs, "target": words})
+            return path
+        pa = pytest.importorskip("pyarrow", reason="needs pip install -e '.[parquet]'")
+        column = pa.array(words.tolist())
+        column = column.dictionary_encode() if request.param == "categories" else column
+        table = pa.table({"obs": obs, "target": column})
+        if request.param == "csv":
+            pytest.importorskip("pyarrow.csv").write_csv(table, path)
+        else:
+            pytest.importorskip("pyarrow.parquet").write_table(table, path, row_group_size=2)
+        return path
+
+    return write
+
+
+def test_text_names_classes_in_the_order_of_the_alphabet_for_both_files(
+    make: Any, named: Callable[[str, np.ndarray], Path]
+) -> None:
+    dataset = make(named("a", NAMES), validation=str(named("b", np.array(["bee", "wolf"]))))
+    (held_out,) = dataset.validation_batches()
+    assert dataset.action_space == spaces.Discrete(3)
+    assert stored(dataset).target.tolist() == [2, 0, 2, 1]
+    assert held_out.target.tolist() == [1, 2]
+    assert stored(dataset).obs.flatten().tolist() == [0, 1, 2, 3]
+
+
+def test_a_class_that_training_has_not_is_named(
+    make: Any, named: Callable[[str, np.ndarray], Path]
+) -> None:
+    other = named("b", np.array(["bee", "wolff"]))
+    message = f"^{other} has class 'wolff', which no training example has; they have ant, bee, wol"
+    with pytest.raises(UserError, match=message + "f; did you mean 'wolf'"):
+        make(named("a", NAMES), validation=str(other))
+
+
+def test_text_is_no_number(make: Any, named: Callable[[str, np.ndarray], Path]) -> None:
+    path = named("a", NAMES)
+    first = rf"'target' holds text, 'wolf' in {'row 2' if path.suffix == '.csv' else 'example 0'}"
+    for keys in ({"num_classes": 0}, {"target": ["target", "obs"]}):
+        with pytest.raises(UserError, match=f"{first}, where numbers .*; see dataset.target$"):
+            make(path, **keys)
+    with pytest.raises(UserError, match=f"{first}, where numbers are wanted; see dataset.obs$"):
+        make(path, obs=["obs", "target"])
+
+
+def test_whole_floats_are_labels_where_the_number_of_classes_is_given(
+    make: Any, tmp_path: Path
+) -> None:
+    target = np.array([0.0, 2.0, 1.0, 1.0])
+    write_npz(tmp_path / "a.npz", {"obs": np.zeros(4), "target": target})
+    assert make(tmp_path / "a.npz").action_space == spaces.Box(-np.inf, np.inf, (1,), np.float32)
+    dataset = make(tmp_path / "a.npz", num_classes=3)
+    assert dataset.action_space == spaces.Discrete(3)
+    assert stored(dataset).target.tolist() == [0, 2, 1, 1]
+
+
+@pytest.mark.parametrize("shape", [(4,), (4, 2)])
+def test_integers_are_numbers_where_there_are_to_be_no_classes(
+    make: Any, tmp_path: Path, shape: tuple[int, ...]
+) -> None:
+    target = np.random.default_rng(0).integers(0, 10**6, shape)
+    write_npz(tmp_path / "a.npz", {"obs": np.zeros(4), "target": target})
+    dataset = make(tmp_path / "a.npz", num_classes=0)
+    assert dataset.action_space.shape == stored(dataset).target.shape[1:]
+    np.testing.assert_array_equal(stored(dataset).target, target.reshape(4, -1))
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_an_algorithm_for_other_answers_names_the_array_the_file_and_a_remedy(
+    make: Any, tmp_path: Path, load: Load, num_workers: int
+) -> None:
+    write_npz(tmp_path / "a.npz", {"obs": np.zeros((4, 2)), "y": np.array([0.0, 1.0, 0.0, 1.0])})
+    dataset = make(tmp_path / "a.npz", target=["y"], num_workers=num_workers)
+    cfg = load("alg=classification", "network=mlp")
+    network = build(cfg.network, dataset.observation_space, dataset.action_space)
+    with pytest.raises(UserError, match=r"for 'y' of .*/a.npz; .* as in dataset.num_classes=2$"):
+        build(cfg.alg, network)
+
+
+@pytest.fixture
+def csv(tmp_path: Path) -> Callable[[str], Path]:
+    """Writes a CSV file."""
+    pytest.importorskip("pyarrow", reason="needs pip install -e '.[parquet]'")
+
+    def write(text: str) -> Path:
+        (tmp_path / "points.csv").write_bytes(text.encode())
+        return tmp_path / "points.csv"
+
+    return write
+
+
+COLUMNS: Any = {"obs": ["a", "b"], "target": ["y"]}
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+@pytest.mark.parametrize("start", ["", "\ufeff"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_columns_of_a_csv_file_are_read_by_their_names(
+    make: Any, csv: Callable[[str], Path], delimiter: str, start: str, end: str
+) -> None:
+    rows = [["a", "y", "b", "note"], ["1", "0.5", "-2", '"x, y;"'], ["3e2", "4", " .5 ", "1"]]
+    text = start + end.join(delimiter.join(row) for row in rows) + end
+    dataset = make(csv(text), **COLUMNS)
+    assert stored(dataset).obs.tolist() == [[1, -2], [300, 0.5]]
+    assert stored(dataset).target.tolist() == [[0.5], [4]]
+
+
+def test_integers_of_a_csv_file_are_labels(make: Any, csv: Callable[[str], Path]) -> None:
+    dataset = make(csv("a,b,y\n1,1,1\n2,2,0\n"), **COLUMNS)
+    assert stored(dataset).target.tolist() == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("1,2,0\n1,,1\n1,,1\n", "column 'b' has 2 gaps, the first in row 3; fill them, or remove"),
+        ("1,2,x\n1,2, \n", "column 'y' has 1 gaps, the first in row 3; fill them, or remove these"),
+        ("1,2,0\n1,NA,1\n", "column 'b' has 'NA' in row 3, which is no number, but '2' in row 2"),
+        ("1,x,0\n1,2,1\n", "column 'b' has 'x' in row 2, which is no number, but '2' in row 3"),
+        ("1,2,red\n1,2,7\n", "column 'y' has 'red' in row 2, which is no number, but '7' in row 3"),
+        (
+            "1,x,0\n1,z,1\n",
+            "'b' holds text, 'x' in row 2, where numbers are wanted; see dataset.obs",
+        ),
+        ("1,2,0\n1,nan,1\n", "example 1 has no number in an observation"),
+        ("1,2,0\n1,2\n", "cannot be read: CSV parse error: Expected 3 columns, got 2: 1,2"),
+        ("", "has no examples in the arrays a, b, y"),
+    ],
+)
+def test_a_csv_file_with_something_else_in_a_column_is_refused_by_column_and_row(
+    make: Any, csv: Callable[[str], Path], text: str, message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        make(csv(f"a,b,y\n{text}"), **COLUMNS)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "has no array 'a', but none; see dataset.obs"),
+        ("a,c,y\n1,2,0\n", "has no array 'b', but a, c, y; see dataset.obs and dataset.target"),
+        ("a,b,a,y\n1,2,3,0\n", "has several columns 'a'; give them different names"),
+    ],
+)
+def test_a_csv_file_without_the_columns_says_which_it_has(
+    make: Any, csv: Callable[[str], Path], text: str, message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        make(csv(text), **COLUMNS)
+
+
+def test_a_csv_file_that_does_not_fit_is_refused_before_it_is_read(
+    make: Any, csv: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "available_memory", lambda: 31_000)
+    with pytest.raises(UserError, match=r"points.csv needs 32.?\d* kB of memory, but 31 kB are"):
+        make(csv("a,b,y\n" + "1,2,1\n" * 1345), **COLUMNS)

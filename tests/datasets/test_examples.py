@@ -288,7 +288,7 @@ def test_an_example_that_cannot_be_read_is_named(num_workers: int) -> None:
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_an_example_of_another_shape_is_named(num_workers: int) -> None:
-    message = r"^files/5.png has shape \(3,\), but files/0.png has \(2,\); set dataset.size"
+    message = r"^files/5.png has shape \(3,\), but files/0.png has \(2,\); set dataset"
     with pytest.raises(UserError, match=message):
         take(make(Files(10, larger=(5,)), num_workers=num_workers), 3)
 
@@ -384,9 +384,19 @@ def test_the_number_of_classes_is_given_or_told_or_counted() -> None:
     ("training", "validation", "keys", "message"),
     [
         ([0, 1, 5], None, {"num_classes": 3}, "example 2 of some has label 5; allowed are 0 to 2"),
-        ([0, -1], None, {}, "example 1 of some has label -1; labels count classes from 0$"),
-        ([-1, -1], None, {}, "example 0 of some has label -1; labels count classes from 0$"),
-        ([0, 1], [1, -1], {}, "example 1 of some has label -1; labels count classes from 0$"),
+        ([0, -1], None, {}, "example 1 of some has label -1; labels count classes from 0 .numbers"),
+        (
+            [-1, -1],
+            None,
+            {},
+            "example 0 of some has label -1; labels count classes from 0 .numbers",
+        ),
+        (
+            [0, 1],
+            [1, -1],
+            {},
+            "example 1 of some has label -1; labels count classes from 0 .numbers",
+        ),
         ([0, 1], [-1], {"num_classes": 2}, "example 0 of some has label -1; labels count classes"),
         ([0, 2, 2], [2, 0, 3], {}, "example 2 of some has label 3, which no training example has"),
         ([0, 2, 2], [0, 1], {}, "example 1 of some has label 1, which no training example has"),

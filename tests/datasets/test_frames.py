@@ -16,6 +16,7 @@ from torch import Tensor
 
 from research.datasets import replay
 from research.datasets.replay import ReplayBuffer
+from research.errors import UserError
 from tests.datasets.test_replay import (
     CONTINUE,
     GOES_ON,
@@ -234,7 +235,7 @@ def test_an_observation_of_another_size_is_not_taken_for_a_stack() -> None:
     buffer = make_stacked(3)
     buffer.start_episodes(np.zeros((1, 3, HEIGHT, WIDTH), np.uint8), OVER)
     frame = np.zeros((1, 1, HEIGHT, WIDTH), np.uint8)
-    with pytest.raises(AssertionError, match="expected"):
+    with pytest.raises(UserError, match=r"stacked frames of shape \(1, .* says \(3, "):
         buffer.add(np.zeros((1, 1)), np.zeros(1), GOES_ON, GOES_ON, frame)
 
 

@@ -1,5 +1,6 @@
 """Images in folders."""
 
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -7,13 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from gymnasium import spaces
 from PIL import Image
 
 from research.config import build, check
 from research.datasets.examples import Examples
-from research.datasets.images import to_tensor
 from research.errors import UserError
 from tests.conftest import Load
 
@@ -94,7 +93,7 @@ def test_a_damaged_file_is_named(
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_images_have_one_size_unless_it_is_given(make: Any, root: Path, num_workers: int) -> None:
     write(root / "train/cat/b.png", colours(9, 7, 9))
-    message = rf"{root}/train/cat/b.png has shape \(3, 7, 9\), .*a.png has \(3, 5, 4\); set dataset"
+    message = r"cat/b.png has shape \(3, 7, 9\), .*a.png has \(3, 5, 4\); set dataset.size=\[H,W\]$"
     with pytest.raises(UserError, match=message):
         make(f"num_workers={num_workers}").sample()
     dataset = make(f"num_workers={num_workers}", "size=[6,3]")
@@ -102,45 +101,82 @@ def test_images_have_one_size_unless_it_is_given(make: Any, root: Path, num_work
     assert dataset.observation_space.shape == (3, 6, 3)
 
 
-@pytest.mark.parametrize("size", [(5, 9), (20, 30)])
-def test_images_are_resized_as_torch_does(size: tuple[int, int]) -> None:
-    pixels = colours(0, 10, 12)
-    image = to_tensor(Image.fromarray(pixels), size=size, channels=3)
-    expected = F.interpolate(
-        torch.from_numpy(pixels).permute(2, 0, 1)[None].float(),
-        size=size,
-        mode="bilinear",
-        antialias=True,
-        align_corners=False,
-    )
-    torch.testing.assert_close(image.float(), expected[0], atol=1.0, rtol=0)
-
-
-def test_grey_and_colour_are_told_apart(make: Any, root: Path) -> None:
-    grey = colours(0)[:, :, 0]
-    for mode, channels, shape in [("L", None, 1), ("L", 3, 3), ("RGB", None, 3), ("RGB", 1, 1)]:
-        image = Image.fromarray(grey).convert(mode)
-        obs = to_tensor(image, size=None, channels=channels)
-        assert torch.equal(obs, torch.from_numpy(grey).expand(shape, -1, -1))
-    write(root / "train/cat/b.png", grey)
-    with pytest.raises(UserError, match=r"has shape \(1, 5, 4\).*; set .*dataset.channels=3"):
+def test_a_grey_image_among_coloured_ones_is_named(make: Any, root: Path) -> None:
+    write(root / "train/cat/b.png", colours(0)[:, :, 0])
+    with pytest.raises(UserError, match=r"has shape \(1, 5, 4\).*; set dataset.channels=3$"):
         make()
     assert make("channels=3").observation_space.shape == (3, 5, 4)
     assert make("channels=1").observation_space.shape == (1, 5, 4)
 
 
-def test_more_than_a_byte_per_channel_is_refused(make: Any, root: Path) -> None:
-    write(root / "train/ant/a.png", np.full((5, 4), 1000, np.uint16))
-    with pytest.raises(UserError, match=r"ant/a.png cannot be read: its channels have more than 8"):
+def test_an_image_of_floats_is_named(make: Any, root: Path) -> None:
+    write(root / "train/ant/a.tiff", np.full((5, 4), 0.5, np.float32))
+    with pytest.raises(UserError, match=r"ant/a.tiff cannot be read: its pixels are floats, of un"):
         make()
 
 
-def test_only_images_count(make: Any, root: Path) -> None:
-    write(root / "train/cat/B.JPG", colours(0))
-    (root / "train/cat/notes.txt").write_text("")
-    (root / "train/cat/._a.png").write_text("")
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("B.JPG", "b.jpeg", "b.jpe", "b.jfif", "b.webp", "b.gif", "b.bmp", "b.TIF", "b.tiff"),
+        *("b.ppm", "b.pgm", "2024/may/b.png", "2024/.b/../b.png"),
+    ],
+)
+def test_images_of_all_usual_kinds_are_found_in_nested_folders(
+    make: Any, root: Path, name: str
+) -> None:
+    (root / "train/cat/2024/.b").mkdir(parents=True)
+    write(root / "train/cat" / name, colours(0))
+    (batch,) = make("channels=3").training_batches()
+    assert batch.target.tolist() == [0, 1, 1, 2, 2]
+
+
+def test_a_link_to_where_it_comes_from_is_not_followed(make: Any, root: Path) -> None:
+    (root / "more").mkdir()
+    write(root / "more/b.png", colours(0))
+    (root / "train/cat/more").symlink_to(root / "more")
+    (root / "train/cat/loop").symlink_to(root / "train")
+    assert len(make().training_batches().__next__().target) == 5
+
+
+def test_images_without_a_decoder_are_refused_before_any_is_read(make: Any, root: Path) -> None:
+    for name in ("b.heic", "IMG_1.HEIC", "c.heif"):
+        (root / "train/cat" / name).write_bytes(b"")
+    message = (
+        f"^{root}/train: Pillow cannot read 3 of the images (.heic, .heif), such as "
+        f"{root}/train/cat/IMG_1.HEIC; convert them to .jpg, or move them elsewhere"
+    )
+    with pytest.raises(UserError, match=re.escape(message).replace(r"\^", "^")):
+        make()
+
+
+def test_what_is_left_out_is_said_once_unless_it_is_hidden(
+    make: Any, root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("cat/a.txt", "cat/Thumbs.db", "ant/b.txt", "ant/README", "cat/.b/a.png"):
+        (root / "train" / name).parent.mkdir(exist_ok=True)
+        (root / "train" / name).write_text("")
+    for name in ("cat/._a.png", "cat/.DS_Store", "loose.jpg", ".hidden.jpg"):
+        (root / "train" / name).write_text("")
     (root / "train/.cache").mkdir()
-    assert [len(batch.target) for batch in make().training_batches()] == [5]
+    with caplog.at_level("INFO"):
+        assert [len(batch.target) for batch in make().training_batches()] == [4]
+    assert caplog.messages == [
+        f"{root}/train: left out what is no image by its name: 2 .txt, 1 no suffix, 1 .db",
+        f"{root}/train: left out what lies in no folder of a class: loose.jpg",
+        f"{root}/val has no images of ant, which no score shows",
+    ]
+
+
+def test_only_validation_may_lack_images_of_a_class(make: Any, root: Path) -> None:
+    (root / "val/ant").mkdir()
+    (root / "val/dog").mkdir()
+    (batch,) = make().validation_batches()
+    assert batch.target.tolist() == [1, 2]
+    shutil.rmtree(root / "val/bee")
+    shutil.rmtree(root / "val/cat")
+    with pytest.raises(UserError, match=f"^dataset: {root}/val has no examples$"):
+        make()
 
 
 def test_what_is_missing_is_named(make: Any, root: Path) -> None:

@@ -516,6 +516,19 @@ def test_a_gpu_holds_and_samples_the_same_as_the_host(tmp_path: Path, n_step: in
     assert_same(host.sample(), type(batch)(*(part.cpu() for part in batch)))  # type: ignore
 
 
+@pytest.mark.parametrize("frame_stack", [None, 1])
+def test_an_environment_with_other_observations_than_its_space_is_told(
+    frame_stack: int | None,
+) -> None:
+    space = spaces.Box(0, 255, (1, 2, 2), np.uint8)
+    obs = {"frames": np.zeros((1, 1, 2, 2), np.uint8)}
+    buffer = make_buffer(obs_space=space, frame_stack=frame_stack)
+    with pytest.raises(UserError, match="observations are a dict, but its observation_space is no"):
+        buffer.start_episodes(obs, np.ones(1, np.bool_))
+    with pytest.raises(UserError, match=r"gave .* of shape \(1, 1, 2, 3\), but|frames of shape"):
+        buffer.start_episodes(np.zeros((1, 1, 2, 3), np.uint8), np.ones(1, np.bool_))
+
+
 def reload(state: dict[str, Any]) -> dict[str, Any]:
     """The state after a way through a file."""
     file = io.BytesIO()

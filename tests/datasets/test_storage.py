@@ -8,6 +8,7 @@ import torch
 from gymnasium import spaces
 
 from research.datasets.storage import Leaf, RowStorage, Window, compute_row_bytes, leaf_of
+from research.errors import UserError
 
 LEAVES = {
     "action": Leaf((), torch.int64),
@@ -100,7 +101,7 @@ def test_a_row_takes_the_bytes_that_were_forecast() -> None:
 
 
 def test_an_array_of_another_shape_is_not_broadcast() -> None:
-    with pytest.raises(AssertionError, match="state"):
+    with pytest.raises(UserError, match="gave state of shape"):
         make_storage().stage("state", np.zeros((1, 1)))
 
 

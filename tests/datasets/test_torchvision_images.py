@@ -390,3 +390,17 @@ def test_a_damaged_image_of_its_own_folder_reader_is_named(
     path.write_bytes(b"damaged")
     with pytest.raises(UserError, match=rf"^{path} cannot be read: "):
         make("ImageFolder", validation=None)
+
+
+def test_images_that_its_own_folder_reader_opens_are_as_a_viewer_shows_them(
+    make: Any, tmp_path: Path, real: Any
+) -> None:
+    clear = np.array([[[9, 8, 7, 0], [1, 2, 3, 255]]], np.uint8)
+    for name, array in {"a/0": clear, "b/0": np.array([[2**15, 2**16 - 1]], np.uint16)}.items():
+        (tmp_path / name).parent.mkdir()
+        exif = Image.Exif()
+        exif[0x0112] = 2  # mirrored
+        Image.fromarray(array).save(tmp_path / f"{name}.png", exif=exif)
+    (batch,) = make("ImageFolder", validation=None).training_batches()
+    assert batch.obs[0].permute(1, 2, 0).tolist() == [[[1, 2, 3], [255, 255, 255]]]
+    assert batch.obs[1, 0].tolist() == [[255, 128]]

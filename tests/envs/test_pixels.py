@@ -180,3 +180,8 @@ def test_a_resumable_sets_pixels_without_a_step() -> None:
     resumable = make().envs[0]  # type: ignore[attr-defined]
     assert isinstance(resumable, Resumable)
     assert isinstance(resumable.stateful, Pixels)
+
+
+def test_an_environment_without_frames_of_any_size_is_refused() -> None:
+    with pytest.raises(ValueError, match="pixels need an environment with frames of any size, got"):
+        Pixels(gymnasium.make("Pendulum-v1"), pixel_size=16, frame_stack=1)

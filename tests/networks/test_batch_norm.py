@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from research.algs.regression import Regression
 from research.batches import Example
+from research.errors import UserError
 from research.networks.batch_norm import synchronise_batch_norm
 from research.networks.resnet import ResNet
 from tests.commands import start
@@ -265,3 +266,16 @@ def test_a_process_alone_computes_what_it_did_to_the_bit() -> None:
     x = torch.randn(5, 3, 6, 6)
     torch.testing.assert_close(other(x), plain(x), rtol=0, atol=0)
     torch.testing.assert_close(dict(other.state_dict()), dict(plain.state_dict()), rtol=0, atol=0)
+
+
+def test_a_norm_that_computes_otherwise_cannot_be_synchronised(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Own(nn.BatchNorm1d):
+        def forward(self, x: Tensor) -> Tensor:  # type: ignore[reportIncompatibleMethodOverride]
+            return x - x.mean(dim=0)
+
+    for name, value in {"is_initialized": True, "get_world_size": 2}.items():
+        monkeypatch.setattr(dist, name, lambda value=value: value)
+    with pytest.raises(UserError, match=r"^Own does not call F\.batch_norm.*trainer\.devices=1$"):
+        synchronised(Own(3))(torch.randn(4, 3))

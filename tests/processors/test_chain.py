@@ -1,5 +1,6 @@
 """Processors one after the other."""
 
+from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
@@ -112,6 +113,31 @@ def test_the_links_follow_the_chains_mode(spaces: Spaces) -> None:
     chain = Chain(*spaces, processors=[NORMALISE])
     chain.eval()(make_batch(torch.randn(8, 3) + 5))
     assert not any(value.any() for name, value in chain.state_dict().items() if "mean" in name)
+
+
+class Standardise(OnObs):
+    """Subtracts the mean of all training observations, and divides by their deviation."""
+
+    mean, std = torch.zeros(()), torch.ones(())
+
+    def fit(self, batches: Iterable[Any]) -> None:
+        self.seen = torch.cat([batch.obs for batch in batches])
+        self.mean, self.std = self.seen.mean(), self.seen.std()
+
+    def process_obs(self, obs: Any) -> Any:
+        return (obs - self.mean) / self.std
+
+
+def test_every_link_is_fitted_to_all_batches_as_those_before_it_leave_them(spaces: Spaces) -> None:
+    chain = Chain(*spaces, processors=[Standardise, Triple, Standardise])
+    values = torch.randn(12, 3) * 7 + 5
+    chain.fit([make_batch(part) for part in values.split(5)])
+    first, _, last = chain.links
+    assert isinstance(first, Standardise)
+    assert isinstance(last, Standardise)
+    assert_same(first.seen, values)
+    assert last.seen.shape == values.shape
+    assert (last.seen.mean().item(), last.seen.std().item()) == pytest.approx((0, 3), abs=1e-5)
 
 
 def test_the_yaml_takes_a_list_of_processors(load: Load, spaces: Spaces) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from research.algs.base import Metrics
 from research.errors import UserError
 from research.processors.base import Identity
+from research.processors.chain import Chain
 from research.training.checkpoint import load_checkpoint
 from tests.commands import train
 from tests.training.test_trainer import (
@@ -136,6 +137,12 @@ def test_a_processor_sees_all_training_batches_once_and_not_again_when_resumed(
     resumed.train()
     assert resumed.processor.calls == 0
     assert logged(tmp_path / "a") == logged(tmp_path / "whole")
+
+
+def test_every_link_of_a_chain_sees_all_training_batches(tmp_path: Path) -> None:
+    chain = Chain(OBS_SPACE, ACTION_SPACE, processors=[lambda *_: Shift(), lambda *_: Shift()])
+    make(tmp_path, total_epochs=1, processor=chain, dataset=Listed()).fit_processor()
+    assert [link.mean.item() for link in chain.links if isinstance(link, Shift)] == [0.5, 0]
 
 
 @pytest.mark.parametrize(
