@@ -9,7 +9,9 @@ import torch
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
 from research.datasets.base import OnlineDataset
+from research.errors import UserError
 from research.training.episodes import Episodes
+from research.training.observations import find_fault
 from research.training.policy import Policy
 from research.training.seed import derive_seed
 
@@ -75,6 +77,7 @@ class Collector:
         self.episode_seeds: list[int | None] = [None] * env.num_envs
         self.obs: Any = None
         self.action: Any = None
+        self.step = 0
         env.action_space.seed(derive_seed(seed, "warmup"))
 
     def start(self) -> None:
@@ -84,6 +87,7 @@ class Collector:
 
     def begin_step(self, step: int) -> None:
         """Choose the actions, after ``step`` steps, and let overlapped environments begin."""
+        self.step = step + self.env.num_envs
         if step < self.warmup_steps:
             self.action = self.env.action_space.sample()
         else:
@@ -92,9 +96,15 @@ class Collector:
             self.overlapped.step_async(self.action)
 
     def end_step(self) -> list[dict[str, float]]:
-        """Take the step of every environment that was begun; the episodes that it finished."""
+        """Take the step of every environment that was begun; the episodes that it finished.
+
+        Raises:
+            UserError: a reward or an observation is not finite; the dataset does not hold it.
+
+        """
         result = self.overlapped.step_wait() if self.overlapped else self.env.step(self.action)
         self.obs, reward, terminated, truncated, infos = result
+        self.require_finite(reward)
         self.dataset.add(self.action, reward, terminated, truncated, self.obs)
         self.episodes.add(reward, infos)
         over = terminated | truncated
@@ -111,7 +121,17 @@ class Collector:
             self.episode_seeds[index] = seed
         self.obs, _ = self.env.reset(seed=self.episode_seeds, options={"reset_mask": mask})
         self.num_episodes += mask
+        self.require_finite()
         self.dataset.start_episodes(self.obs, mask)
+
+    def require_finite(self, reward: np.ndarray | None = None) -> None:
+        """Refuse observations, and rewards (E,), that nothing can be learned from."""
+        if fault := find_fault(self.obs, reward):
+            raise UserError(
+                f"environment {fault.index} gave {fault.what} at step {self.step}, in the episode "
+                f"with seed {self.episode_seeds[fault.index]}; training stopped, no checkpoint "
+                "holds it"
+            )
 
     def updates_due(self, step: int) -> int:
         """Updates that a run has made in all when it has taken ``step`` environment steps.

@@ -10,7 +10,9 @@ from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv
 from torch import Tensor
 
 from research.batches import map_tensors, to_device
+from research.errors import UserError
 from research.training.episodes import Episodes, mean_metrics
+from research.training.observations import find_fault
 from research.training.parallel import sum_over_ranks
 from research.training.policy import Policy
 from research.training.seed import derive_seed, preserve_random_state, seed_everything
@@ -32,6 +34,10 @@ def evaluate(
     not favoured.
 
     ``each`` is called before every step, and may end it by an exception.
+
+    Raises:
+        UserError: a reward or an observation is not finite.
+
     """
     with evaluation_mode(policy, seed=seed, step=step):
         finished = run_episodes(
@@ -105,8 +111,10 @@ def run_episodes(
         if over.any():
             seeds: list[int | None] = [derive_seed(seed, "evaluation", step, i) for i in running]
             obs, _ = env.reset(seed=seeds, options={"reset_mask": over})
+            require_finite(obs, None, step)
         action = policy(obs, step=step, explore=False)
         obs, reward, terminated, truncated, infos = env.step(action)
+        require_finite(obs, reward, step)
         episodes.add(reward, infos)
         over = terminated | truncated
         for index in np.flatnonzero(over).tolist():
@@ -115,6 +123,14 @@ def run_episodes(
                 finished[running[index]] = episode
             running[index], begun = begun, begun + 1
     return [finished[index] for index in range(num_episodes)]
+
+
+def require_finite(obs: Any, reward: np.ndarray | None, step: int) -> None:
+    """Refuse observations and rewards that are not finite."""
+    if fault := find_fault(obs, reward):
+        raise UserError(
+            f"environment {fault.index} gave {fault.what} in the evaluation at step {step}"
+        )
 
 
 def count_examples(batch: Any) -> int:

@@ -136,6 +136,37 @@ def tell(trainer: Trainer, number: signal.Signals, *, at: int) -> None:
     trainer.learn = learn_and_be_told
 
 
+class Poisoned(Repeatable):
+    """Gives NaN at the last of 27 steps, in its reward or else in its observation."""
+
+    def __init__(self, *, in_reward: bool) -> None:
+        super().__init__()
+        self.in_reward = in_reward
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        obs, reward, *rest = super().step(action)
+        if self.total_steps == 27 and self.in_reward:
+            reward = float("nan")
+        elif self.total_steps == 27:
+            obs[1] = np.nan
+        return obs, reward, *rest
+
+
+@pytest.mark.parametrize(
+    ("in_reward", "what"), [(True, "a reward of nan"), (False, r"observation\[1\] = nan")]
+)
+def test_what_is_not_finite_ends_the_run_at_its_step_and_no_checkpoint_holds_it(
+    tmp_path: Path, whole: Callable[..., dict[str, Any]], in_reward: bool, what: str
+) -> None:
+    trainer = make_online(tmp_path / "poisoned", make=partial(Poisoned, in_reward=in_reward))
+    with pytest.raises(UserError, match=rf"^environment 0 gave {what} at step 27, in the episode"):
+        trainer.train()
+    assert checkpoint_step(tmp_path / "poisoned", "last") == 18
+    mended = make_online(tmp_path / "poisoned")
+    mended.train()
+    assert_same_end(end_of(tmp_path / "poisoned", mended), whole())
+
+
 @pytest.fixture
 def whole(tmp_path: Path) -> Callable[..., dict[str, Any]]:
     """The end of a run that is not interrupted."""
