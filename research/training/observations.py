@@ -28,7 +28,7 @@ def find_fault(obs: Any, reward: np.ndarray | None = None) -> Fault | None:
     for name, array in named_arrays(obs):
         if not is_finite(array):
             index, *entry = np.argwhere(~np.isfinite(array))[0].tolist()
-            return Fault(index, f"{name}{entry} = {array[index, *entry]}")
+            return Fault(index, f"{name}{entry} = {array[(index, *entry)]}")
     return None
 
 
@@ -41,7 +41,7 @@ def is_finite(array: np.ndarray) -> bool:
 
 
 def named_arrays(obs: Any, name: str = "observation") -> Iterator[tuple[str, np.ndarray]]:
-    """The arrays (E, ...) of observations with what each is called, such as ``observation['a']``."""
+    """The arrays (E, ...) of observations, each with its name, such as ``observation['a']``."""
     if isinstance(obs, dict):
         for key, part in obs.items():
             yield from named_arrays(part, f"{name}[{key!r}]")
