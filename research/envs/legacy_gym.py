@@ -11,7 +11,7 @@ from gymnasium import spaces
 from gymnasium.wrappers import TimeLimit
 
 from research.envs.checked import require_seeded_reset
-from research.envs.vector import Vector, vectorize
+from research.envs.vector import Vector, require_limit, vectorize
 from research.errors import UserError, did_you_mean
 
 
@@ -121,11 +121,16 @@ def make_legacy_gym(
     num_envs: int,
     subprocesses: bool,
     action_repeat: int,
+    max_episode_steps: int | None,
     flatten_obs: bool,
 ) -> Vector:
-    """``num_envs`` copies of ``gym.make(id, **kwargs)``, Box actions scaled to [-1, 1]."""
+    """``num_envs`` copies of ``gym.make(id, **kwargs)``, Box actions scaled to [-1, 1].
+
+    An episode is truncated after ``max_episode_steps`` frames; None for the registered number.
+    """
+    require_limit(max_episode_steps)
     return vectorize(
-        partial(make_one, id, dict(kwargs)),
+        partial(make_one, id, {"max_episode_steps": max_episode_steps, **kwargs}),
         num_envs=num_envs,
         subprocesses=subprocesses,
         action_repeat=action_repeat,

@@ -160,6 +160,12 @@ class Pipe:
         return self.connection.closed
 
 
+def require_limit(max_episode_steps: int | None) -> None:
+    """Refuse a length that no episode can have."""
+    if max_episode_steps is not None and max_episode_steps < 1:
+        raise ValueError(f"max_episode_steps must be at least 1 or null, got {max_episode_steps}")
+
+
 def make_standardised(
     make_env: Callable[[], gymnasium.Env],
     action_repeat: int,

@@ -360,7 +360,7 @@ class Trainer:
             num_episodes=self.eval_episodes,
             seed=self.run.seed,
             step=self.step,
-            each=self.stop.check,
+            interruptible=self.stop.at_once,
         )
 
     def validate(self, first: int, count: int | None) -> dict[str, float]:

@@ -18,9 +18,15 @@ def gym() -> Any:
     return pytest.importorskip("gym", reason="needs pip install -e '.[gym]'")
 
 
-def make(id: str, **kwargs: Any) -> Vector:
+def make(id: str, *, max_episode_steps: int | None = None, **kwargs: Any) -> Vector:
     return make_legacy_gym(
-        id=id, kwargs=kwargs, num_envs=1, subprocesses=False, action_repeat=1, flatten_obs=True
+        id=id,
+        kwargs=kwargs,
+        num_envs=1,
+        subprocesses=False,
+        action_repeat=1,
+        max_episode_steps=max_episode_steps,
+        flatten_obs=True,
     )
 
 

@@ -131,6 +131,7 @@ def test_subprocesses_give_the_numbers_of_one_process() -> None:
             num_envs=3,
             subprocesses=subprocesses,
             action_repeat=2,
+            max_episode_steps=None,
             flatten_obs=True,
             height=9,
             width=9,

@@ -4,6 +4,7 @@ import logging
 import os
 import shutil
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -224,6 +225,34 @@ def test_a_signal_during_an_evaluation_does_not_wait_for_its_end(
         trainer.train()
     assert steps(tmp_path / "told" / "eval.csv") == [15]
     assert load_checkpoint(tmp_path / "told" / "checkpoints" / "last").state["evaluated_step"] == 15
+    trainer = make_online(tmp_path / "told")
+    trainer.train()
+    assert_same_end(end_of(tmp_path / "told", trainer), expected)
+
+
+@pytest.mark.parametrize("where", ["reset", "step"])
+def test_a_signal_during_an_evaluation_does_not_wait_for_a_step_that_hangs(
+    tmp_path: Path,
+    whole: Callable[..., dict[str, Any]],
+    signals_are_heard: None,
+    where: str,
+) -> None:
+    expected = whole()
+    trainer = make_online(tmp_path / "told")
+
+    def hang(*args: Any, **kwargs: Any) -> None:
+        threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        time.sleep(60)
+        raise AssertionError("the signal was not heard")
+
+    def make_env() -> Any:
+        env = vector()
+        setattr(env, where, hang)
+        return env
+
+    trainer.make_env = make_env
+    with pytest.raises(Preempted, match="stopped at step 15"):
+        trainer.train()
     trainer = make_online(tmp_path / "told")
     trainer.train()
     assert_same_end(end_of(tmp_path / "told", trainer), expected)
