@@ -39,7 +39,8 @@ def vectorize(
 
     So no step mixes two episodes. Whoever steps them resets the finished ones, each with a seed:
     ``env.reset(seed=[...], options={"reset_mask": finished})``. ``metadata["action_repeat"]`` is
-    the number of frames per step, ``metadata["frame_stack"]`` that of the frames that an
+    the number of frames per step; ``infos["action_repeat/skipped_frames"]`` tells of steps that an
+    episode's end made shorter. ``metadata["frame_stack"]`` is the number of frames that an
     observation shows (1: no stack), and ``metadata["is_resumable"]`` says that each is a
     ``Resumable``. ``wrap`` is put around each environment once it is standardised.
 

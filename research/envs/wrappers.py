@@ -37,6 +37,7 @@ class ActionRepeat(gymnasium.Wrapper):
 
     Of the numbers in the infos ``success`` keeps its maximum, those whose name begins with
     ``distance`` their last value, and all others their sum; anything else keeps its last value.
+    Where an episode ends before the last repeat, ``action_repeat/skipped_frames`` counts the rest.
     """
 
     def __init__(self, env: gymnasium.Env, repeats: int) -> None:
@@ -46,11 +47,13 @@ class ActionRepeat(gymnasium.Wrapper):
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """Step up to ``repeats`` times; the observation is that of the last step."""
         total, infos = 0.0, {}
-        for _ in range(self.repeats):
+        for skipped in reversed(range(self.repeats)):
             obs, reward, terminated, truncated, info = self.env.step(action)
             total += float(reward)
             infos = combine_infos(infos, info)
             if terminated or truncated:
+                if skipped:
+                    infos["action_repeat/skipped_frames"] = skipped
                 break
         return obs, total, terminated, truncated, infos
 

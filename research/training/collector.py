@@ -10,7 +10,7 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
 from research.datasets.base import OnlineDataset
 from research.errors import UserError
-from research.training.episodes import Episodes
+from research.training.episodes import SKIPPED_FRAMES, Episodes
 from research.training.observations import find_fault
 from research.training.policy import Policy
 from research.training.seed import derive_seed
@@ -72,6 +72,8 @@ class Collector:
         self.warmup_steps = warmup_steps
         self.updates_per_step = updates_per_step
         self.steps_per_update = steps_per_update
+        self.action_repeat = env.metadata.get("action_repeat", 1)
+        self.skipped_frames = 0
         self.episodes = Episodes(env.num_envs)
         self.num_episodes = np.zeros(env.num_envs, dtype=np.int64)
         self.episode_seeds: list[int | None] = [None] * env.num_envs
@@ -110,6 +112,8 @@ class Collector:
         over = terminated | truncated
         if not over.any():
             return []
+        if SKIPPED_FRAMES in infos:
+            self.skipped_frames += int(infos[SKIPPED_FRAMES].sum())
         finished = [self.episodes.finish(index) for index in np.flatnonzero(over).tolist()]
         self.reset(over)
         return finished
@@ -133,6 +137,13 @@ class Collector:
                 "holds it"
             )
 
+    def count_frames(self, step: int) -> int:
+        """Frames that the environments have simulated in their first ``step`` steps.
+
+        Those after which an episode ended within repeats of an action do not count.
+        """
+        return step * self.action_repeat - self.skipped_frames
+
     def updates_due(self, step: int) -> int:
         """Updates that a run has made in all when it has taken ``step`` environment steps.
 
@@ -148,6 +159,7 @@ class Collector:
         """All that the next steps depend on, in tensors and plain values."""
         return {
             "num_episodes": self.num_episodes.tolist(),
+            "skipped_frames": self.skipped_frames,
             "episode_seeds": list(self.episode_seeds),
             "episodes": self.episodes.totals,
             "action_space": self.env.action_space.np_random.bit_generator.state,
@@ -171,6 +183,7 @@ class Collector:
                 f"env.num_envs is {self.env.num_envs}"
             )
         self.num_episodes[:] = state["num_episodes"]
+        self.skipped_frames = state["skipped_frames"]
         self.episode_seeds = list(state["episode_seeds"])
         self.episodes.totals = state["episodes"]
         self.env.action_space.np_random.bit_generator.state = state["action_space"]

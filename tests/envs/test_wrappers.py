@@ -56,8 +56,9 @@ def rewards(*values: float, ends: str = "") -> list[Step]:
 )
 def test_repeat_adds_rewards_up_to_the_end_of_the_episode(steps: list[Step], expected: Any) -> None:
     env = Scripted(steps, UNIT, UNIT)
-    obs, *rest, _ = ActionRepeat(env, 3).step("push")
+    obs, *rest, info = ActionRepeat(env, 3).step("push")
     assert (obs.item(), *rest) == expected
+    assert info.get("action_repeat/skipped_frames", 0) == 3 - expected[0]
     assert env.actions == ["push"] * int(expected[0])
 
 
