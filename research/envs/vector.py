@@ -1,6 +1,7 @@
 """Several copies of an environment stepped together, in this process or in one process each."""
 
 import multiprocessing
+import operator
 import os
 import signal
 import threading
@@ -8,7 +9,6 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import partial
 from multiprocessing.connection import Connection
-from multiprocessing.pool import RemoteTraceback
 from typing import Any, TypeAlias
 
 import gymnasium
@@ -83,16 +83,16 @@ class Subprocesses(AsyncVectorEnv):
 
     def _raise_if_errors(self, successes: Iterable[bool]) -> None:
         """Raise the last error that environments reported, with its traceback as the cause."""
-        error: BaseException | None = None
-        for success in successes:
-            if not success:
-                index, _, error, trace = self.error_queue.get()
-                error.__cause__ = RemoteTraceback(trace)
-                self.parent_pipes[index].close()
-                self.parent_pipes[index] = None
-        if error is not None:
+        last: BaseException | None = None
+        for _ in filter(operator.not_, successes):
+            index, _, error, trace = self.error_queue.get()
+            error.__cause__ = RuntimeError(f"in the process of environment {index}:\n{trace}")
+            self.parent_pipes[index].close()
+            self.parent_pipes[index] = None
+            last = error
+        if last is not None:
             self._state = AsyncState.DEFAULT
-            raise error
+            raise last
 
     def close_extras(self, timeout: float | None = None, terminate: bool = False) -> None:
         """Let the environments close themselves if all are idle; else kill their processes."""

@@ -145,12 +145,12 @@ class Poisoned(Repeatable):
         self.in_reward = in_reward
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        obs, reward, *rest = super().step(action)
+        obs, reward, terminated, truncated, info = super().step(action)
         if self.total_steps == 27 and self.in_reward:
             reward = float("nan")
         elif self.total_steps == 27:
             obs[1] = np.nan
-        return obs, reward, *rest
+        return obs, reward, terminated, truncated, info
 
 
 @pytest.mark.parametrize(

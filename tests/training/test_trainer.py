@@ -317,7 +317,7 @@ class CountFrames(Count):
         return super().step(action)
 
     def observe(self) -> np.ndarray:
-        return super().observe() * np.float32([1, 0, 1, 1])  # the same in another process
+        return super().observe() * np.array([1, 0, 1, 1], np.float32)  # the same in another process
 
 
 def test_frames_are_those_that_were_simulated_also_after_a_resumption(tmp_path: Path) -> None:
