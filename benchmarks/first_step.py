@@ -95,6 +95,7 @@ def make_env(report: Path) -> Any:
         num_envs=1,
         subprocesses=False,
         action_repeat=1,
+        max_episode_steps=None,
         flatten_obs=True,
         height=240,
         width=320,

@@ -2,7 +2,7 @@
 
 import importlib
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -12,7 +12,7 @@ from gymnasium import spaces
 
 from research.envs.pixels import Pixels
 from research.envs.rendering import find_renderer, import_suite
-from research.envs.vector import Vector, vectorize
+from research.envs.vector import Vector, require_limit, vectorize
 from research.errors import UserError, did_you_mean
 
 UNBOUNDED = 1e10
@@ -247,6 +247,13 @@ def make_observation_space(specs: dict[str, Any], *, flatten_obs: bool) -> space
     return spaces.Dict(OrderedDict(zip(specs, boxes, strict=True)))
 
 
+def make_limited(make_env: Callable[[], DMControl], max_episode_steps: int) -> DMControl:
+    """An environment whose episodes have this length instead of the suite's."""
+    env = make_env()
+    env.dm_env._step_limit = max_episode_steps
+    return env
+
+
 def make_dm_control(
     *,
     domain: str,
@@ -254,6 +261,7 @@ def make_dm_control(
     num_envs: int,
     subprocesses: bool,
     action_repeat: int,
+    max_episode_steps: int | None,
     flatten_obs: bool,
     height: int,
     width: int,
@@ -264,6 +272,8 @@ def make_dm_control(
 ) -> Vector:
     """``num_envs`` copies of a task, with actions in [-1, 1] and float32 observations.
 
+    An episode is truncated after ``max_episode_steps`` frames; None for the suite's number.
+
     With ``pixels`` they are observed as ``Pixels``, whatever ``flatten_obs``, ``height`` and
     ``width`` say. Without, ``pixel_size`` and ``frame_stack`` change nothing.
 
@@ -272,9 +282,10 @@ def make_dm_control(
         UserError: there are to be pixels, and no rendering library works here.
 
     """
+    require_limit(max_episode_steps)
     if pixels:
         find_renderer()  # here it is one line; from a subprocess it would be a traceback
-    make_env = partial(
+    make_env: Callable[[], DMControl] = partial(
         DMControl,
         domain=domain,
         task=task,
@@ -283,6 +294,8 @@ def make_dm_control(
         width=width,
         camera_id=camera_id,
     )
+    if max_episode_steps is not None:
+        make_env = partial(make_limited, make_env, max_episode_steps)
     return vectorize(
         make_env,
         num_envs=num_envs,

@@ -8,8 +8,10 @@ from typing import Any
 
 import gymnasium
 from gymnasium import spaces
+from gymnasium.wrappers import TimeLimit
 
-from research.envs.vector import Vector, vectorize
+from research.envs.checked import require_seeded_reset
+from research.envs.vector import Vector, require_limit, vectorize
 from research.errors import UserError, did_you_mean
 
 
@@ -17,16 +19,29 @@ class LegacyGym(gymnasium.Env[Any, Any]):
     """An environment of gym 0.26 as one of gymnasium; the two differ in their spaces' classes.
 
     One of the older API (``step`` returns four values) needs ``apply_api_compatibility`` among
-    its ``kwargs``, which is gym's own.
+    its ``kwargs``, which is gym's own. gym's time limit is taken off.
 
     Raises:
-        ValueError: gym cannot make the environment, or has a space that gymnasium has not.
+        ValueError: gym cannot make the environment, it is of the older API, or it has a space that
+            gymnasium has not.
         UserError: the environment needs a package that is not installed.
+
+    Attributes:
+        max_episode_steps: gym's time limit, or None.
 
     """
 
     def __init__(self, id: str, kwargs: Mapping[str, Any]) -> None:
         self.gym_env = make_gym(id, kwargs)
+        self.max_episode_steps: int | None = None
+        for kind in ("TimeLimit", "OrderEnforcing"):  # they unpack what nobody has checked yet
+            if type(self.gym_env).__name__ == kind:
+                limit = getattr(self.gym_env, "_max_episode_steps", None)
+                self.max_episode_steps = self.max_episode_steps or limit
+                self.gym_env = self.gym_env.env
+        self.id = id
+        adapt = "; '+env.kwargs.apply_api_compatibility=true' adapts it"
+        require_seeded_reset(self.gym_env.unwrapped.reset, id, adapt)
         self.metadata = dict(self.gym_env.metadata)
         self.render_mode = self.gym_env.render_mode
         self.observation_space = convert_space(self.gym_env.observation_space)
@@ -41,8 +56,11 @@ class LegacyGym(gymnasium.Env[Any, Any]):
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """Step the environment."""
-        obs, reward, terminated, truncated, info = self.gym_env.step(action)
-        return obs, float(reward), bool(terminated), bool(truncated), info
+        return self.gym_env.step(action)
+
+    def __str__(self) -> str:
+        """The environment's id."""
+        return self.id
 
     def render(self) -> Any:
         """What the environment's ``render_mode`` shows."""
@@ -90,6 +108,12 @@ def convert_space(space: Any) -> spaces.Space:
     raise ValueError(f"gymnasium has no space for {space}")
 
 
+def make_one(id: str, kwargs: Mapping[str, Any]) -> gymnasium.Env:
+    """``gym.make(id, **kwargs)`` with gymnasium's time limit in place of gym's."""
+    env = LegacyGym(id, kwargs)
+    return env if env.max_episode_steps is None else TimeLimit(env, env.max_episode_steps)
+
+
 def make_legacy_gym(
     *,
     id: str,
@@ -97,11 +121,16 @@ def make_legacy_gym(
     num_envs: int,
     subprocesses: bool,
     action_repeat: int,
+    max_episode_steps: int | None,
     flatten_obs: bool,
 ) -> Vector:
-    """``num_envs`` copies of ``gym.make(id, **kwargs)``, Box actions scaled to [-1, 1]."""
+    """``num_envs`` copies of ``gym.make(id, **kwargs)``, Box actions scaled to [-1, 1].
+
+    An episode is truncated after ``max_episode_steps`` frames; None for the registered number.
+    """
+    require_limit(max_episode_steps)
     return vectorize(
-        partial(LegacyGym, id, dict(kwargs)),
+        partial(make_one, id, {"max_episode_steps": max_episode_steps, **kwargs}),
         num_envs=num_envs,
         subprocesses=subprocesses,
         action_repeat=action_repeat,

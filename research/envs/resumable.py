@@ -1,6 +1,5 @@
 """Environments that go on in mid-episode in another process, and tell whether they do."""
 
-import copy
 import struct
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
@@ -11,9 +10,10 @@ import numpy as np
 from gymnasium.utils import RecordConstructorArgs
 from gymnasium.wrappers import FlattenObservation, TransformAction, TransformObservation
 
+from research.envs.checked import Checked, copy_action
 from research.envs.wrappers import ActionRepeat
 
-STATELESS = (ActionRepeat, FlattenObservation, TransformAction, TransformObservation)
+STATELESS = (ActionRepeat, Checked, FlattenObservation, TransformAction, TransformObservation)
 """The wrappers that keep nothing from one step to the next."""
 
 pack_outcome = struct.Struct("<d??").pack
@@ -70,8 +70,7 @@ class Resumable(gymnasium.Wrapper, RecordConstructorArgs):
         if self.stateful is not None:
             return self.env.step(action)
         # A copy: the caller may write the next action into the same array.
-        copied = action.copy() if isinstance(action, np.ndarray) else copy.deepcopy(action)
-        self.actions.append(copied)
+        self.actions.append(copy_action(action))
         step = self.env.step(action)
         obs, reward, terminated, truncated, _ = step
         checksum = add_to_checksum(self.checksum, obs)

@@ -1,19 +1,27 @@
 """Several copies of an environment stepped together, in this process or in one process each."""
 
 import multiprocessing
+import operator
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from functools import partial
-from typing import TypeAlias
+from multiprocessing.connection import Connection
+from typing import Any, TypeAlias
 
 import gymnasium
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
+from gymnasium.vector.async_vector_env import AsyncState
 
 from research.envs.resumable import Resumable
 from research.envs.wrappers import standardise
+from research.errors import UserError
 from research.load_order import load_triton
+
+CLOSE_S = 10
+"""How long an environment may take to close itself before its process is killed."""
 
 Vector: TypeAlias = SyncVectorEnv | AsyncVectorEnv
 """The vector environments whose ``reset`` takes one seed for each."""
@@ -32,7 +40,8 @@ def vectorize(
 
     So no step mixes two episodes. Whoever steps them resets the finished ones, each with a seed:
     ``env.reset(seed=[...], options={"reset_mask": finished})``. ``metadata["action_repeat"]`` is
-    the number of frames per step, ``metadata["frame_stack"]`` that of the frames that an
+    the number of frames per step; ``infos["action_repeat/skipped_frames"]`` tells of steps that an
+    episode's end made shorter. ``metadata["frame_stack"]`` is the number of frames that an
     observation shows (1: no stack), and ``metadata["is_resumable"]`` says that each is a
     ``Resumable``. ``wrap`` is put around each environment once it is standardised.
 
@@ -47,7 +56,7 @@ def vectorize(
     make = partial(make_standardised, make_env, action_repeat, flatten_obs, wrap)
     if subprocesses:
         # Not fork: torch's threads do not survive it, and a child that uses torch then hangs.
-        env = AsyncVectorEnv(
+        env = Subprocesses(
             [partial(make_in_child, make, os.getpid())] * num_envs,
             context="forkserver",
             autoreset_mode=AutoresetMode.DISABLED,
@@ -57,6 +66,106 @@ def vectorize(
     known = {"action_repeat": action_repeat, "is_resumable": True}
     env.metadata = {"frame_stack": 1, **env.metadata, **known}
     return env
+
+
+class Subprocesses(AsyncVectorEnv):
+    """Environments in processes of their own, the end of one of which is told in one line.
+
+    Unlike AsyncVectorEnv's, ``close`` does not wait for an environment that is in a step.
+    """
+
+    processes: list[Any]
+    parent_pipes: list[Any]
+
+    def _check_spaces(self) -> None:
+        pairs = zip(self.parent_pipes, self.processes, strict=True)
+        self.parent_pipes = [Pipe(*pair, index) for index, pair in enumerate(pairs)]
+        super()._check_spaces()
+
+    def _raise_if_errors(self, successes: Iterable[bool]) -> None:
+        """Raise the last error that environments reported, with its traceback as the cause."""
+        last: BaseException | None = None
+        for _ in filter(operator.not_, successes):
+            index, _, error, trace = self.error_queue.get()
+            error.__cause__ = RuntimeError(f"in the process of environment {index}:\n{trace}")
+            self.parent_pipes[index].close()
+            self.parent_pipes[index] = None
+            last = error
+        if last is not None:
+            self._state = AsyncState.DEFAULT
+            raise last
+
+    def close_extras(self, timeout: float | None = None, terminate: bool = False) -> None:
+        """Let the environments close themselves if all are idle; else kill their processes."""
+        pairs = list(zip(self.parent_pipes, self.processes, strict=True))
+        are_idle = self._state is AsyncState.DEFAULT and not terminate
+        # One without a pipe has failed, and closes itself.
+        are_idle = are_idle and all(process.is_alive() for pipe, process in pairs if pipe)
+        for pipe, process in pairs:
+            if not are_idle:
+                process.kill()
+            elif pipe is not None:
+                with suppress(UserError):
+                    pipe.send(("close", None))
+                    pipe.recv()
+            if pipe is not None:
+                pipe.close()
+        for process in self.processes:
+            process.join(CLOSE_S)
+            process.kill()
+            process.join()
+
+
+class Pipe:
+    """The connection to the process of an environment, which tells how that has ended."""
+
+    def __init__(self, connection: Connection, process: Any, index: int) -> None:
+        self.connection = connection
+        self.process = process
+        self.index = index
+
+    def send(self, message: Any) -> None:
+        """Send a message to the environment."""
+        try:
+            self.connection.send(message)
+        except OSError as error:
+            raise self.explain_end() from error
+
+    def recv(self) -> Any:
+        """What the environment answers, when it does."""
+        try:
+            return self.connection.recv()
+        except (EOFError, OSError) as error:
+            raise self.explain_end() from error
+
+    def explain_end(self) -> UserError:
+        """How the process ended."""
+        self.process.join(CLOSE_S)
+        code = self.process.exitcode
+        if code is None or code >= 0:
+            return UserError(f"the process of environment {self.index} ended with status {code}")
+        name = signal.Signals(-code).name
+        hint = "; the system does so when memory runs out" if name == "SIGKILL" else ""
+        return UserError(f"environment {self.index} was killed by {name}{hint}")
+
+    def poll(self, timeout: float | None = 0.0) -> bool:
+        """Whether there is an answer."""
+        return self.connection.poll(timeout)
+
+    def close(self) -> None:
+        """Close the connection."""
+        self.connection.close()
+
+    @property
+    def closed(self) -> bool:
+        """Whether it is closed."""
+        return self.connection.closed
+
+
+def require_limit(max_episode_steps: int | None) -> None:
+    """Refuse a length that no episode can have."""
+    if max_episode_steps is not None and max_episode_steps < 1:
+        raise ValueError(f"max_episode_steps must be at least 1 or null, got {max_episode_steps}")
 
 
 def make_standardised(

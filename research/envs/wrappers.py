@@ -11,16 +11,19 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.wrappers import FlattenObservation, TransformAction, TransformObservation
 
+from research.envs.checked import check_env
+
 
 def standardise(env: gymnasium.Env, *, action_repeat: int, flatten_obs: bool) -> gymnasium.Env:
-    """Repeat actions, scale Box actions to [-1, 1], give float64 observations as float32.
+    """Check, repeat actions, scale Box actions to [-1, 1], give float observations as float32.
 
     ``flatten_obs`` makes one vector of any observation that is not an array yet.
 
     Raises:
-        ValueError: an action has no finite bound.
+        ValueError: an action has no finite bound, or ``reset`` is of the API before gym 0.26.
 
     """
+    env = check_env(env)
     if action_repeat > 1:
         env = ActionRepeat(env, action_repeat)
     env = rescale_action(env)
@@ -34,6 +37,7 @@ class ActionRepeat(gymnasium.Wrapper):
 
     Of the numbers in the infos ``success`` keeps its maximum, those whose name begins with
     ``distance`` their last value, and all others their sum; anything else keeps its last value.
+    Where an episode ends before the last repeat, ``action_repeat/skipped_frames`` counts the rest.
     """
 
     def __init__(self, env: gymnasium.Env, repeats: int) -> None:
@@ -43,11 +47,13 @@ class ActionRepeat(gymnasium.Wrapper):
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """Step up to ``repeats`` times; the observation is that of the last step."""
         total, infos = 0.0, {}
-        for _ in range(self.repeats):
+        for skipped in reversed(range(self.repeats)):
             obs, reward, terminated, truncated, info = self.env.step(action)
             total += float(reward)
             infos = combine_infos(infos, info)
             if terminated or truncated:
+                if skipped:
+                    infos["action_repeat/skipped_frames"] = skipped
                 break
         return obs, total, terminated, truncated, infos
 
@@ -90,7 +96,7 @@ def scale_to(box: spaces.Box, action: np.ndarray) -> np.ndarray:
 
 
 def cast_obs(env: gymnasium.Env) -> gymnasium.Env:
-    """``env`` with observations in float32 where they were float64, also within a Dict."""
+    """``env`` with observations in float32 where they were other floats, also within a Dict."""
     space = float32_space(env.observation_space)
     if space == env.observation_space:
         return env
@@ -98,10 +104,10 @@ def cast_obs(env: gymnasium.Env) -> gymnasium.Env:
 
 
 def float32_space(space: spaces.Space) -> spaces.Space:
-    """``space`` with a float32 box for every float64 one."""
+    """``space`` with a float32 box for every other one of floats."""
     if isinstance(space, spaces.Dict):
         return spaces.Dict(OrderedDict((key, float32_space(space[key])) for key in space))
-    if not isinstance(space, spaces.Box) or space.dtype != np.float64:
+    if not isinstance(space, spaces.Box) or space.dtype not in (np.float16, np.float64):
         return space
     with np.errstate(over="ignore"):  # a bound beyond float32 is none
         return spaces.Box(space.low.astype(np.float32), space.high.astype(np.float32))

@@ -9,7 +9,9 @@ import torch
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
 from research.datasets.base import OnlineDataset
-from research.training.episodes import Episodes
+from research.errors import UserError
+from research.training.episodes import SKIPPED_FRAMES, Episodes
+from research.training.observations import find_fault
 from research.training.policy import Policy
 from research.training.seed import derive_seed
 
@@ -70,11 +72,14 @@ class Collector:
         self.warmup_steps = warmup_steps
         self.updates_per_step = updates_per_step
         self.steps_per_update = steps_per_update
+        self.action_repeat = env.metadata.get("action_repeat", 1)
+        self.skipped_frames = 0
         self.episodes = Episodes(env.num_envs)
         self.num_episodes = np.zeros(env.num_envs, dtype=np.int64)
         self.episode_seeds: list[int | None] = [None] * env.num_envs
         self.obs: Any = None
         self.action: Any = None
+        self.step = 0
         env.action_space.seed(derive_seed(seed, "warmup"))
 
     def start(self) -> None:
@@ -84,6 +89,7 @@ class Collector:
 
     def begin_step(self, step: int) -> None:
         """Choose the actions, after ``step`` steps, and let overlapped environments begin."""
+        self.step = step + self.env.num_envs
         if step < self.warmup_steps:
             self.action = self.env.action_space.sample()
         else:
@@ -92,14 +98,22 @@ class Collector:
             self.overlapped.step_async(self.action)
 
     def end_step(self) -> list[dict[str, float]]:
-        """Take the step of every environment that was begun; the episodes that it finished."""
+        """Take the step of every environment that was begun; the episodes that it finished.
+
+        Raises:
+            UserError: a reward or an observation is not finite; the dataset does not hold it.
+
+        """
         result = self.overlapped.step_wait() if self.overlapped else self.env.step(self.action)
         self.obs, reward, terminated, truncated, infos = result
+        self.require_finite(reward)
         self.dataset.add(self.action, reward, terminated, truncated, self.obs)
         self.episodes.add(reward, infos)
         over = terminated | truncated
         if not over.any():
             return []
+        if SKIPPED_FRAMES in infos:
+            self.skipped_frames += int(infos[SKIPPED_FRAMES].sum())
         finished = [self.episodes.finish(index) for index in np.flatnonzero(over).tolist()]
         self.reset(over)
         return finished
@@ -111,7 +125,24 @@ class Collector:
             self.episode_seeds[index] = seed
         self.obs, _ = self.env.reset(seed=self.episode_seeds, options={"reset_mask": mask})
         self.num_episodes += mask
+        self.require_finite()
         self.dataset.start_episodes(self.obs, mask)
+
+    def require_finite(self, reward: np.ndarray | None = None) -> None:
+        """Refuse observations, and rewards (E,), that nothing can be learned from."""
+        if fault := find_fault(self.obs, reward):
+            raise UserError(
+                f"environment {fault.index} gave {fault.what} at step {self.step}, in the episode "
+                f"with seed {self.episode_seeds[fault.index]}; training stopped, no checkpoint "
+                "holds it"
+            )
+
+    def count_frames(self, step: int) -> int:
+        """Frames that the environments have simulated in their first ``step`` steps.
+
+        Those after which an episode ended within repeats of an action do not count.
+        """
+        return step * self.action_repeat - self.skipped_frames
 
     def updates_due(self, step: int) -> int:
         """Updates that a run has made in all when it has taken ``step`` environment steps.
@@ -128,6 +159,7 @@ class Collector:
         """All that the next steps depend on, in tensors and plain values."""
         return {
             "num_episodes": self.num_episodes.tolist(),
+            "skipped_frames": self.skipped_frames,
             "episode_seeds": list(self.episode_seeds),
             "episodes": self.episodes.totals,
             "action_space": self.env.action_space.np_random.bit_generator.state,
@@ -151,6 +183,7 @@ class Collector:
                 f"env.num_envs is {self.env.num_envs}"
             )
         self.num_episodes[:] = state["num_episodes"]
+        self.skipped_frames = state["skipped_frames"]
         self.episode_seeds = list(state["episode_seeds"])
         self.episodes.totals = state["episodes"]
         self.env.action_space.np_random.bit_generator.state = state["action_space"]

@@ -9,6 +9,9 @@ import numpy as np
 from research.training.logger import Clock
 
 NUMBERS = (bool, int, float, np.bool_, np.integer, np.floating)
+SKIPPED_FRAMES = "action_repeat/skipped_frames"
+"""The info that counts the repeats of an action which the end of an episode made superfluous."""
+
 TAKEN = {"return", "length", "return_std", *Clock._fields}
 
 
@@ -30,7 +33,7 @@ class Episodes:
             total["length"] = total.get("length", 0.0) + 1
         for info, values in infos.items():
             present = infos.get(f"_{info}")
-            if present is None or not isinstance(values, np.ndarray):
+            if present is None or not isinstance(values, np.ndarray) or info == SKIPPED_FRAMES:
                 continue
             name = metric_name(str(info))
             for index in np.flatnonzero(present).tolist():

@@ -1,7 +1,8 @@
 """How good a policy is: whole episodes without exploration, or data apart from training's."""
 
+import logging
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -10,10 +11,20 @@ from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv
 from torch import Tensor
 
 from research.batches import map_tensors, to_device
+from research.errors import UserError
 from research.training.episodes import Episodes, mean_metrics
+from research.training.observations import find_fault
 from research.training.parallel import sum_over_ranks
 from research.training.policy import Policy
 from research.training.seed import derive_seed, preserve_random_state, seed_everything
+
+LONG_EPISODE = 30_000
+"""Steps after which an episode may be one that never ends; Atari's longest have 27,000."""
+
+LOOK_EVERY = 1000
+"""Steps between two looks for such an episode."""
+
+log = logging.getLogger(__name__)
 
 
 def evaluate(
@@ -23,7 +34,7 @@ def evaluate(
     num_episodes: int,
     seed: int,
     step: int,
-    each: Callable[[], None] = lambda: None,
+    interruptible: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> dict[str, float]:
     """Means over ``num_episodes`` episodes, and ``return_std`` (population).
 
@@ -31,11 +42,21 @@ def evaluate(
     over takes the next one, and every episode that was begun is waited for, so short episodes are
     not favoured.
 
-    ``each`` is called before every step, and may end it by an exception.
+    The environments step and are reset in the context of ``interruptible``, which may end that by
+    an exception. An episode that seems never to end is told once.
+
+    Raises:
+        UserError: a reward or an observation is not finite.
+
     """
     with evaluation_mode(policy, seed=seed, step=step):
         finished = run_episodes(
-            policy, env, num_episodes=num_episodes, seed=seed, step=step, each=each
+            policy,
+            env,
+            num_episodes=num_episodes,
+            seed=seed,
+            step=step,
+            interruptible=interruptible,
         )
     returns = [episode["return"] for episode in finished]
     return {**mean_metrics(finished), "return_std": float(np.std(returns))}
@@ -93,21 +114,27 @@ def run_episodes(
     num_episodes: int,
     seed: int,
     step: int,
-    each: Callable[[], None],
+    interruptible: Callable[[], AbstractContextManager[None]],
 ) -> list[dict[str, float]]:
     """The episodes in the order in which they were begun."""
     running, begun = list(range(env.num_envs)), env.num_envs
     over = np.ones(env.num_envs, dtype=np.bool_)
     episodes, finished = Episodes(env.num_envs), {}
-    obs = None
+    obs, num_steps, is_told = None, 0, False
     while len(finished) < num_episodes:
-        each()
         if over.any():
             seeds: list[int | None] = [derive_seed(seed, "evaluation", step, i) for i in running]
-            obs, _ = env.reset(seed=seeds, options={"reset_mask": over})
+            with interruptible():
+                obs, _ = env.reset(seed=seeds, options={"reset_mask": over})
+            require_finite(obs, None, step)
         action = policy(obs, step=step, explore=False)
-        obs, reward, terminated, truncated, infos = env.step(action)
+        with interruptible():
+            obs, reward, terminated, truncated, infos = env.step(action)
+        require_finite(obs, reward, step)
         episodes.add(reward, infos)
+        num_steps += 1
+        if num_steps % LOOK_EVERY == 0 and not is_told:
+            is_told = tell_of_endless(episodes, step)
         over = terminated | truncated
         for index in np.flatnonzero(over).tolist():
             episode = episodes.finish(index)
@@ -115,6 +142,26 @@ def run_episodes(
                 finished[running[index]] = episode
             running[index], begun = begun, begun + 1
     return [finished[index] for index in range(num_episodes)]
+
+
+def tell_of_endless(episodes: Episodes, step: int) -> bool:
+    """Whether the longest running episode may never end, which is then told."""
+    length = max(total.get("length", 0) for total in episodes.totals)
+    if length >= LONG_EPISODE:
+        log.warning(
+            "an episode of the evaluation at step %d is not over after %d steps; to truncate "
+            "episodes, set env.max_episode_steps, to 1000 frames for example",
+            *(step, length),
+        )
+    return length >= LONG_EPISODE
+
+
+def require_finite(obs: Any, reward: np.ndarray | None, step: int) -> None:
+    """Refuse observations and rewards that are not finite."""
+    if fault := find_fault(obs, reward):
+        raise UserError(
+            f"environment {fault.index} gave {fault.what} in the evaluation at step {step}"
+        )
 
 
 def count_examples(batch: Any) -> int:

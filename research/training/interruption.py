@@ -2,6 +2,8 @@
 
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -24,6 +26,7 @@ class StopRequest:
     def __init__(self) -> None:
         self.made: str | None = None
         self.before: dict[int, Any] = {}
+        self.is_heard_at_once = False
 
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():
@@ -45,6 +48,18 @@ class StopRequest:
         if self.made and number == signal.SIGINT:  # batch systems repeat the others
             raise KeyboardInterrupt
         self.made = self.made or signal.Signals(number).name
+        if self.is_heard_at_once:
+            self.check()
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Do not wait for the end of what is done meanwhile: ``Preempted`` is raised within it."""
+        self.is_heard_at_once = True
+        try:
+            self.check()
+            yield
+        finally:
+            self.is_heard_at_once = False
 
     def check(self) -> None:
         """Raise ``Preempted`` if a signal came."""

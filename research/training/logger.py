@@ -22,7 +22,8 @@ class Clock(NamedTuple):
 
     Attributes:
         step: environment steps, or updates where there is no environment; TensorBoard's x axis.
-        frames: environment steps times the action repeat.
+        frames: simulated by the environments: environment steps times the action repeat, less
+            what is not repeated since the episode is over.
         updates: of the algorithm.
         epoch: passes through the dataset.
         seconds: of training, earlier attempts included.

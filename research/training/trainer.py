@@ -178,7 +178,6 @@ class Trainer:
                 f"total_steps must be a multiple of env.num_envs={self.step_size}, "
                 f"got {self.total_steps}"
             )
-        self.action_repeat = getattr(env, "metadata", {}).get("action_repeat", 1)
         self.learner = Learner(
             alg,
             processor,
@@ -362,7 +361,7 @@ class Trainer:
             num_episodes=self.eval_episodes,
             seed=self.run.seed,
             step=self.step,
-            each=self.stop.check,
+            interruptible=self.stop.at_once,
         )
 
     def validate(self, first: int, count: int | None) -> dict[str, float]:
@@ -378,7 +377,7 @@ class Trainer:
 
     def clock(self) -> Clock:
         """Where training stands, for a log row."""
-        frames = self.step * self.action_repeat if self.collector else 0
+        frames = self.collector.count_frames(self.step) if self.collector else 0
         per_epoch = self.dataset.batches_per_epoch
         updates = self.learner.updates
         epoch = updates // per_epoch if per_epoch else 0

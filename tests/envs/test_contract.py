@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 
 from research.config import build
 from research.envs.spaces import DeclaredSpaces
+from research.errors import UserError
 from research.hydra_versions import VERSION_BASE
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -60,6 +61,38 @@ def test_every_environment_has_the_keys_that_all_share(name: str) -> None:
         1,
         True,
     )
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("action_repeat", "num_steps"), [(1, 5), (2, 3)])
+def test_an_episode_is_truncated_after_the_frames_asked_for(
+    name: str, action_repeat: int, num_steps: int
+) -> None:
+    limit = ["env.max_episode_steps=5", f"env.action_repeat={action_repeat}"]
+    env = build(compose_env(name, *limit))
+    for seed in (0, 1):
+        env.reset(seed=[seed])
+        steps = [env.step(env.action_space.sample()) for _ in range(num_steps)]
+        assert [bool(truncated[0]) for _, _, _, truncated, _ in steps] == [
+            *[False] * (num_steps - 1),
+            True,
+        ]
+        assert not any(terminated[0] for _, _, terminated, _, _ in steps)
+
+
+@pytest.mark.parametrize(("name", "own"), [("cartpole", 1000), ("pendulum", 200), ("gym", 999)])
+def test_an_episode_may_be_longer_than_the_environments_own(name: str, own: int) -> None:
+    env = build(compose_env(name, f"env.max_episode_steps={own + 5}"))
+    env.reset(seed=[0])
+    action = np.zeros_like(env.action_space.sample())
+    ends = [env.step(action)[3].item() for _ in range(own + 5)]
+    assert ends == [False] * (own + 4) + [True]
+
+
+@pytest.mark.parametrize("name", ["dmc", "gymnasium", "gym"])
+def test_an_episode_without_a_step_is_refused(name: str) -> None:
+    with pytest.raises(UserError, match="env: max_episode_steps must be at least 1 or null, got 0"):
+        build(compose_env(name, "env.max_episode_steps=0"))
 
 
 def test_declared_spaces_build_from_their_yaml() -> None:

@@ -26,13 +26,16 @@ def make(domain: str, task: str, *, flatten_obs: bool = True) -> DMControl:
     return DMControl(domain=domain, task=task, flatten_obs=flatten_obs, **FRAME)
 
 
-def make_vector(domain: str, task: str, *, action_repeat: int = 1) -> Vector:
+def make_vector(
+    domain: str, task: str, *, action_repeat: int = 1, max_episode_steps: int | None = None
+) -> Vector:
     return make_dm_control(
         domain=domain,
         task=task,
         num_envs=1,
         subprocesses=False,
         action_repeat=action_repeat,
+        max_episode_steps=max_episode_steps,
         flatten_obs=True,
         pixels=False,
         **IMAGE,
@@ -395,6 +398,7 @@ def test_pixels_that_cannot_be_rendered_are_refused_before_the_first_process_sta
         "task": "run",
         "num_envs": 2,
         "action_repeat": 1,
+        "max_episode_steps": None,
         **FRAME,
         **IMAGE,
     }

@@ -13,9 +13,15 @@ from research.envs.vector import Vector
 from research.errors import UserError
 
 
-def make(id: str, **kwargs: Any) -> Vector:
+def make(id: str, *, max_episode_steps: int | None = None, **kwargs: Any) -> Vector:
     return make_gymnasium(
-        id=id, kwargs=kwargs, num_envs=1, subprocesses=False, action_repeat=1, flatten_obs=True
+        id=id,
+        kwargs=kwargs,
+        num_envs=1,
+        subprocesses=False,
+        action_repeat=1,
+        max_episode_steps=max_episode_steps,
+        flatten_obs=True,
     )
 
 
@@ -84,7 +90,7 @@ def test_what_gymnasium_cannot_make_is_refused(
     "error", [gymnasium.error.DependencyNotInstalled("pip install box2d"), ImportError("box2d")]
 )
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
-    def fail(id: str) -> None:
+    def fail(id: str, *, max_episode_steps: int | None) -> None:
         raise error
 
     monkeypatch.setattr(gymnasium, "make", fail)

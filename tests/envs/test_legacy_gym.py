@@ -18,9 +18,15 @@ def gym() -> Any:
     return pytest.importorskip("gym", reason="needs pip install -e '.[gym]'")
 
 
-def make(id: str, **kwargs: Any) -> Vector:
+def make(id: str, *, max_episode_steps: int | None = None, **kwargs: Any) -> Vector:
     return make_legacy_gym(
-        id=id, kwargs=kwargs, num_envs=1, subprocesses=False, action_repeat=1, flatten_obs=True
+        id=id,
+        kwargs=kwargs,
+        num_envs=1,
+        subprocesses=False,
+        action_repeat=1,
+        max_episode_steps=max_episode_steps,
+        flatten_obs=True,
     )
 
 
@@ -38,7 +44,10 @@ def test_steps_are_those_of_gym(gym: Any) -> None:
     assert ends == [(False, False)] * 199 + [(False, True)]
 
 
-def test_environments_of_the_older_api_run_with_gyms_own_adapter(gym: Any) -> None:
+@pytest.fixture
+def old(gym: Any) -> Any:
+    """An environment of the API before gym 0.26."""
+
     class Old(gym.Env):
         observation_space = gym.spaces.Box(-9, 9, (1,), np.float32)
         action_space = gym.spaces.Discrete(2)
@@ -54,12 +63,37 @@ def test_environments_of_the_older_api_run_with_gyms_own_adapter(gym: Any) -> No
             self.steps += 1
             return np.array([self.steps], np.float32), 1.0, self.steps == 5, {}
 
-    gym.register("Old-v0", Old, max_episode_steps=3)
+    return Old
+
+
+def test_environments_of_the_older_api_run_with_gyms_own_adapter(gym: Any, old: Any) -> None:
+    gym.register("Old-v0", old, max_episode_steps=3)
     env = make("Old-v0", apply_api_compatibility=True)
     for seed, ends in ((3, [(0, 0), (1, 0)]), (0, [(0, 0), (0, 0), (0, 1)])):
         assert env.reset(seed=[seed])[0].item() == seed
         steps = [env.step(np.array([0])) for _ in ends]
         assert [(int(step[2][0]), int(step[3][0])) for step in steps] == ends
+
+
+def test_without_the_adapter_the_older_api_is_refused_and_the_adapter_named(
+    gym: Any, old: Any
+) -> None:
+    gym.register("Older-v0", old, max_episode_steps=3)
+    with pytest.raises(ValueError, match=r"no seed and no options; .*apply_api_compatibility=true"):
+        make("Older-v0")
+
+
+def test_a_step_of_the_older_api_alone_is_refused_in_one_line(gym: Any, old: Any) -> None:
+    class Half(old):
+        def reset(self, *, seed: int, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
+            self.seed(seed)
+            return super().reset(), {}
+
+    gym.register("Half-v0", Half, max_episode_steps=3)
+    env = make("Half-v0")
+    env.reset(seed=[1])
+    with pytest.raises(UserError, match=r"^Half-v0: step must return .*, got 4 values"):
+        env.step(np.array([0]))
 
 
 def test_spaces_keep_their_values(gym: Any) -> None:

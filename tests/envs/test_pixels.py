@@ -32,7 +32,7 @@ pytestmark = pytest.mark.skipif(not can_render(), reason="no rendering library w
 def make(**changes: Any) -> Vector:
     task = {"domain": "cheetah", "task": "run", "num_envs": 1, "subprocesses": False}
     state = {"action_repeat": 1, "flatten_obs": True, "height": 24, "width": 32, "camera_id": 0}
-    pixels = {"pixels": True, "pixel_size": 16, "frame_stack": 3}
+    pixels = {"max_episode_steps": None, "pixels": True, "pixel_size": 16, "frame_stack": 3}
     arguments: dict[str, Any] = {**task, **state, **pixels, **changes}
     return make_dm_control(**arguments)
 

@@ -77,6 +77,8 @@ CASES = [
     ("cartpole_gym", "env.num_envs=2 env.subprocesses=true"),
     ("humanoid", "env.num_envs=1 env.flatten_obs=false env.action_repeat=3"),
     ("pendulum", "env.num_envs=1 env.action_repeat=2"),
+    ("pendulum", "env.num_envs=2 env.action_repeat=2 env.max_episode_steps=45"),
+    ("cheetah", "env.num_envs=2 env.action_repeat=3 env.max_episode_steps=100"),
     ("gym", "env.id=FrozenLake-v1 env.num_envs=2"),
 ]
 

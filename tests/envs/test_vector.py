@@ -18,10 +18,12 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode
 
 from research.envs.dm_control import make_dm_control
 from research.envs.vector import Vector, vectorize
+from research.errors import UserError
 
 # A subprocess cannot import this file by its name.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
+SLOW = 4
 NO_ACTION = np.zeros((3, 1), np.float32)
 
 
@@ -53,6 +55,32 @@ class Broken(Count):
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         raise ZeroDivisionError("broken on purpose")
+
+
+class Unrewarding(Count):
+    """Gives no reward."""
+
+    def step(self, action: np.ndarray) -> Any:
+        obs, _, *rest = super().step(action)
+        return obs, None, *rest
+
+
+class Stuck(Count):
+    """Does not come back from its step where the seed is ``SLOW``."""
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        if self.seed == SLOW:
+            time.sleep(600)
+        return super().step(action)
+
+
+class Exits(Count):
+    """Ends its process where the seed is 2."""
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        if self.seed == 2:
+            os._exit(7)
+        return super().step(action)
 
 
 def make(
@@ -103,6 +131,7 @@ def test_subprocesses_give_the_numbers_of_one_process() -> None:
             num_envs=3,
             subprocesses=subprocesses,
             action_repeat=2,
+            max_episode_steps=None,
             flatten_obs=True,
             height=9,
             width=9,
@@ -174,14 +203,65 @@ def test_counts_below_one_are_refused(num_envs: int, action_repeat: int) -> None
         make(num_envs=num_envs, subprocesses=False, action_repeat=action_repeat)
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")  # how gymnasium shows the child's traceback
-def test_a_subprocess_reports_its_exception() -> None:
+@pytest.mark.filterwarnings("error")
+def test_a_subprocess_reports_its_exception_with_its_traceback() -> None:
     env = make(Broken, num_envs=2, subprocesses=True)
     env.reset(seed=[0, 1])
-    with pytest.raises(ZeroDivisionError, match="broken on purpose"):
+    with pytest.raises(ZeroDivisionError, match="broken on purpose") as error:
         env.step(NO_ACTION[:2])
+    assert "in step" in str(error.value.__cause__)
+    env.close()
+
+
+@pytest.mark.filterwarnings("error")
+def test_what_a_subprocess_refuses_is_one_line(capfd: pytest.CaptureFixture[str]) -> None:
+    env = make(Unrewarding, num_envs=2, subprocesses=True)
+    env.reset(seed=[3, 3])
+    with pytest.raises(UserError, match=r"^<Unrewarding instance>: a reward must be one number"):
+        env.step(NO_ACTION[:2])
+    env.close()
+    assert not any(capfd.readouterr())
+
+
+@pytest.mark.parametrize("killed", [0, 1])
+def test_the_end_of_a_process_is_told_and_not_waited_for(killed: int) -> None:
+    env = make(Stuck, num_envs=2, subprocesses=True)
     assert isinstance(env, AsyncVectorEnv)
-    env.close(terminate=True)
+    env.reset(seed=[SLOW, 3] if killed else [3, SLOW])
+    os.kill(env.processes[killed].pid or 0, signal.SIGKILL)
+    env.processes[killed].join()
+    with pytest.raises(UserError, match=f"^environment {killed} was killed by SIGKILL"):
+        env.step(NO_ACTION[:2])
+    env.close()
+    assert not any(process.is_alive() for process in env.processes)
+
+
+def test_the_end_of_a_process_in_its_step_is_told() -> None:
+    env = make(Stuck, num_envs=1, subprocesses=True)
+    assert isinstance(env, AsyncVectorEnv)
+    env.reset(seed=[SLOW])
+    env.step_async(NO_ACTION[:1])
+    os.kill(env.processes[0].pid or 0, signal.SIGSEGV)
+    with pytest.raises(UserError, match=r"^environment 0 was killed by SIGSEGV$"):
+        env.step_wait()
+    env.close()
+
+
+def test_an_environment_that_ends_its_process_is_named() -> None:
+    env = make(Exits, num_envs=2, subprocesses=True)
+    env.reset(seed=[3, 2])
+    with pytest.raises(UserError, match=r"^the process of environment 1 ended with status 7$"):
+        env.step(NO_ACTION[:2])
+    env.close()
+
+
+def test_a_step_that_is_not_over_does_not_delay_the_end() -> None:
+    env = make(Stuck, num_envs=1, subprocesses=True)
+    assert isinstance(env, AsyncVectorEnv)
+    env.reset(seed=[SLOW])
+    env.step_async(NO_ACTION[:1])
+    env.close()
+    assert not env.processes[0].is_alive()
 
 
 PARENT = """

@@ -9,6 +9,7 @@ from gymnasium import spaces
 from hypothesis import given
 from hypothesis import strategies as st
 
+from research.envs.checked import Checked
 from research.envs.wrappers import ActionRepeat, scale_to, standardise
 
 Step = tuple[Any, float, bool, bool, dict[str, Any]]
@@ -55,8 +56,9 @@ def rewards(*values: float, ends: str = "") -> list[Step]:
 )
 def test_repeat_adds_rewards_up_to_the_end_of_the_episode(steps: list[Step], expected: Any) -> None:
     env = Scripted(steps, UNIT, UNIT)
-    obs, *rest, _ = ActionRepeat(env, 3).step("push")
+    obs, *rest, info = ActionRepeat(env, 3).step("push")
     assert (obs.item(), *rest) == expected
+    assert info.get("action_repeat/skipped_frames", 0) == 3 - expected[0]
     assert env.actions == ["push"] * int(expected[0])
 
 
@@ -78,9 +80,11 @@ def test_infos_are_added_but_for_success_distances_and_what_is_no_number() -> No
     }
 
 
-def test_an_action_repeat_of_one_costs_nothing() -> None:
+def test_what_changes_nothing_is_not_wrapped() -> None:
     env = Scripted([], UNIT, UNIT)
-    assert standardise(env, action_repeat=1, flatten_obs=False) is env
+    checked = standardise(env, action_repeat=1, flatten_obs=False)
+    assert isinstance(checked, Checked)
+    assert checked.env is env
 
 
 finite = st.floats(-1e6, 1e6, width=32)
@@ -128,6 +132,7 @@ def test_actions_that_are_no_box_are_left_alone(space: spaces.Space) -> None:
 
 
 DOUBLE = spaces.Box(-np.inf, 1e300, (2,), np.float64)
+HALF = spaces.Box(-9, 9, (2,), np.float16)
 BYTES = spaces.Box(0, 255, (2,), np.uint8)
 IMAGE = spaces.Box(0, 255, (2, 1), np.uint8)
 
@@ -137,11 +142,12 @@ IMAGE = spaces.Box(0, 255, (2, 1), np.uint8)
     ("space", "obs", "expected"),
     [
         (DOUBLE, np.array([0.1, 2]), np.array([0.1, 2], np.float32)),
+        (HALF, np.array([0.5, 2], np.float16), np.array([0.5, 2], np.float32)),
         (BYTES, np.array([1, 2], np.uint8), np.array([1, 2], np.uint8)),
         (spaces.Discrete(3), 2, 2),
     ],
 )
-def test_doubles_become_floats_and_nothing_else_changes(
+def test_doubles_and_halves_become_floats_and_nothing_else_changes(
     space: spaces.Space, obs: Any, expected: Any
 ) -> None:
     env = Scripted([(obs, 0.0, False, False, {})] * 2, space, UNIT)

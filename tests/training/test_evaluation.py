@@ -12,6 +12,8 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from torch import Tensor, nn
 
 from research.algs.base import Metrics
+from research.errors import UserError
+from research.training import evaluation
 from research.training.evaluation import evaluate, validate
 from research.training.policy import Policy
 from research.training.seed import derive_seed, seed_everything
@@ -126,6 +128,34 @@ def test_a_failing_environment_leaves_networks_and_generators_as_they_were() -> 
         evaluate(policy, env, num_episodes=3, seed=0, step=0)
     assert policy.alg.training
     assert torch.get_rng_state().equal(before)
+
+
+def test_an_episode_that_may_never_end_is_told_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(evaluation, "LOOK_EVERY", 10)
+    monkeypatch.setattr(evaluation, "LONG_EPISODE", 40)
+    score(vector(2, length=39), num_episodes=5)
+    assert not caplog.messages
+    score(vector(2, length=90), num_episodes=5, step=7)
+    (message,) = caplog.messages
+    assert "at step 7 is not over after 40 steps" in message
+    assert "env.max_episode_steps" in message
+
+
+class Overflowing(Count):
+    """Observes what no weight can use, once its first episode is over."""
+
+    def observe(self) -> np.ndarray:
+        return np.full(4, np.inf if self.episodes == 2 else 0, np.float32)
+
+
+def test_an_observation_that_is_not_finite_ends_an_evaluation() -> None:
+    env: SyncVectorEnv = SyncVectorEnv(
+        [partial(Count, length=3), Overflowing], autoreset_mode=AutoresetMode.DISABLED
+    )
+    with pytest.raises(UserError, match=r"environment 1 gave observation\[0\] = inf in the eval"):
+        score(env, step=40)
 
 
 class Doubling(nn.Module):

@@ -4,6 +4,7 @@ import logging
 import os
 import shutil
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -136,6 +137,37 @@ def tell(trainer: Trainer, number: signal.Signals, *, at: int) -> None:
     trainer.learn = learn_and_be_told
 
 
+class Poisoned(Repeatable):
+    """Gives NaN at the last of 27 steps, in its reward or else in its observation."""
+
+    def __init__(self, *, in_reward: bool) -> None:
+        super().__init__()
+        self.in_reward = in_reward
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        obs, reward, terminated, truncated, info = super().step(action)
+        if self.total_steps == 27 and self.in_reward:
+            reward = float("nan")
+        elif self.total_steps == 27:
+            obs[1] = np.nan
+        return obs, reward, terminated, truncated, info
+
+
+@pytest.mark.parametrize(
+    ("in_reward", "what"), [(True, "a reward of nan"), (False, r"observation\[1\] = nan")]
+)
+def test_what_is_not_finite_ends_the_run_at_its_step_and_no_checkpoint_holds_it(
+    tmp_path: Path, whole: Callable[..., dict[str, Any]], in_reward: bool, what: str
+) -> None:
+    trainer = make_online(tmp_path / "poisoned", make=partial(Poisoned, in_reward=in_reward))
+    with pytest.raises(UserError, match=rf"^environment 0 gave {what} at step 27, in the episode"):
+        trainer.train()
+    assert checkpoint_step(tmp_path / "poisoned", "last") == 18
+    mended = make_online(tmp_path / "poisoned")
+    mended.train()
+    assert_same_end(end_of(tmp_path / "poisoned", mended), whole())
+
+
 @pytest.fixture
 def whole(tmp_path: Path) -> Callable[..., dict[str, Any]]:
     """The end of a run that is not interrupted."""
@@ -193,6 +225,34 @@ def test_a_signal_during_an_evaluation_does_not_wait_for_its_end(
         trainer.train()
     assert steps(tmp_path / "told" / "eval.csv") == [15]
     assert load_checkpoint(tmp_path / "told" / "checkpoints" / "last").state["evaluated_step"] == 15
+    trainer = make_online(tmp_path / "told")
+    trainer.train()
+    assert_same_end(end_of(tmp_path / "told", trainer), expected)
+
+
+@pytest.mark.parametrize("where", ["reset", "step"])
+def test_a_signal_during_an_evaluation_does_not_wait_for_a_step_that_hangs(
+    tmp_path: Path,
+    whole: Callable[..., dict[str, Any]],
+    signals_are_heard: None,
+    where: str,
+) -> None:
+    expected = whole()
+    trainer = make_online(tmp_path / "told")
+
+    def hang(*args: Any, **kwargs: Any) -> None:
+        threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        time.sleep(60)
+        raise AssertionError("the signal was not heard")
+
+    def make_env() -> Any:
+        env = vector()
+        setattr(env, where, hang)
+        return env
+
+    trainer.make_env = make_env
+    with pytest.raises(Preempted, match="stopped at step 15"):
+        trainer.train()
     trainer = make_online(tmp_path / "told")
     trainer.train()
     assert_same_end(end_of(tmp_path / "told", trainer), expected)

@@ -33,7 +33,7 @@ from research.processors.base import Identity, Processor
 from research.status import Status
 from research.training.checkpoint import load_checkpoint
 from research.training.collector import Collector
-from research.training.logger import Logger
+from research.training.logger import Clock, Logger
 from research.training.run import Run
 from research.training.seed import seed_everything
 from research.training.trainer import Trainer
@@ -296,15 +296,52 @@ def test_checkpoints_come_between_evaluations(tmp_path: Path) -> None:
 
 
 def test_rows_count_steps_frames_updates_and_epochs(tmp_path: Path) -> None:
-    trainer = make_online(tmp_path, total_steps=20)
-    trainer.action_repeat = 4
-    trainer.train()
+    env = vector()
+    env.metadata = {**env.metadata, "action_repeat": 4}
+    make_online(tmp_path, env=env, total_steps=20).train()
     row = rows(tmp_path / "train.csv")[-1]
     assert (row["step"], row["frames"], row["updates"], row["epoch"]) == (20, 80, 16, 0)
     make_supervised(tmp_path / "b", total_steps=24).train()
     row = rows(tmp_path / "b" / "train.csv")[-1]
     # five batches are an epoch, and no environment has made a frame
     assert (row["step"], row["frames"], row["updates"], row["epoch"]) == (24, 0, 24, 4)
+
+
+class CountFrames(Count):
+    """Knows how many frames all of its kind have simulated."""
+
+    frames = 0
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        type(self).frames += 1
+        return super().step(action)
+
+    def observe(self) -> np.ndarray:
+        return super().observe() * np.array([1, 0, 1, 1], np.float32)  # the same in another process
+
+
+def test_frames_are_those_that_were_simulated_also_after_a_resumption(tmp_path: Path) -> None:
+    def train(folder: Path, total_steps: int) -> int:
+        repeated: Any = {"subprocesses": False, "action_repeat": 3, "flatten_obs": False}
+        env = vectorize(CountFrames, num_envs=2, **repeated)
+        CountFrames.frames = 0
+        make_online(folder, env=env, total_steps=total_steps, log_every=2).train()
+        return CountFrames.frames
+
+    frames = train(tmp_path / "whole", 40)
+    table = rows(tmp_path / "whole" / "time.csv")
+    assert 40 < table[-1]["frames"] == frames < 120
+    assert set(rows(tmp_path / "whole" / "env.csv")[-1]) == {
+        *Clock._fields,
+        "return",
+        "length",
+        "bonus",
+    }
+    for total_steps in (20, 40):
+        train(tmp_path / "resumed", total_steps)
+    assert [row["frames"] for row in rows(tmp_path / "resumed" / "time.csv")] == [
+        row["frames"] for row in table
+    ]
 
 
 @pytest.mark.parametrize("updates", [{}, {"updates_per_step": 3}, {"steps_per_update": 2}])
