@@ -20,9 +20,17 @@ from omegaconf.errors import OmegaConfBaseException
 
 from research.config import build, check, to_plain
 from research.differences import LENGTHS, differences
-from research.errors import UserError
-from research.explain import CONF, exit_status, is_override, one_line
+from research.errors import UserError, is_ours
+from research.explain import (
+    CONF,
+    DISK_IS_FULL,
+    exit_status,
+    is_override,
+    log_traceback,
+    one_line,
+)
 from research.files import MAX_DEPTH, read_text, write_whole
+from research.launchers.process import describe
 from research.launchers.ranks import Node, this_node
 from research.launchers.store import share_config_store
 from research.rank import train_in_parallel
@@ -56,6 +64,9 @@ def command(task: Task) -> Callable[[], None]:
             if full_error or (line := one_line(error)) is None:
                 raise
             return fail(line, status=exit_status(error))
+        except SystemExit as error:  # of a part: it has no say in how this program ends
+            traceback.print_exc()
+            return fail(describe(error), status=exit_status(error))
 
     for_launchers = {
         "keeps_status": True,
@@ -130,15 +141,15 @@ def run_in(run_dir: Path, task: Task, cfg: DictConfig, node: Node) -> float:
     except KeyboardInterrupt as error:
         status.end("preempted", str(error) or "interrupted")
         raise
-    except Exception as error:
-        log.debug("failed", exc_info=True)
-        if isinstance(error, OSError):  # a write that failed does not know where
-            error.filename = error.filename or str(run_dir)
-        with suppress(OSError):  # on a full disk; why the run failed says more
+    except BaseException as error:  # SystemExit, too
+        if isinstance(error, OSError) and error.errno in DISK_IS_FULL and is_ours(error):
+            error.filename = error.filename or str(run_dir)  # a write does not know where it failed
+        log_traceback(error)
+        with suppress(OSError):  # on a read-only disk; why the run failed says more
+            status.end("failed", one_line(error) or describe(error))
             if changes and status.fields["step"] == reached:  # the old config is still right
                 for path, content in before.items():
                     write_whole(path, content)
-            status.end("failed", one_line(error) or f"{type(error).__name__}: {error}")
         raise
     at_end = status.fields["step"] == status.fields["total_steps"]
     status.end("completed", "reached its length" if at_end else "stopped by trainer.patience")

@@ -14,7 +14,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from research.errors import UserError, did_you_mean
+from research.errors import UserError, did_you_mean, is_deliberate
 
 TRUSTED_MODULES = (
     "research",
@@ -102,6 +102,8 @@ def build(node: DictConfig, *collaborators: Any) -> Any:
             check_collaborators(part, collaborators, path)
         return part(*collaborators) if collaborators else part
     except ValueError as error:
+        if not is_deliberate(error):  # a bug of the constructor's, whose place has to be shown
+            raise
         raise UserError(f"{path}: {error}") from error
 
 

@@ -1,8 +1,10 @@
 """What the user is told of an error: one line, with the nearest name."""
 
 import errno
+import logging
 import re
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from hydra.errors import HydraException, MissingConfigException
@@ -10,13 +12,16 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from research.config import iterate_causes
-from research.errors import PREEMPTED, Preempted, UserError, did_you_mean
+from research.errors import PREEMPTED, Preempted, UserError, did_you_mean, is_ours
 
-CANNOT_WRITE = (
+CANNOT_USE = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM),
     *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.EIO),
 )
+DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 CONF = Path(__file__).parent.parent / "conf"
+
+log = logging.getLogger(__name__)
 
 
 def one_line(error: BaseException) -> str | None:
@@ -28,14 +33,34 @@ def one_line(error: BaseException) -> str | None:
             return str(cause) or "interrupted"
         if isinstance(cause, MissingConfigException):
             return explain_choice(cause)
-        if isinstance(cause, OSError) and cause.errno in CANNOT_WRITE:
-            return f"{cause.filename or 'the run directory'}: {cause.strerror}"
+        if isinstance(cause, OSError) and (line := explain_file(cause)):
+            return line
     if match := re.match(r"Could not override '([^']+)'", str(error)):
         return explain_override(match[1])
     if isinstance(error, (HydraException, OmegaConfBaseException)):
         cause = f": {str(error.__cause__).partition(chr(10))[0]}" if error.__cause__ else ""
         return " ".join(f"{error}{cause}".split())
     return None
+
+
+def explain_file(error: OSError) -> str | None:
+    """One line for a file that cannot be used; None when that is a user's code's own affair."""
+    if error.errno not in CANNOT_USE or error.filename is None or not is_ours(error):
+        return None
+    return f"{error.filename}: {error.strerror}"
+
+
+def log_traceback(error: BaseException) -> None:
+    """Write an error with its traceback to the log files, and to no terminal."""
+    record = log.makeRecord(
+        *(log.name, logging.ERROR, __file__, 0, "failed", ()),
+        exc_info=(type(error), error, error.__traceback__),
+    )
+    for handler in logging.root.handlers:
+        if isinstance(handler, logging.FileHandler):
+            with suppress(OSError):  # the disk may be full
+                handler.stream.write(f"{handler.format(record)}\n")
+                handler.flush()
 
 
 def explain_choice(error: MissingConfigException) -> str:

@@ -13,7 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import configure_log
 from omegaconf import DictConfig, OmegaConf
 
-from research.explain import exit_status, one_line
+from research.explain import exit_status, log_traceback, one_line
 from research.launchers.job import hydra_state, restore
 from research.launchers.process import describe
 from research.launchers.ranks import Failure, Node, Place, run_ranks
@@ -75,6 +75,7 @@ class Rank:
         try:
             return self.train()
         except BaseException as error:
+            log_traceback(error)
             line = one_line(error)
             trace = None if line else "".join(traceback.format_exception(error))
             return Failure(line or describe(error), trace, exit_status(error), time.time())

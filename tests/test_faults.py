@@ -156,6 +156,8 @@ def test_a_run_whose_disk_filled_up_ends_the_same_when_there_is_room_again(
     line = only_line(outcome.err)
     assert str(disk / "run") in line
     assert line.endswith("No space left on device")
+    status = json.loads((disk / "run" / "status.json").read_text())
+    assert (status["state"], "No space left" in status["exit_reason"]) == ("failed", True)
     assert load_checkpoint(disk / "run" / "checkpoints" / "last").state["step"] in {40, 60}
     assert mount("-o", "remount,size=64m", str(disk))
     assert cli(*RUN, f"hydra.run.dir={disk / 'run'}").status == 0

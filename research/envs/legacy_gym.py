@@ -9,6 +9,7 @@ from typing import Any
 import gymnasium
 from gymnasium import spaces
 
+from research.envs.gymnasium_env import is_of_call
 from research.envs.vector import Vector, vectorize
 from research.errors import UserError, did_you_mean
 
@@ -69,6 +70,8 @@ def make_gym(id: str, kwargs: Mapping[str, Any]) -> Any:
         guess = did_you_mean(id, gym.envs.registry)
         raise ValueError(f"'{id}' cannot be made by gym: {reason}{guess}") from error
     except TypeError as error:
+        if not is_of_call(error.__cause__ or error, kwargs):
+            raise
         raise ValueError(f"kwargs must suit '{id}': {error}") from error
 
 
