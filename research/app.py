@@ -20,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from research.config import build, check, to_plain
 from research.differences import LENGTHS, differences
-from research.errors import UserError, is_ours
+from research.errors import Misfit, UserError, is_ours
 from research.explain import (
     CONF,
     DISK_IS_FULL,
@@ -43,6 +43,12 @@ Task: TypeAlias = Callable[[DictConfig, Run], float]
 """Trains what a config names, as one run; returns the score."""
 
 log = logging.getLogger(__name__)
+STRUCTURE = (
+    *("alg._target_", "env._target_", "env.domain", "env.num_envs", "network.", "processor."),
+    *("dataset.capacity", "dataset.n_step", "dataset.storage"),
+)
+"""Keys after a change of which a checkpoint seldom fits."""
+
 MAX_BYTES = 2**18
 """A longer file is no config."""
 
@@ -144,6 +150,9 @@ def run_in(run_dir: Path, task: Task, cfg: DictConfig, node: Node) -> float:
     except BaseException as error:  # SystemExit, too
         if isinstance(error, OSError) and error.errno in DISK_IS_FULL and is_ours(error):
             error.filename = error.filename or str(run_dir)  # a write does not know where it failed
+        if changes and isinstance(error, Misfit):
+            told = f"{error}; resume=override cannot accept {'; '.join(changes)}"
+            error.args = (f"{told}; choose another hydra.run.dir",)
         log_traceback(error)
         with suppress(OSError):  # on a read-only disk; why the run failed says more
             status.end("failed", one_line(error) or describe(error))
@@ -186,9 +195,11 @@ def compare(cfg: DictConfig, run_dir: Path) -> list[str]:
     free = {"resume", *LENGTHS}
     changes = [written[path] for path in written if path in resolved and path not in free]
     if changes and cfg.resume != "override":
+        fits = not any(path.startswith(STRUCTURE) for path in written if path not in free)
+        accept = ", or accept it by resume=override" if fits else ""
         raise UserError(
             f"{run_dir} belongs to another config: {'; '.join(changes)}; "
-            "choose another hydra.run.dir, or accept it by resume=override"
+            f"choose another hydra.run.dir{accept}"
         )
     reached = (read_status(run_dir) or BLANK)["step"]
     if cfg.trainer.total_steps is not None and cfg.trainer.total_steps < reached:

@@ -19,6 +19,10 @@ class DamagedFile(UserError):
     """A file of a run that is not what was written: cut short, altered, or of another version."""
 
 
+class Misfit(UserError):
+    """A checkpoint is whole, but the parts of this run cannot take it over."""
+
+
 PREEMPTED = 75
 """Exit status of a run that was told to stop and goes on later: EX_TEMPFAIL of sysexits.h."""
 

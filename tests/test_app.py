@@ -21,6 +21,7 @@ from hydra.core.global_hydra import GlobalHydra
 
 import train
 from tests.commands import train as start_train
+from tests.conftest import write_examples
 
 ROOT = Path(__file__).parent.parent
 SMALL = [
@@ -166,7 +167,14 @@ def test_another_config_is_refused_with_the_difference(cli: Cli, tmp_path: Path)
         (["alg.ltau=3"], ["alg.ltau", "did you mean 'tau'?"]),
         (["+alg.ltau=3"], ["alg.ltau", "did you mean 'tau'?"]),
         (["alg=drqv2", "env=pendulum"], ["env.pixels is not a known key", "; '~env.pixels' takes"]),
+        (["alg.tua=1", "+alg.tuu=1"], ["alg.tua is not", "did you mean 'tau'?"]),
         (["~alg.tau"], ["alg.tau is missing"]),
+        (["experiment=sac_dmc", "alg=td3"], ["experiment=sac_dmc is for alg=sac, got alg=td3"]),
+        (["experiment=td3_cheetah", "alg=sac"], ["experiment=td3_cheetah is for alg=td3"]),
+        (
+            ["~env", "+env._target_=gymnasium.envs.classic_control.PendulumEnv"],
+            ["env must be a vector environment, got PendulumEnv", "env=gymnasium env.id="],
+        ),
         (["alg.tau=fast"], ["alg.tau must be a number", "'fast'"]),
         (["alg.tau=3"], ["alg: tau must be in (0, 1], got 3"]),
         (["envv=cheetah"], ["envv", "did you mean 'env'?"]),
@@ -217,6 +225,17 @@ def test_bad_input_ends_in_one_line(
             ["alg: network must be of class ActorCritic, got CNN"],
         ),
         (
+            ["alg.label_smooth=1", "trainer.collectr=1"],
+            ["alg.label_smooth is not", "allowed are accum", "did you mean 'label_smoothing'?"],
+        ),
+        (
+            [
+                *("alg=regression", "dataset=arrays", "dataset.path={tmp_path}/examples.npz"),
+                *("network=mlp", "env=pendulum", "trainer=online", "trainer.total_steps=null"),
+            ],
+            ["trainer: a collector fills a dataset", "Examples does not take; try dataset=replay"],
+        ),
+        (
             ["dataset=arrays", "dataset.path={tmp_path}/damaged.npz"],
             ["/damaged.npz cannot be read"],
         ),
@@ -231,6 +250,7 @@ def test_bad_examples_end_in_one_line(
     cli: Cli, tmp_path: Path, arguments: list[str], words: list[str]
 ) -> None:
     (tmp_path / "damaged.npz").write_bytes(b"damaged")
+    write_examples(tmp_path / "examples.npz")
     arguments = [argument.replace("{tmp_path}", str(tmp_path)) for argument in arguments]
     run_dir = f"hydra.run.dir={tmp_path / 'run'}"
     outcome = cli(run_dir, *arguments, common=EXAMPLES)
@@ -339,6 +359,16 @@ def test_a_part_that_ends_the_program_has_failed_the_run(
     status = json.loads((tmp_path / "status.json").read_text())
     assert status["state"] == "failed"
     assert status["exit_reason"] == f"exited with status {code or 0}"
+
+
+def test_a_metric_that_is_no_tensor_is_named(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("research.algs.td3.TD3.update", lambda *_, **__: {"loss": 1.5})
+    outcome = cli("trainer.total_steps=40", f"hydra.run.dir={tmp_path}")
+    assert outcome.status == 1
+    (line,) = outcome.err.splitlines()
+    assert "train/loss must be a detached tensor without dimensions, got 1.5 of type float" in line
 
 
 def unpack() -> gymnasium.Env:

@@ -364,9 +364,13 @@ def test_a_difference_that_does_not_fit_leaves_the_run_as_it_was(
 ) -> None:
     before = contents(run_dir)
     arguments = ("resume=override", "network.hidden_dims=[24]", f"hydra.run.dir={run_dir}")
+    refusal = cli(*RUN, *arguments, "resume=auto")
+    assert "network.hidden_dims: [16] -> [24]; choose another hydra.run.dir" in refusal.err
+    assert "resume=override" not in refusal.err
     outcome = cli(*RUN, *arguments)
     assert outcome.status == 1
-    assert "does not fit" in only_line(outcome.err)
+    assert "does not fit this run" in only_line(outcome.err)
+    assert "resume=override cannot accept network.hidden_dims: [16] -> [24]" in outcome.err
     assert contents(run_dir) == before
     assert cli(*RUN, f"hydra.run.dir={run_dir}").status == 0
     assert_same_end(end_of(run_dir), whole)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from research.batches import map_tensors, to_device
 from research.training.episodes import Episodes, mean_metrics
+from research.training.meter import check_metric
 from research.training.parallel import sum_over_ranks
 from research.training.policy import Policy
 from research.training.seed import derive_seed, preserve_random_state, seed_everything
@@ -64,6 +65,7 @@ def validate(
             size = count_examples(batch)
             batch = policy.processor(to_device(batch, policy.device))
             for name, value in policy.alg.validate(batch).items():
+                check_metric(f"eval/{name}", value)
                 sums[name] = size * value + sums.get(name, 0)
             num_examples += size
     own = {name: value.item() for name, value in sums.items()}
