@@ -369,7 +369,7 @@ def test_a_difference_that_does_not_fit_leaves_the_run_as_it_was(
     assert "resume=override" not in refusal.err
     outcome = cli(*RUN, *arguments)
     assert outcome.status == 1
-    assert "does not fit this run" in only_line(outcome.err)
+    assert "does not fit this code or config" in only_line(outcome.err)
     assert "resume=override cannot accept network.hidden_dims: [16] -> [24]" in outcome.err
     assert contents(run_dir) == before
     assert cli(*RUN, f"hydra.run.dir={run_dir}").status == 0

@@ -132,7 +132,7 @@ def load_newest(run_dir: Path, load: Callable[[Checkpoint], None]) -> Path:
                 raise
             except Exception as error:
                 reason = " ".join(f"{type(error).__name__}: {error}".split())
-                raise Misfit(f"{folder} does not fit this run: {reason}") from error
+                raise Misfit(f"{folder} does not fit this code or config: {reason}") from error
         except DamagedFile as error:
             damaged.append((folder, str(error)))
             continue

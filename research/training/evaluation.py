@@ -16,6 +16,9 @@ from research.training.parallel import sum_over_ranks
 from research.training.policy import Policy
 from research.training.seed import derive_seed, preserve_random_state, seed_everything
 
+ALWAYS_EVALUATED = ("return", "length", "return_std")
+"""Metrics of every evaluation in environments; all others are their infos'."""
+
 
 def evaluate(
     policy: Policy,
