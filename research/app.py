@@ -21,10 +21,18 @@ from omegaconf.errors import OmegaConfBaseException
 from research.config import TRUSTED_MODULES, build, check, to_plain
 from research.crash import LOG, crash_told, enable_on_stderr, fatal_signal
 from research.differences import LENGTHS, differences
-from research.errors import UserError
-from research.explain import CONF, exit_status, is_override, one_line
+from research.errors import Misfit, UserError, is_ours
+from research.explain import (
+    CONF,
+    DISK_IS_FULL,
+    exit_status,
+    is_override,
+    log_traceback,
+    one_line,
+)
 from research.files import MAX_DEPTH, read_text, write_whole
 from research.hydra_versions import VERSION_BASE, execution_whitelist
+from research.launchers.process import describe
 from research.launchers.ranks import Node, this_node
 from research.launchers.store import share_config_store
 from research.rank import train_in_parallel
@@ -37,6 +45,12 @@ Task: TypeAlias = Callable[[DictConfig, Run], float]
 """Trains what a config names, as one run; returns the score."""
 
 log = logging.getLogger(__name__)
+STRUCTURE = (
+    *("alg._target_", "env._target_", "env.domain", "env.num_envs", "network.", "processor."),
+    *("dataset.capacity", "dataset.n_step", "dataset.storage"),
+)
+"""Keys after a change of which a checkpoint seldom fits."""
+
 MAX_BYTES = 2**18
 """A longer file is no config."""
 
@@ -58,6 +72,9 @@ def command(task: Task) -> Callable[[], None]:
             if full_error or (line := one_line(error)) is None:
                 raise
             return fail(line, status=exit_status(error))
+        except SystemExit as error:  # of a part: it has no say in how this program ends
+            traceback.print_exc()
+            return fail(describe(error), status=exit_status(error))
 
     for_launchers = {
         "keeps_status": True,
@@ -139,15 +156,18 @@ def run_in(run_dir: Path, task: Task, cfg: DictConfig, node: Node) -> float:
     except KeyboardInterrupt as error:
         status.end("preempted", str(error) or "interrupted")
         raise
-    except Exception as error:
-        log.debug("failed", exc_info=True)
-        if isinstance(error, OSError):  # a write that failed does not know where
-            error.filename = error.filename or str(run_dir)
-        with suppress(OSError):  # on a full disk; why the run failed says more
+    except BaseException as error:  # SystemExit, too
+        if isinstance(error, OSError) and error.errno in DISK_IS_FULL and is_ours(error):
+            error.filename = error.filename or str(run_dir)  # a write does not know where it failed
+        if changes and isinstance(error, Misfit):
+            told = f"{error}; resume=override cannot accept {'; '.join(changes)}"
+            error.args = (f"{told}; choose another hydra.run.dir",)
+        log_traceback(error)
+        with suppress(OSError):  # on a read-only disk; why the run failed says more
+            status.end("failed", one_line(error) or describe(error))
             if changes and status.fields["step"] == reached:  # the old config is still right
                 for path, content in before.items():
                     write_whole(path, content)
-            status.end("failed", one_line(error) or f"{type(error).__name__}: {error}")
         raise
     at_end = status.fields["step"] == status.fields["total_steps"]
     status.end("completed", "reached its length" if at_end else "stopped by trainer.patience")
@@ -184,9 +204,11 @@ def compare(cfg: DictConfig, run_dir: Path) -> list[str]:
     free = {"resume", *LENGTHS}
     changes = [written[path] for path in written if path in resolved and path not in free]
     if changes and cfg.resume != "override":
+        fits = not any(path.startswith(STRUCTURE) for path in written if path not in free)
+        accept = ", or accept it by resume=override" if fits else ""
         raise UserError(
             f"{run_dir} belongs to another config: {'; '.join(changes)}; "
-            "choose another hydra.run.dir, or accept it by resume=override"
+            f"choose another hydra.run.dir{accept}"
         )
     reached = (read_status(run_dir) or BLANK)["step"]
     if cfg.trainer.total_steps is not None and cfg.trainer.total_steps < reached:

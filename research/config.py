@@ -7,6 +7,7 @@ import types
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal, TypedDict
 
 from hydra.core.hydra_config import HydraConfig
@@ -14,7 +15,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from research.errors import UserError, did_you_mean
+from research.errors import UserError, did_you_mean, is_deliberate
 from research.hydra_versions import execution_whitelist
 
 TRUSTED_MODULES = (
@@ -62,14 +63,46 @@ def check(cfg: DictConfig) -> None:
             does not exist or is not trusted; one line with the key's full path.
 
     """
+    check_experiment()
     root = to_plain(cfg)
     check_keys(root, set(typing.get_type_hints(RunConfig)), path="")
     for key, annotation in typing.get_type_hints(RunConfig).items():
         if key not in root:
             raise UserError(f"{key} is missing from the config")
         check_type(root[key], annotation, key)
+    if not 0 <= root["seed"] < 2**63:
+        raise UserError(f"seed must be an integer from 0 to 2**63 - 1, got {root['seed']}")
     check_init(root)
     check_node(root, "", trusted_modules(cfg))
+
+
+def check_experiment() -> None:
+    """Refuse an experiment with another algorithm than its own, whose numbers it would get."""
+    if not HydraConfig.initialized():
+        return
+    chosen = HydraConfig.get().runtime.choices
+    alg = chosen_alg(str(chosen.get("experiment")))
+    if alg not in (None, chosen.get("alg")):
+        raise UserError(
+            f"experiment={chosen['experiment']} is for alg={alg}, got alg={chosen['alg']}; leave "
+            "out one of them (an experiment for any alg has no 'override /alg' in its defaults)"
+        )
+
+
+def chosen_alg(experiment: str) -> str | None:
+    """The algorithm that an experiment, or one that it builds upon, chooses; None for any."""
+    sources = [source.path for source in HydraConfig.get().runtime.config_sources]
+    files = [Path(source, "experiment", f"{experiment}.yaml") for source in sources]
+    alg = None
+    for file in [file for file in files if file.is_file()][:1]:
+        for entry in OmegaConf.select(OmegaConf.load(file), "defaults") or ():
+            if isinstance(entry, str) and entry != "_self_":
+                alg = chosen_alg(entry) or alg
+            elif not isinstance(entry, str):
+                alg = next(
+                    (entry[key] for key in entry if key.split() == ["override", "/alg"]), alg
+                )
+    return alg
 
 
 def check_init(root: Mapping[str, Any]) -> None:
@@ -101,8 +134,13 @@ def build(node: DictConfig, *collaborators: Any) -> Any:
         part = construct(plain, trusted)
         if collaborators:
             check_collaborators(part, collaborators, path)
-        return part(*collaborators) if collaborators else part
+            return part(*collaborators)
+        if path == "env":
+            check_env(part)
+        return part
     except ValueError as error:
+        if not is_deliberate(error):  # a bug of the constructor's, whose place has to be shown
+            raise
         raise UserError(f"{path}: {error}") from error
 
 
@@ -253,6 +291,16 @@ def check_collaborators(call: partial[Any], given: Sequence[Any], path: str) -> 
             )
 
 
+def check_env(env: Any) -> None:
+    """Refuse an environment that is not of the vector kind, which has ``num_envs``."""
+    if not hasattr(env, "num_envs"):
+        name = env.__name__ if inspect.isclass(env) else type(env).__name__
+        raise UserError(
+            f"env must be a vector environment, got {name}; register it with gymnasium, in a "
+            "module of yours, and choose it by env=gymnasium env.id=my_module:Name-v0"
+        )
+
+
 def check_keys(given: Mapping[str, Any], known: set[str], path: str) -> None:
     """Refuse a key that is not known, with the nearest one that is."""
     for key in given:
@@ -292,10 +340,10 @@ def describe(annotation: Any) -> str:
         return f"one of {', '.join(map(str, arguments))}"
     if origin is collections.abc.Callable:
         return "a node with a _target_"
-    if origin in (list, collections.abc.Sequence):
+    if origin in (list, tuple, collections.abc.Sequence):
         return f"a list, each item {describe(arguments[0])}"
     if origin in (typing.Union, types.UnionType):
-        return " or ".join(describe(argument) for argument in arguments)
+        return " or ".join(describe(each) for each in arguments if not is_tensor(each))
     if annotation in (None, type(None)):
         return "null"
     if inspect.isclass(annotation) and not arguments:
@@ -317,6 +365,8 @@ def matches(value: Any, annotation: Any) -> bool:
         return value in arguments
     if annotation in (None, type(None)):
         return value is None
+    if is_tensor(annotation):
+        return isinstance(value, dict)
     if isinstance(value, dict) and "_target_" in value:
         return annotation not in (int, float, bool, str)
     if annotation is float:
@@ -333,6 +383,11 @@ def matches(value: Any, annotation: Any) -> bool:
     if origin is collections.abc.Callable:
         return isinstance(value, dict)
     return True
+
+
+def is_tensor(annotation: Any) -> bool:
+    """Whether an annotation is torch's tensor, which no YAML can write."""
+    return getattr(annotation, "__module__", "") == "torch" and annotation.__name__ == "Tensor"
 
 
 def is_whole_float(value: Any) -> bool:

@@ -1,7 +1,14 @@
 """Errors that are shown to the user as one line, and the nearest name for a misspelt one."""
 
+import dis
+import sysconfig
 from collections.abc import Iterable
 from difflib import get_close_matches
+from pathlib import Path
+from traceback import walk_tb
+
+PACKAGE = Path(__file__).resolve().parent
+LIBRARIES = tuple(Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "purelib"))
 
 
 class UserError(Exception):
@@ -10,6 +17,10 @@ class UserError(Exception):
 
 class DamagedFile(UserError):
     """A file of a run that is not what was written: cut short, altered, or of another version."""
+
+
+class Misfit(UserError):
+    """A checkpoint is whole, but the parts of this run cannot take it over."""
 
 
 PREEMPTED = 75
@@ -25,3 +36,21 @@ def did_you_mean(name: object, choices: Iterable[object]) -> str:
     known = {str(choice).lower(): str(choice) for choice in choices}
     nearest = get_close_matches(str(name).lower(), known, n=1, cutoff=0.5)
     return f"; did you mean '{known[nearest[0]]}'?" if nearest else ""
+
+
+def is_deliberate(error: BaseException) -> bool:
+    """Whether a ``raise`` statement raised it, rather than an operation that was impossible."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is None:
+        return True
+    return dis.opname[trace.tb_frame.f_code.co_code[trace.tb_lasti]] == "RAISE_VARARGS"
+
+
+def is_ours(error: BaseException) -> bool:
+    """Whether this project raised it, or a library that it called, rather than a user's code."""
+    files = [frame.f_code.co_filename for frame, _ in walk_tb(error.__traceback__)]
+    paths = [Path(file).resolve() for file in files if not file.startswith("<")]
+    own = [path for path in paths if not any(map(path.is_relative_to, LIBRARIES))]
+    return not own or own[-1].is_relative_to(PACKAGE)

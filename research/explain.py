@@ -1,23 +1,30 @@
 """What the user is told of an error: one line, with the nearest name."""
 
 import errno
+import logging
 import re
 import sys
+from contextlib import suppress
 from pathlib import Path
 
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from research.config import iterate_causes
-from research.errors import PREEMPTED, Preempted, UserError, did_you_mean
+from research.errors import PREEMPTED, Preempted, UserError, did_you_mean, is_ours
 from research.hydra_versions import VERSION_BASE
 
-CANNOT_WRITE = (
+CANNOT_USE = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM),
     *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.EIO),
 )
+COULD_NOT = re.compile(r"Could not override '([^']+)'")
+DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 CONF = Path(__file__).parent.parent / "conf"
+
+log = logging.getLogger(__name__)
 
 
 def one_line(error: BaseException) -> str | None:
@@ -29,14 +36,34 @@ def one_line(error: BaseException) -> str | None:
             return str(cause) or "interrupted"
         if isinstance(cause, MissingConfigException):
             return explain_choice(cause)
-        if isinstance(cause, OSError) and cause.errno in CANNOT_WRITE:
-            return f"{cause.filename or 'the run directory'}: {cause.strerror}"
-    if match := re.match(r"Could not override '([^']+)'", str(error)):
+        if isinstance(cause, OSError) and (line := explain_file(cause)):
+            return line
+    if match := COULD_NOT.match(str(error)):
         return explain_override(match[1])
     if isinstance(error, (HydraException, OmegaConfBaseException)):
         cause = f": {str(error.__cause__).partition(chr(10))[0]}" if error.__cause__ else ""
         return " ".join(f"{error}{cause}".split())
     return None
+
+
+def explain_file(error: OSError) -> str | None:
+    """One line for a file that cannot be used; None when that is a user's code's own affair."""
+    if error.errno not in CANNOT_USE or error.filename is None or not is_ours(error):
+        return None
+    return f"{error.filename}: {error.strerror}"
+
+
+def log_traceback(error: BaseException) -> None:
+    """Write an error with its traceback to the log files, and to no terminal."""
+    record = log.makeRecord(
+        *(log.name, logging.ERROR, __file__, 0, "failed", ()),
+        exc_info=(type(error), error, error.__traceback__),
+    )
+    for handler in logging.root.handlers:
+        if isinstance(handler, logging.FileHandler) and handler.stream is not None:
+            with suppress(OSError):  # the disk may be full
+                handler.stream.write(f"{handler.format(record)}\n")
+                handler.flush()
 
 
 def explain_choice(error: MissingConfigException) -> str:
@@ -63,12 +90,19 @@ def explain_override(key: str) -> str:
 
     GlobalHydra.instance().clear()
     given = OverridesParser.create().parse_overrides(list(filter(is_override, sys.argv[1:])))
-    kept = [o.input_line for o in given if o.key_or_group != key and not o.is_sweep_override()]
+    kept = {first_value(each): each.key_or_group for each in given if not each.is_add()}
+    cfg, wrong = None, key
     with initialize_config_dir(str(CONF), **VERSION_BASE):
-        try:
-            cfg = compose("config", [str(line) for line in kept], return_hydra_config=True)
-        except ConfigCompositionException:  # another one is wrong too
-            cfg = compose("config", return_hydra_config=True)
+        while cfg is None:
+            kept = {line: name for line, name in kept.items() if name != wrong}
+            try:
+                cfg = compose("config", list(kept), return_hydra_config=True)
+            except ConfigCompositionException as error:  # another one is wrong too
+                match = COULD_NOT.match(str(error))
+                wrong = match[1] if match else ""
+                if not kept:
+                    raise
+                kept = kept if wrong in kept.values() else {}
     parent, _, name = key.rpartition(".")
     node = OmegaConf.select(cfg, parent) if parent else cfg
     while parent and not OmegaConf.is_dict(node):
@@ -79,6 +113,13 @@ def explain_override(key: str) -> str:
     return (
         f"{key} is not a known key; {place} {', '.join(sorted(known))}{did_you_mean(name, known)}"
     )
+
+
+def first_value(override: Override) -> str:
+    """An override as the first job of a sweep gets it."""
+    if not override.is_discrete_sweep():
+        return str(override.input_line)
+    return f"{override.get_key_element()}={next(iter(override.sweep_string_iterator()))}"
 
 
 def exit_status(error: BaseException) -> int:

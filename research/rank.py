@@ -15,7 +15,7 @@ from hydra.core.utils import configure_log
 from omegaconf import DictConfig, OmegaConf
 
 from research.crash import crash_told
-from research.explain import exit_status, one_line
+from research.explain import exit_status, log_traceback, one_line
 from research.launchers.job import hydra_state, restore
 from research.launchers.process import describe
 from research.launchers.ranks import Failure, Node, Place, run_ranks
@@ -77,6 +77,7 @@ class Rank:
         try:
             return self.train()
         except BaseException as error:
+            log_traceback(error)
             line = one_line(error)
             trace = None if line else "".join(traceback.format_exception(error))
             return Failure(line or describe(error), trace, exit_status(error), time.time())

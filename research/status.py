@@ -37,6 +37,9 @@ BLANK: Mapping[str, Any] = {
 MAX_BYTES = 2**20
 """A longer file is no status."""
 
+RESERVE_BYTES = 4096
+"""Of the disk, kept free by a running process for the last status that it writes."""
+
 
 class Status:
     """``status.json`` of a run directory, always whole, one writer at a time.
@@ -48,6 +51,7 @@ class Status:
 
     def __init__(self, run_dir: Path) -> None:
         self.path = run_dir / "status.json"
+        self.reserve = run_dir / ".reserve"
         self.written_s = -math.inf
         self.read()
 
@@ -74,6 +78,7 @@ class Status:
             ended=None,
             exit_reason=None,
         )
+        self.reserve.write_bytes(b" " * RESERVE_BYTES)
         self.write()
 
     def expect(self, total_steps: int) -> None:
@@ -101,7 +106,21 @@ class Status:
     def end(self, state: Literal["completed", "failed", "preempted"], exit_reason: str) -> None:
         """Say that this attempt is over, and why."""
         self.fields.update(state=state, ended=utc_now(), exit_reason=exit_reason)
-        self.write()
+        try:
+            self.write()
+            self.reserve.unlink(missing_ok=True)
+        except OSError:  # the disk is full
+            if not self.reserve.exists():
+                raise
+            self.write_into_reserve()
+
+    def write_into_reserve(self) -> None:
+        """Replace the file by what has its room on the disk already."""
+        self.fields["exit_reason"] = self.fields["exit_reason"][: RESERVE_BYTES // 8]
+        with self.reserve.open("r+b") as file:
+            file.write(json.dumps(self.fields, indent=2).encode())  # blanks follow
+            os.fsync(file.fileno())
+        os.replace(self.reserve, self.path)
 
     def write(self) -> None:
         """Replace the file."""

@@ -1,6 +1,7 @@
 """The command line as its user types it: what it prints, where it writes, how it ends."""
 
 import csv
+import errno
 import fcntl
 import json
 import logging
@@ -9,13 +10,18 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import gymnasium
+import numpy as np
 import pytest
+from gymnasium.envs.registration import EnvSpec
+from gymnasium.spaces import Box
 from hydra.core.global_hydra import GlobalHydra
 
 import train
 from tests.commands import train as start_train
+from tests.conftest import write_examples
 
 ROOT = Path(__file__).parent.parent
 SMALL = [
@@ -63,6 +69,32 @@ def cli(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> C
         return Outcome(status, str(printed.out), str(printed.err))
 
     return run
+
+
+class Faulty(gymnasium.Env):
+    """Raises what it is made with, at the 40th step."""
+
+    observation_space = Box(-1, 1, (3,), np.float32)
+    action_space = Box(-1, 1, (1,), np.float32)
+
+    def __init__(self, error: BaseException) -> None:
+        self.error, self.steps = error, 0
+
+    def reset(self, **_: Any) -> tuple[np.ndarray, dict[str, Any]]:
+        return np.zeros(3, np.float32), {}
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        self.steps += 1
+        if self.steps == 40:
+            raise self.error
+        return np.zeros(3, np.float32), 0.0, False, self.steps % 10 == 0, {}
+
+
+def register(monkeypatch: pytest.MonkeyPatch, make: Callable[..., gymnasium.Env]) -> list[str]:
+    """Register an environment for one test; the overrides that choose it."""
+    spec = EnvSpec("Mine-v0", entry_point=make, disable_env_checker=True)
+    monkeypatch.setitem(gymnasium.registry, "Mine-v0", spec)
+    return ["env=gymnasium", "env.id=Mine-v0"]
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -135,7 +167,14 @@ def test_another_config_is_refused_with_the_difference(cli: Cli, tmp_path: Path)
         (["alg.ltau=3"], ["alg.ltau", "did you mean 'tau'?"]),
         (["+alg.ltau=3"], ["alg.ltau", "did you mean 'tau'?"]),
         (["alg=drqv2", "env=pendulum"], ["env.pixels is not a known key", "; '~env.pixels' takes"]),
+        (["alg.tua=1", "+alg.tuu=1"], ["alg.tua is not", "did you mean 'tau'?"]),
         (["~alg.tau"], ["alg.tau is missing"]),
+        (["experiment=sac_dmc", "alg=td3"], ["experiment=sac_dmc is for alg=sac, got alg=td3"]),
+        (["experiment=td3_cheetah", "alg=sac"], ["experiment=td3_cheetah is for alg=td3"]),
+        (
+            ["~env", "+env._target_=gymnasium.envs.classic_control.PendulumEnv"],
+            ["env must be a vector environment, got PendulumEnv", "env=gymnasium env.id="],
+        ),
         (["alg.tau=fast"], ["alg.tau must be a number", "'fast'"]),
         (["alg.tau=3"], ["alg: tau must be in (0, 1], got 3"]),
         (["envv=cheetah"], ["envv", "did you mean 'env'?"]),
@@ -186,6 +225,17 @@ def test_bad_input_ends_in_one_line(
             ["alg: network must be of class ActorCritic, got CNN"],
         ),
         (
+            ["alg.label_smooth=1", "trainer.collectr=1"],
+            ["alg.label_smooth is not", "allowed are accum", "did you mean 'label_smoothing'?"],
+        ),
+        (
+            [
+                *("alg=regression", "dataset=arrays", "dataset.path={tmp_path}/examples.npz"),
+                *("network=mlp", "env=pendulum", "trainer=online", "trainer.total_steps=null"),
+            ],
+            ["trainer: a collector fills a dataset", "Examples does not take; try dataset=replay"],
+        ),
+        (
             ["dataset=arrays", "dataset.path={tmp_path}/damaged.npz"],
             ["/damaged.npz cannot be read"],
         ),
@@ -200,6 +250,7 @@ def test_bad_examples_end_in_one_line(
     cli: Cli, tmp_path: Path, arguments: list[str], words: list[str]
 ) -> None:
     (tmp_path / "damaged.npz").write_bytes(b"damaged")
+    write_examples(tmp_path / "examples.npz")
     arguments = [argument.replace("{tmp_path}", str(tmp_path)) for argument in arguments]
     run_dir = f"hydra.run.dir={tmp_path / 'run'}"
     outcome = cli(run_dir, *arguments, common=EXAMPLES)
@@ -271,6 +322,101 @@ def test_a_programming_error_shows_its_traceback(
     assert "Traceback" in outcome.err
     assert "ZeroDivisionError: a bug" in outcome.err
     assert json.loads((tmp_path / "status.json").read_text())["state"] == "failed"
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (ConnectionError("simulator gone"), "ConnectionError: simulator gone"),
+        (TimeoutError("no answer"), "TimeoutError: no answer"),
+        (OSError("truncated file: eof = 96"), "OSError: truncated file: eof = 96"),
+        (OSError(errno.EIO, "sensor lost"), "OSError: [Errno 5] sensor lost"),
+        (FileNotFoundError(errno.ENOENT, "no mesh", "a.stl"), "no mesh: 'a.stl'"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_an_error_of_a_users_code_keeps_its_words_and_its_place(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: OSError, words: str
+) -> None:
+    choice = register(monkeypatch, lambda: Faulty(error))
+    outcome = cli(*choice, "trainer.total_steps=60", f"hydra.run.dir={tmp_path}")
+    assert outcome.status == 1
+    assert "in step\n    raise self.error" in outcome.err
+    assert outcome.err.rstrip().endswith(words)
+    status = json.loads((tmp_path / "status.json").read_text())
+    assert (status["state"], status["exit_reason"].endswith(words)) == ("failed", True)
+    assert "in step\n    raise self.error" in (tmp_path / "train.log").read_text()
+
+
+@pytest.mark.parametrize("code", [3, 0, None])
+def test_a_part_that_ends_the_program_has_failed_the_run(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int | None
+) -> None:
+    choice = register(monkeypatch, lambda: Faulty(SystemExit(code)))
+    outcome = cli(*choice, "trainer.total_steps=60", f"hydra.run.dir={tmp_path}")
+    assert outcome.status == 1
+    assert "in step\n" in outcome.err
+    status = json.loads((tmp_path / "status.json").read_text())
+    assert status["state"] == "failed"
+    assert status["exit_reason"] == f"exited with status {code or 0}"
+
+
+def test_a_metric_that_is_no_tensor_is_named(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("research.algs.td3.TD3.update", lambda *_, **__: {"loss": 1.5})
+    outcome = cli("trainer.total_steps=40", f"hydra.run.dir={tmp_path}")
+    assert outcome.status == 1
+    (line,) = outcome.err.splitlines()
+    assert "train/loss must be a detached tensor without dimensions, got 1.5 of type float" in line
+
+
+def unpack() -> gymnasium.Env:
+    one, two = [1, 2, 3]
+    raise AssertionError(one, two)
+
+
+def measure() -> gymnasium.Env:
+    return len(3)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("make", [unpack, measure])
+def test_a_bug_of_a_users_constructor_is_not_told_as_a_mistake_in_the_config(
+    cli: Cli,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    make: Callable[[], gymnasium.Env],
+) -> None:
+    outcome = cli(*register(monkeypatch, make), f"hydra.run.dir={tmp_path}")
+    assert outcome.status == 1
+    place = f'test_app.py", line {make.__code__.co_firstlineno + 1}, in {make.__name__}'
+    assert place in outcome.err
+    assert place in (tmp_path / "train.log").read_text()
+
+
+def refuse(size: int = 2) -> gymnasium.Env:
+    raise ValueError(f"size must be odd, got {size}")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        ([], "train.py: env: size must be odd, got 2\n"),
+        (["+env.kwargs.sise=3"], "unexpected keyword argument 'sise'"),
+    ],
+)
+def test_what_a_users_constructor_refuses_is_one_line_and_its_traceback_is_in_the_log(
+    cli: Cli,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    line: str,
+) -> None:
+    outcome = cli(*register(monkeypatch, refuse), *arguments, f"hydra.run.dir={tmp_path}")
+    assert outcome.status == 1
+    assert line in outcome.err
+    assert len(outcome.err.splitlines()) == 1
+    assert "Traceback (most recent call last)" in (tmp_path / "train.log").read_text()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")

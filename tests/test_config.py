@@ -224,6 +224,23 @@ def test_what_has_no_target_is_checked_too(load: Callable[..., DictConfig]) -> N
 
 
 @pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("alg.optim.lr=1e-3x", "alg.optim.lr must be a number, got '1e-3x'"),
+        ("+alg.optim.betas=[0.9,x]", "alg.optim.betas must be a list, each item a number, got "),
+        (f"seed={10**23}", f"seed must be an integer from 0 to 2**63 - 1, got {10**23}"),
+        ("seed=-1", "seed must be an integer from 0 to 2**63 - 1, got -1"),
+    ],
+)
+def test_numbers_are_refused_with_their_key_value_and_what_is_allowed(
+    load: Callable[..., DictConfig], override: str, line: str
+) -> None:
+    with pytest.raises(UserError) as refusal:
+        check(load(override))
+    assert str(refusal.value).startswith(line)
+
+
+@pytest.mark.parametrize(
     ("overrides", "words"),
     [
         (["init_parts=[alg]"], r"init_parts=\['alg'\] needs init_from"),

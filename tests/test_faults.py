@@ -156,6 +156,8 @@ def test_a_run_whose_disk_filled_up_ends_the_same_when_there_is_room_again(
     line = only_line(outcome.err)
     assert str(disk / "run") in line
     assert line.endswith("No space left on device")
+    status = json.loads((disk / "run" / "status.json").read_text())
+    assert (status["state"], "No space left" in status["exit_reason"]) == ("failed", True)
     assert load_checkpoint(disk / "run" / "checkpoints" / "last").state["step"] in {40, 60}
     assert mount("-o", "remount,size=64m", str(disk))
     assert cli(*RUN, f"hydra.run.dir={disk / 'run'}").status == 0
@@ -362,9 +364,13 @@ def test_a_difference_that_does_not_fit_leaves_the_run_as_it_was(
 ) -> None:
     before = contents(run_dir)
     arguments = ("resume=override", "network.hidden_dims=[24]", f"hydra.run.dir={run_dir}")
+    refusal = cli(*RUN, *arguments, "resume=auto")
+    assert "network.hidden_dims: [16] -> [24]; choose another hydra.run.dir" in refusal.err
+    assert "resume=override" not in refusal.err
     outcome = cli(*RUN, *arguments)
     assert outcome.status == 1
-    assert "does not fit" in only_line(outcome.err)
+    assert "does not fit this code or config" in only_line(outcome.err)
+    assert "resume=override cannot accept network.hidden_dims: [16] -> [24]" in outcome.err
     assert contents(run_dir) == before
     assert cli(*RUN, f"hydra.run.dir={run_dir}").status == 0
     assert_same_end(end_of(run_dir), whole)

@@ -50,6 +50,7 @@ class Dataset(Protocol[Batch]):
         ...
 
 
+@runtime_checkable
 class OnlineDataset(Dataset[Transition], Protocol):
     """A dataset that E environments fill; its length counts what ``sample`` chooses from."""
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from functools import partial
+from traceback import walk_tb
 from typing import Any
 
 import gymnasium
@@ -52,4 +53,13 @@ def make_one(id: str, kwargs: dict[str, Any]) -> gymnasium.Env:
         guess = did_you_mean(id, gymnasium.registry)
         raise ValueError(f"'{id}' cannot be made by gymnasium: {reason}{guess}") from error
     except TypeError as error:
+        if not is_of_call(error.__cause__ or error, kwargs):
+            raise
         raise ValueError(f"kwargs must suit '{id}': {error}") from error
+
+
+def is_of_call(error: BaseException, kwargs: Mapping[str, Any]) -> bool:
+    """Whether a constructor does not take ``kwargs``, rather than having failed in its body."""
+    steps = [frame for frame, _ in walk_tb(error.__traceback__)]
+    is_refused = any(f"unexpected keyword argument '{name}'" in str(error) for name in kwargs)
+    return is_refused or steps[-1].f_code.co_name == "make"

@@ -11,6 +11,7 @@ from gymnasium import spaces
 from gymnasium.wrappers import TimeLimit
 
 from research.envs.checked import require_seeded_reset
+from research.envs.gymnasium_env import is_of_call
 from research.envs.vector import Vector, require_limit, vectorize
 from research.errors import UserError, did_you_mean
 
@@ -87,6 +88,8 @@ def make_gym(id: str, kwargs: Mapping[str, Any]) -> Any:
         guess = did_you_mean(id, gym.envs.registry)
         raise ValueError(f"'{id}' cannot be made by gym: {reason}{guess}") from error
     except TypeError as error:
+        if not is_of_call(error.__cause__ or error, kwargs):
+            raise
         raise ValueError(f"kwargs must suit '{id}': {error}") from error
 
 

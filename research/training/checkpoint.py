@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from research.errors import DamagedFile, UserError
+from research.errors import DamagedFile, Misfit, UserError
 from research.files import flush_folder, write_whole
 from research.status import is_count, is_number
 from research.training.retention import (
@@ -117,7 +117,8 @@ def load_newest(run_dir: Path, load: Callable[[Checkpoint], None]) -> Path:
         the folder of the checkpoint.
 
     Raises:
-        UserError: none is whole, and all are where they were; or one is, and does not fit.
+        UserError: none is whole, and all are where they were.
+        Misfit: one is whole, and does not fit.
 
     """
     damaged: list[tuple[Path, str]] = []
@@ -131,7 +132,7 @@ def load_newest(run_dir: Path, load: Callable[[Checkpoint], None]) -> Path:
                 raise
             except Exception as error:
                 reason = " ".join(f"{type(error).__name__}: {error}".split())
-                raise UserError(f"{folder} does not fit this code: {reason}") from error
+                raise Misfit(f"{folder} does not fit this code or config: {reason}") from error
         except DamagedFile as error:
             damaged.append((folder, str(error)))
             continue

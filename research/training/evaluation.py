@@ -13,6 +13,7 @@ from torch import Tensor
 from research.batches import map_tensors, to_device
 from research.errors import UserError
 from research.training.episodes import Episodes, mean_metrics
+from research.training.meter import check_metric
 from research.training.observations import find_fault
 from research.training.parallel import sum_over_ranks
 from research.training.policy import Policy
@@ -25,6 +26,8 @@ LOOK_EVERY = 1000
 """Steps between two looks for such an episode."""
 
 log = logging.getLogger(__name__)
+ALWAYS_EVALUATED = ("return", "length", "return_std")
+"""Metrics of every evaluation in environments; all others are their infos'."""
 
 
 def evaluate(
@@ -85,6 +88,7 @@ def validate(
             size = count_examples(batch)
             batch = policy.processor(to_device(batch, policy.device))
             for name, value in policy.alg.validate(batch).items():
+                check_metric(f"eval/{name}", value)
                 sums[name] = size * value + sums.get(name, 0)
             num_examples += size
     own = {name: value.item() for name, value in sums.items()}

@@ -1,5 +1,6 @@
 """Metrics and time between two log rows."""
 
+import reprlib
 import time
 from operator import itemgetter
 from typing import Any
@@ -26,8 +27,17 @@ class Metrics:
         self.steps: dict[str, list[int]] = {}
 
     def add(self, metrics: dict[str, Tensor], step: int) -> None:
-        """Take in the metrics of one update."""
+        """Take in the metrics of one update.
+
+        Raises:
+            UserError: they are no dict of tensors.
+
+        """
+        if not isinstance(metrics, dict):
+            raise UserError(f"update must return metrics by name, got {reprlib.repr(metrics)}")
         for name, value in metrics.items():
+            if name not in self.values:
+                check_metric(f"{self.group}/{name}", value)
             self.values.setdefault(name, []).append(value)
             self.steps.setdefault(name, []).append(step)
 
@@ -67,6 +77,15 @@ class Metrics:
         """Go on from ``state_dict``, with metrics that come from ``device``."""
         self.values = {n: list(values.to(device).unbind()) for n, values in state["values"].items()}
         self.steps = state["steps"]
+
+
+def check_metric(name: str, value: object) -> None:
+    """Refuse a metric that is no tensor."""
+    if not isinstance(value, Tensor):
+        raise UserError(
+            f"{name} must be a detached tensor without dimensions, got {reprlib.repr(value)} of "
+            f"type {type(value).__name__}; write loss.detach(), or torch.tensor(number)"
+        )
 
 
 class Phases:

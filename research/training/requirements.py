@@ -6,7 +6,7 @@ from gymnasium import Space
 from gymnasium.vector import VectorEnv
 
 from research.algs.base import Algorithm
-from research.datasets.base import Dataset, ShareableDataset, ValidationDataset
+from research.datasets.base import Dataset, OnlineDataset, ShareableDataset, ValidationDataset
 from research.training.parallel import rank_and_count
 
 
@@ -36,6 +36,11 @@ def check_parts(alg: Algorithm, dataset: Dataset, env: Any, *, collects: bool) -
             )
         if type(alg).validate is Algorithm.validate:
             raise ValueError(f"{type(alg).__name__} is evaluated in environments alone")
+    elif collects and not isinstance(dataset, OnlineDataset):
+        raise ValueError(
+            f"a collector fills a dataset with steps, which a {type(dataset).__name__} does not "
+            "take; try dataset=replay, or trainer=offline or trainer=supervised"
+        )
     elif not are_alike(env.single_observation_space, dataset.observation_space):
         raise ValueError(
             f"the environment evaluates with {env.single_observation_space}, but the dataset "

@@ -26,13 +26,15 @@ class Score:
         evaluations_since_best: how many.
 
     Raises:
-        ValueError: for another mode, or a loss to be as large as possible.
+        ValueError: for another mode or group of metrics, or a loss to be as large as possible.
 
     """
 
     def __init__(self, metric: str, mode: Literal["max", "min"], *, patience: int | None) -> None:
         if mode not in ("max", "min"):
             raise ValueError(f"mode must be max or min, got {mode}")
+        if not metric.startswith("eval/"):
+            raise ValueError(f"metric must be one of the evaluation's, eval/..., got {metric}")
         if mode == "max" and metric.endswith("loss"):
             raise ValueError(f"mode is max, but the best {metric} is the lowest; set mode=min")
         self.metric = metric

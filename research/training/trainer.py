@@ -21,7 +21,7 @@ from research.processors.base import Processor
 from research.training.checkpoint import Checkpoint, load_newest, save_checkpoint
 from research.training.collector import Collector
 from research.training.episodes import mean_metrics
-from research.training.evaluation import evaluate, validate
+from research.training.evaluation import ALWAYS_EVALUATED, evaluate, validate
 from research.training.interruption import StopRequest
 from research.training.learner import Learner, ScheduleFactory
 from research.training.logger import Clock, Logger
@@ -64,7 +64,8 @@ class Trainer:
     In a data-parallel run every rank has a trainer, which learns from its share of the batches and
     validates on its share of the examples; that of rank 0 alone writes anything.
 
-    A new run without a collector tries a batch of the examples held out before its first update.
+    A new run tries a batch of the examples held out before its first update. Where environments
+    evaluate, it does so once before if ``metric`` is one that their infos have to give.
 
     Args:
         alg: learns from processed batches.
@@ -178,16 +179,21 @@ class Trainer:
                 f"total_steps must be a multiple of env.num_envs={self.step_size}, "
                 f"got {self.total_steps}"
             )
+        total_updates = self.total_steps
+        if self.collector is not None:
+            total_updates = self.collector.count_updates(self.total_steps)
+        if total_updates == 0:
+            raise ValueError(
+                f"total_steps={self.total_steps} leaves nothing to learn after collector."
+                f"warmup_steps={self.collector and self.collector.warmup_steps}; give it more, or "
+                "fewer to the warm-up"
+            )
         self.learner = Learner(
             alg,
             processor,
             dataset,
             self.policy.device,
-            total_updates=(
-                self.collector.count_updates(self.total_steps)
-                if self.collector
-                else self.total_steps
-            ),
+            total_updates=total_updates,
             schedule=schedule,
             max_grad_norm=max_grad_norm,
             prefetch=prefetch,
@@ -237,14 +243,21 @@ class Trainer:
             copy_from_first(self.alg)
         self.alg.train()
         self.processor.train()
-        if not (is_begun or isinstance(self.env, VectorEnv)):
-            self.score.find(self.validate(0, 1))  # what is wrong shows before an epoch is spent
+        if not is_begun:  # what is wrong shows before an epoch is spent
+            self.find_metric()
         if self.collector is not None:
             self.collector.start()
         self.phases = Phases()
         self.saved_at = time.monotonic()
         self.started = self.saved_at - self.seconds
         self.logged = self.clock()
+
+    def find_metric(self) -> None:
+        """Refuse a ``metric`` that evaluations lack, by one, unless all of them have it."""
+        if not isinstance(self.env, VectorEnv):
+            self.score.find(self.validate(0, 1))
+        elif self.score.metric.removeprefix("eval/") not in ALWAYS_EVALUATED:
+            self.score.find(self.evaluate())
 
     def fit_processor(self) -> None:
         """Let the processor see all training batches, where they can be gone through."""

@@ -495,13 +495,41 @@ def test_of_equal_scores_the_first_is_the_best(tmp_path: Path) -> None:
     assert checkpoint_step(tmp_path, "best") == 10
 
 
-def test_an_unknown_metric_stops_at_the_first_evaluation_and_names_the_nearest(
-    tmp_path: Path,
+@pytest.mark.parametrize(
+    ("metric", "words"),
+    [
+        ("eval/retrun", r"metric=eval/retrun .*; did you mean 'eval/return'\?$"),
+        ("eval/success", r"allowed: eval/return, eval/length, eval/bonus, eval/return_std"),
+    ],
+)
+def test_an_unknown_metric_stops_before_the_first_step_and_names_the_nearest(
+    tmp_path: Path, metric: str, words: str
 ) -> None:
-    trainer = make_online(tmp_path, metric="eval/retrun", total_steps=40)
-    with pytest.raises(UserError, match=r"metric=eval/retrun .*; did you mean 'eval/return'\?$"):
+    trainer = make_online(tmp_path, metric=metric, total_steps=40)
+    with pytest.raises(UserError, match=words):
         trainer.train()
-    assert trainer.step == 10
+    assert trainer.step == 0
+
+
+def test_looking_for_a_metric_of_the_environment_changes_no_number(tmp_path: Path) -> None:
+    for metric in ("return", "bonus"):
+        make_online(tmp_path / metric, metric=f"eval/{metric}", total_steps=40).train()
+    assert logged(tmp_path / "return") == logged(tmp_path / "bonus")
+
+
+def test_a_metric_of_another_group_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"evaluation's, eval/\.\.\., got train/loss"):
+        make_online(tmp_path, metric="train/loss", total_steps=40)
+
+
+@pytest.mark.parametrize(("warmup_steps", "steps_per_update"), [(40, 1), (41, 1), (39, 2)])
+def test_a_run_that_would_learn_nothing_is_refused(
+    tmp_path: Path, warmup_steps: int, steps_per_update: int
+) -> None:
+    collector = collecting(warmup_steps=warmup_steps, steps_per_update=steps_per_update)
+    words = f"total_steps=40 leaves nothing to learn after collector.warmup_steps={warmup_steps};"
+    with pytest.raises(ValueError, match=words):
+        make_online(tmp_path, collector=collector, total_steps=40)
 
 
 @pytest.mark.parametrize("mode", ["min", "max"])
@@ -713,7 +741,7 @@ def test_seeds_differ_in_the_first_action_and_the_first_state(tmp_path: Path) ->
     for seed, tape in enumerate(tapes):
         collector = collecting(warmup_steps=20)
         make_online(
-            tmp_path / str(seed), seed=seed, dataset=tape, collector=collector, total_steps=20
+            tmp_path / str(seed), seed=seed, dataset=tape, collector=collector, total_steps=21
         ).train()
     first, second = (tape.steps[0] for tape in tapes)
     assert first.action != second.action
@@ -923,7 +951,9 @@ def test_a_checkpoint_that_is_lost_or_of_other_code_is_refused_and_nothing_overw
     tmp_path: Path,
 ) -> None:
     make_supervised(tmp_path, total_steps=10).train()
-    with pytest.raises(UserError, match=r"0000000010 does not fit this code: .*weights\.0"):
+    with pytest.raises(
+        UserError, match=r"0000000010 does not fit this code or config: .*weights\.0"
+    ):
         make_supervised(tmp_path, alg=Falling(), total_steps=20).train()
     (tmp_path / "checkpoints" / "0000000010").rename(tmp_path / "checkpoints" / "moved")
     with pytest.raises(UserError, match=r"no checkpoint of .* can be gone on from: there is none"):
