@@ -2,6 +2,8 @@
 
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -23,6 +25,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.made: str | None = None
+        self.is_waiting = False
         self.before: dict[int, Any] = {}
 
     def __enter__(self) -> "StopRequest":
@@ -45,6 +48,18 @@ class StopRequest:
         if self.made and number == signal.SIGINT:  # batch systems repeat the others
             raise KeyboardInterrupt
         self.made = self.made or signal.Signals(number).name
+        if self.is_waiting:
+            self.check()
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """While it is entered, nothing is lost if a signal raises ``Preempted``, and it does."""
+        self.is_waiting = True
+        try:
+            self.check()
+            yield
+        finally:
+            self.is_waiting = False
 
     def check(self) -> None:
         """Raise ``Preempted`` if a signal came."""
