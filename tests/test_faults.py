@@ -22,6 +22,7 @@ from research.errors import UserError
 from research.training.checkpoint import load_checkpoint
 from research.training.trainer import Trainer
 from tests import commands, test_app
+from tests.datasets import test_images
 from tests.test_app import SMALL, Cli, rows
 from tests.training import test_resume
 from tests.training.test_resume import assert_same_end, interrupt, make_online
@@ -374,3 +375,45 @@ def test_a_difference_that_does_not_fit_leaves_the_run_as_it_was(
     assert contents(run_dir) == before
     assert cli(*RUN, f"hydra.run.dir={run_dir}").status == 0
     assert_same_end(end_of(run_dir), whole)
+
+
+def test_a_run_whose_reader_hangs_ends_when_it_is_told_to_and_goes_on(tmp_path: Path) -> None:
+    for index in range(24):
+        test_images.write(
+            tmp_path / f"data/train/{'ab'[index % 2]}/{index:02}.png", test_images.colours(index)
+        )
+    command = (
+        *("alg=classification", "dataset=imagefolder", f"dataset.root={tmp_path}/data"),
+        *("dataset.validation=0.25", "dataset.num_workers=1", "dataset.batch_size=3"),
+        *("network.channels=[4]", "trainer.total_epochs=2", "trainer.log_every=1"),
+    )
+    whole = commands.train(tmp_path / "whole", *command)
+    whole.join()
+    assert whole.exitcode == 0, (tmp_path / "whole.txt").read_text()
+
+    pipe = tmp_path / "data/train/b/23.png"
+    image = pipe.read_bytes()
+    pipe.unlink()
+    os.mkfifo(pipe)
+    process = commands.train(tmp_path / "run", *command)
+    while (writer := open_if_read(pipe)) is None:
+        assert process.is_alive()
+        time.sleep(0.01)
+    os.kill(process.pid or 0, signal.SIGTERM)
+    process.join(100)
+    os.close(writer)
+    assert process.exitcode == 75, (tmp_path / "run.txt").read_text()
+    pipe.unlink()
+    pipe.write_bytes(image)
+    again = commands.train(tmp_path / "run", *command)
+    again.join()
+    assert again.exitcode == 0, (tmp_path / "run.txt").read_text()
+    for group in ("train", "eval"):
+        assert rows(tmp_path / f"run/{group}.csv") == rows(tmp_path / f"whole/{group}.csv")
+
+
+def open_if_read(pipe: Path) -> int | None:
+    """The writer's end of a named pipe; None while nothing reads it."""
+    with suppress(OSError):
+        return os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
+    return None

@@ -1,6 +1,7 @@
 """What the trainer asks of a dataset."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
@@ -106,6 +107,18 @@ class ShareableDataset(Protocol):
         Raises:
             ValueError: a batch has fewer examples than there are ranks.
 
+        """
+        ...
+
+
+@runtime_checkable
+class WaitingDataset(Protocol):
+    """A dataset whose batches other processes read, which may take long, or for ever."""
+
+    def heed(self, waiting: Callable[[], AbstractContextManager[None]]) -> None:
+        """Enter ``waiting()`` for every such wait from now on; it may raise out of it.
+
+        What is saved after that is as if the wait had not begun.
         """
         ...
 

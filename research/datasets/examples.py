@@ -2,6 +2,7 @@
 
 import weakref
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from research.datasets.order import Cut, batch_sizes, epochs, split
 from research.datasets.reading import Reader, read_all
 from research.datasets.replay import parse_device
 from research.datasets.sources import Source, TensorSource
-from research.datasets.workers import examples_of, make_loader
+from research.datasets.workers import Waiting, examples_of, make_loader
 
 
 class Examples:
@@ -99,6 +100,7 @@ class Examples:
         self.observation_space = observation_space(obs)
         self.batches_per_epoch = len(batch_sizes(len(self._training_indices), batch_size))
         self._streams: dict[str, Any] = {}
+        self._waiting: Waiting = nullcontext
         self._validation_plan: list[list[int]] = []  # its workers' loader looks here every time
         # Workers do not hear of their end when torch's loader is a part of cyclic garbage.
         weakref.finalize(self, self._streams.clear)
@@ -159,7 +161,7 @@ class Examples:
         if "validation" not in self._streams:
             loader = self._load(self._validation, self._validation_plan, persistent=True)
             self._streams["validation"] = loader
-        return examples_of(self._streams["validation"])
+        return examples_of(self._streams["validation"], self._waiting)
 
     def training_batches(self) -> Iterable[Example]:
         """Batches that show every training example once, in the order of their storage.
@@ -167,6 +169,10 @@ class Examples:
         Every rank gets all of them, since statistics must be the same for all.
         """
         return self._read(self._training, self._training_indices.split(self.batch_size))
+
+    def heed(self, waiting: Waiting) -> None:
+        """Enter ``waiting()`` for every wait for a worker from now on; it may raise out of it."""
+        self._waiting = waiting
 
     def save(self, folder: Path) -> dict[str, Any]:
         """The epoch, and how many of its batches have been taken."""
@@ -201,7 +207,7 @@ class Examples:
         """The examples of ``batches``, indices (B,) each."""
         if self.num_workers > 0:
             indices = (batch.tolist() for batch in batches)
-            return examples_of(self._load(reader, indices, persistent=False))
+            return examples_of(self._load(reader, indices, persistent=False), self._waiting)
         assert isinstance(reader.source, TensorSource)
         return map(reader.source.take, batches)
 

@@ -1,20 +1,42 @@
 """Processes that read examples while others are learned from."""
 
+import functools
+import logging
+import multiprocessing
 import os
+import shutil
 import signal
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch.utils.data import DataLoader
 
-from research.batches import Example
+from research.batches import Example, map_tensors
+from research.datasets.memory import format_bytes
 from research.datasets.reading import Reader
+from research.datasets.sources import one_line
 from research.errors import UserError
+
+log = logging.getLogger(__name__)
+
+Waiting: TypeAlias = Callable[[], AbstractContextManager[None]]
+"""Makes a context that is entered for each wait; it may raise out of the wait."""
+
+SHARED = Path("/dev/shm")
+"""What is in the memory of several processes, on Linux."""
+
+REMEDY = "give it more (docker run --shm-size=1g), or set dataset.num_workers=0"
+
+METHOD = "fork" if sys.platform == "linux" else None
+"""Whatever has started this process: others import everything again, for seconds."""
 
 SETTLE_S = 0.1
 """For threads that have nothing to wait for to come to rest."""
@@ -34,7 +56,13 @@ def make_loader(
     There are ``num_workers``, but no more than ``num_cpus``, which the batches do not depend on.
     The workers start when it is iterated, and end with the iterator, or if they are ``persistent``
     with the loader, and with this process however that ends.
+
+    Raises:
+        UserError: they will not be able to start.
+
     """
+    num_workers = min(num_workers, num_cpus())
+    require_semaphores(num_workers)
     if dist.is_available() and dist.is_initialized():
         # While a thread of the process group lets go of its last message, a fork may inherit a
         # locked lock: https://github.com/python/cpython/issues/112275, mended in Python 3.12.
@@ -42,10 +70,9 @@ def make_loader(
     return DataLoader(
         reader,  # type: ignore[arg-type]  # it has all that is asked of a dataset with a sampler
         batch_sampler=batches,  # type: ignore[arg-type]
-        num_workers=min(num_workers, num_cpus()),
-        # Whatever has started this process: others import everything again, for seconds.
-        multiprocessing_context="fork" if sys.platform == "linux" else None,
-        collate_fn=unchanged,
+        num_workers=num_workers,
+        multiprocessing_context=METHOD,
+        collate_fn=share,
         pin_memory=pinned,
         worker_init_fn=obey_parent_alone,
         # Its own, since the loader draws a seed for its workers.
@@ -61,22 +88,82 @@ def num_cpus() -> int:
     return os.cpu_count() or 1
 
 
-def examples_of(loader: DataLoader[Example | UserError]) -> Iterator[Example]:
+def examples_of(loader: DataLoader[Any], waiting: Waiting) -> Iterator[Example]:
     """What the workers read.
+
+    Args:
+        loader: of ``make_loader``.
+        waiting: for the waits for a batch.
 
     Raises:
         UserError: a worker's.
 
     """
-    for batch in loader:
+    batches = iter(loader)
+    while True:
+        with waiting():
+            batch = next(batches, None)
+        if batch is None:
+            return
         if isinstance(batch, UserError):
             raise batch
+        if isinstance(batch, Packed):
+            tell_of_full_memory()
+            batch = Example(*map(torch.from_numpy, batch))
         yield batch
 
 
-def unchanged(batch: Any) -> Any:
-    """``batch``, which is one already."""
-    return batch
+def require_semaphores(num_workers: int) -> None:
+    """Refuse to start workers where torch could not make the semaphores of its queues.
+
+    Raises:
+        UserError: they do not fit in ``SHARED``, or may not be there.
+
+    """
+    context, count = multiprocessing.get_context(METHOD), 8 + 3 * num_workers
+    try:
+        [context.Semaphore() for _ in range(count)]
+    except (OSError, ImportError) as error:
+        raise UserError(
+            f"{num_workers} workers cannot start: they need {format_bytes(count * 2**12)} of "
+            f"{SHARED}, where {describe_shared()} ({one_line(error)}); {REMEDY}"
+        ) from error
+
+
+@functools.cache  # once
+def tell_of_full_memory() -> None:
+    """Say why batches come slowly."""
+    log.warning(
+        "%s has no room for a batch (%s), so that they come through pipes, slowly; %s",
+        SHARED,
+        describe_shared(),
+        REMEDY,
+    )
+
+
+def describe_shared() -> str:
+    """How large ``SHARED`` is."""
+    if not SHARED.exists():
+        return "it is not there"
+    total, _, free = shutil.disk_usage(SHARED)
+    return f"{format_bytes(free)} of {format_bytes(total)} are free"
+
+
+class Packed(NamedTuple):
+    """An ``Example`` whose parts are arrays, which another process gets as copies."""
+
+    obs: np.ndarray
+    target: np.ndarray
+
+
+def share(batch: Any) -> Any:
+    """``batch`` in shared memory, or packed if there is no room: torch's queue would lose it."""
+    if isinstance(batch, UserError):
+        return batch
+    try:
+        return map_tensors(torch.Tensor.share_memory_, batch)
+    except RuntimeError:
+        return Packed(batch.obs.numpy(), batch.target.numpy())
 
 
 def obey_parent_alone(worker: int) -> None:

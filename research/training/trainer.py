@@ -15,6 +15,7 @@ from research.datasets.base import (
     CountableDataset,
     Dataset,
     ValidationDataset,
+    WaitingDataset,
 )
 from research.errors import Preempted, UserError
 from research.processors.base import Processor
@@ -218,17 +219,27 @@ class Trainer:
 
         """
         with closing(self), StopRequest() as self.stop:
-            self.start()
-            with closing(Progress(self.total_steps, self.step)) as self.progress:
-                if self.score.evaluated_step < self.step and self.reached(self.eval_every):
-                    self.evaluate_and_save()  # it was stopped there, or a longer run passed
-                while self.step < self.total_steps and not self.score.is_exhausted():
-                    self.halt_if_asked()
-                    self.advance()
+            try:
+                self.run_to_end()
+            except Preempted:  # out of an evaluation, or of a wait for examples
+                self.halt_if_asked()
+                raise
         assert self.score.best_score is not None
         if self.rank == 0:
             self.logger.finish(self.run.config, {"best/score": self.score.best_score})
         return self.score.best_score
+
+    def run_to_end(self) -> None:
+        """Start, and take all steps."""
+        if isinstance(self.dataset, WaitingDataset):
+            self.dataset.heed(self.stop.at_once)
+        self.start()
+        with closing(Progress(self.total_steps, self.step)) as self.progress:
+            if self.score.evaluated_step < self.step and self.reached(self.eval_every):
+                self.evaluate_and_save()  # it was stopped there, or a longer run passed
+            while self.step < self.total_steps and not self.score.is_exhausted():
+                self.halt_if_asked()
+                self.advance()
 
     def start(self) -> None:
         """Go on from the last checkpoint, or from nothing."""
@@ -347,11 +358,7 @@ class Trainer:
     def evaluate_and_save(self) -> None:
         """Score the policy; save a checkpoint, and keep the best."""
         self.phases.lap("other")
-        try:
-            metrics = self.evaluate()
-        except Preempted:  # it can be long; the next attempt begins with it
-            self.halt_if_asked()
-            raise
+        metrics = self.evaluate()
         self.phases.lap("evaluate")
         if self.rank == 0:
             self.logger.log("eval", metrics, self.clock())

@@ -3,9 +3,11 @@
 import gc
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterable
 from itertools import chain
@@ -24,7 +26,8 @@ from research.datasets import memory
 from research.datasets.examples import Examples
 from research.datasets.sources import Source, TensorSource
 from research.datasets.workers import num_cpus
-from research.errors import UserError
+from research.errors import Preempted, UserError
+from research.training.interruption import StopRequest
 
 ROOT = Path(__file__).parents[2]
 UNUSED = Path()
@@ -340,6 +343,86 @@ def test_workers_end_with_their_process_however_that_ends(how: str) -> None:
     while any(Path(f"/proc/{pid}").exists() and is_running(pid) for pid in pids):
         assert time.monotonic() - begun < 30
         time.sleep(0.1)
+
+
+SMALL_SHARED_MEMORY = """
+mount -t tmpfs -o size=$1 tmpfs /dev/shm || exit 77
+exec "$2" -c "$3"
+"""
+
+READ_ALL = """
+import torch
+from research.datasets.sources import TensorSource
+from research.errors import Preempted, UserError
+from research.training.interruption import StopRequest
+from tests.datasets.test_examples import make
+torch.manual_seed(0)
+source = TensorSource("some", torch.randn(40, 2000), torch.arange(40) % 2)
+inside, apart = (make(source, 0.5, batch_size=8, num_workers=n) for n in (0, 2))
+try:
+    for _ in range(3):
+        for one, other in zip(inside.validation_batches(), apart.validation_batches(), strict=True):
+            assert all(map(torch.equal, one, other))
+        for _ in range(4):
+            assert all(map(torch.equal, inside.sample(), apart.sample()))
+except UserError as error:
+    print(error)
+"""
+
+
+def run_with_shared_memory(size: str, program: str) -> subprocess.CompletedProcess[str]:
+    """A Python program where /dev/shm is so small, as containers have it."""
+    if os.geteuid() != 0 or not shutil.which("unshare"):
+        pytest.skip("mounting needs root, and util-linux")
+    command = ["unshare", "-m", "sh", "-c", SMALL_SHARED_MEMORY, "sh", size, sys.executable]
+    done = subprocess.run(
+        [*command, program], cwd=ROOT, capture_output=True, text=True, timeout=100
+    )
+    if done.returncode == 77 or "unshare failed" in done.stderr:
+        pytest.skip("mounting needs a container that may")
+    return done
+
+
+def test_batches_that_shared_memory_has_no_room_for_come_all_the_same() -> None:
+    done = run_with_shared_memory("192k", READ_ALL)
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    (line,) = done.stderr.splitlines()  # once
+    assert line.startswith("/dev/shm has no room for a batch (")
+    assert line.endswith(
+        "slowly; give it more (docker run --shm-size=1g), or set dataset.num_workers=0"
+    )
+
+
+def test_one_line_says_that_shared_memory_has_no_room_for_workers() -> None:
+    done = run_with_shared_memory("4k", READ_ALL)
+    assert (done.returncode, done.stderr) == (0, "")
+    (line,) = done.stdout.splitlines()
+    assert " workers cannot start: they need " in line
+    assert " of /dev/shm, where 4.1 kB of 4.1 kB are free ([Errno 28] No space left on dev" in line
+
+
+class Hanging(Files):
+    """Its last example is never read."""
+
+    def __getitem__(self, index: int) -> Example:
+        if index == len(self) - 1:
+            signal.pause()
+        return super().__getitem__(index)
+
+
+def test_a_signal_ends_the_wait_for_a_worker_that_hangs_and_no_batch_is_lost() -> None:
+    dataset = make(Hanging(10), num_workers=2, batch_size=2)
+    expected = take(make(10, batch_size=2), 10)
+    taken: list[Any] = []
+    with StopRequest() as stop:
+        dataset.heed(stop.at_once)
+        threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        with pytest.raises(Preempted, match="SIGTERM"):
+            taken.extend(numbers(dataset.sample()) for _ in range(10))
+    assert dataset.save(UNUSED) == {"epoch": 0, "batch": len(taken)}
+    other = make(10, batch_size=2)
+    other.load(dataset.save(UNUSED), UNUSED)
+    assert taken + take(other, 10 - len(taken)) == expected
 
 
 def is_running(pid: int) -> bool:
