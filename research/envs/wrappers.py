@@ -82,10 +82,15 @@ def rescale_action(env: gymnasium.Env) -> gymnasium.Env:
     box = env.action_space
     if not isinstance(box, spaces.Box):
         return env
-    if not np.issubdtype(box.dtype, np.floating) or not box.is_bounded():
+    if not np.issubdtype(box.dtype, np.floating) or not is_bounded(box):
         raise ValueError(f"actions must be floats with finite bounds, got {box}")
     unit = spaces.Box(-1.0, 1.0, box.shape, np.float32)
     return env if box == unit else TransformAction(env, partial(scale_to, box), unit)
+
+
+def is_bounded(box: spaces.Box) -> bool:
+    """Whether all bounds are finite; float32's largest number often stands for infinity."""
+    return bool((np.abs([box.low, box.high]) < np.finfo(np.float32).max).all())
 
 
 def scale_to(box: spaces.Box, action: np.ndarray) -> np.ndarray:

@@ -13,6 +13,7 @@ from research.envs.checked import Checked
 from research.envs.wrappers import ActionRepeat, scale_to, standardise
 
 Step = tuple[Any, float, bool, bool, dict[str, Any]]
+LARGEST = float(np.finfo(np.float32).max)
 UNIT = spaces.Box(-1, 1, (1,), np.float32)
 
 
@@ -118,7 +119,13 @@ def test_actions_are_scaled_from_one_to_the_box() -> None:
 
 @pytest.mark.parametrize(
     "box",
-    [spaces.Box(-1, np.inf, (2,)), spaces.Box(-np.inf, 1, (2,)), spaces.Box(0, 9, (2,), np.int64)],
+    [
+        spaces.Box(-1, np.inf, (2,)),
+        spaces.Box(-np.inf, 1, (2,)),
+        spaces.Box(0, 9, (2,), np.int64),
+        spaces.Box(-LARGEST, LARGEST, (2,), np.float32),
+        spaces.Box(-1, LARGEST, (2,), np.float64),
+    ],
 )
 def test_actions_without_bounds_and_whole_numbers_are_refused(box: spaces.Box) -> None:
     with pytest.raises(ValueError, match="floats with finite bounds, got Box"):
