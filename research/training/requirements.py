@@ -53,9 +53,9 @@ def check_parts(alg: Algorithm, dataset: Dataset, env: Any, *, collects: bool) -
 
 def are_alike(one: Space[Any], other: Space[Any]) -> bool:
     """Whether two spaces have the same kind of elements, whatever their bounds."""
-    if type(one) is not type(other) or (one.shape, one.dtype) != (other.shape, other.dtype):
-        return False
-    return not isinstance(one, Discrete) or one.n == other.n
+    if isinstance(one, Discrete) and isinstance(other, Discrete):
+        return one.n == other.n
+    return type(one) is type(other) and (one.shape, one.dtype) == (other.shape, other.dtype)
 
 
 def share_dataset(dataset: Dataset, devices: int) -> tuple[int, int]:
