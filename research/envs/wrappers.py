@@ -15,9 +15,10 @@ from research.envs.checked import check_env
 
 
 def standardise(env: gymnasium.Env, *, action_repeat: int, flatten_obs: bool) -> gymnasium.Env:
-    """Check, repeat actions, scale Box actions to [-1, 1], give float observations as float32.
+    """Check, repeat actions, scale Box actions to [-1, 1], give arrays but images as float32.
 
-    ``flatten_obs`` makes one vector of any observation that is not an array yet.
+    ``flatten_obs`` makes one vector of any observation that is not an array yet; of a choice among
+    n, n numbers of which one is 1.
 
     Raises:
         ValueError: an action has no finite bound, or ``reset`` is of the API before gym 0.26.
@@ -82,10 +83,15 @@ def rescale_action(env: gymnasium.Env) -> gymnasium.Env:
     box = env.action_space
     if not isinstance(box, spaces.Box):
         return env
-    if not np.issubdtype(box.dtype, np.floating) or not box.is_bounded():
+    if not np.issubdtype(box.dtype, np.floating) or not is_bounded(box):
         raise ValueError(f"actions must be floats with finite bounds, got {box}")
     unit = spaces.Box(-1.0, 1.0, box.shape, np.float32)
     return env if box == unit else TransformAction(env, partial(scale_to, box), unit)
+
+
+def is_bounded(box: spaces.Box) -> bool:
+    """Whether all bounds are finite; float32's largest number often stands for infinity."""
+    return bool((np.abs([box.low, box.high]) < np.finfo(np.float32).max).all())
 
 
 def scale_to(box: spaces.Box, action: np.ndarray) -> np.ndarray:
@@ -96,7 +102,7 @@ def scale_to(box: spaces.Box, action: np.ndarray) -> np.ndarray:
 
 
 def cast_obs(env: gymnasium.Env) -> gymnasium.Env:
-    """``env`` with observations in float32 where they were other floats, also within a Dict."""
+    """``env`` with observations in float32 unless they are images, also within a Dict."""
     space = float32_space(env.observation_space)
     if space == env.observation_space:
         return env
@@ -104,13 +110,18 @@ def cast_obs(env: gymnasium.Env) -> gymnasium.Env:
 
 
 def float32_space(space: spaces.Space) -> spaces.Space:
-    """``space`` with a float32 box for every other one of floats."""
+    """``space`` with a float32 box for every other one, but for images: uint8, two or more axes."""
     if isinstance(space, spaces.Dict):
         return spaces.Dict(OrderedDict((key, float32_space(space[key])) for key in space))
-    if not isinstance(space, spaces.Box) or space.dtype not in (np.float16, np.float64):
+    if not isinstance(space, spaces.Box) or space.dtype == np.float32 or is_image(space):
         return space
     with np.errstate(over="ignore"):  # a bound beyond float32 is none
         return spaces.Box(space.low.astype(np.float32), space.high.astype(np.float32))
+
+
+def is_image(box: spaces.Box) -> bool:
+    """Whether a box is one of images, or of a stack of them."""
+    return box.dtype == np.uint8 and len(box.shape) > 1
 
 
 def cast_to(space: spaces.Space, obs: Any) -> Any:

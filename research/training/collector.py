@@ -11,7 +11,7 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from research.datasets.base import OnlineDataset
 from research.errors import UserError
 from research.training.episodes import SKIPPED_FRAMES, Episodes
-from research.training.observations import find_fault
+from research.training.observations import Bounds, find_fault
 from research.training.policy import Policy
 from research.training.seed import derive_seed
 
@@ -74,6 +74,7 @@ class Collector:
         self.steps_per_update = steps_per_update
         self.action_repeat = env.metadata.get("action_repeat", 1)
         self.skipped_frames = 0
+        self.bounds = Bounds(env.single_observation_space)
         self.episodes = Episodes(env.num_envs)
         self.num_episodes = np.zeros(env.num_envs, dtype=np.int64)
         self.episode_seeds: list[int | None] = [None] * env.num_envs
@@ -107,6 +108,7 @@ class Collector:
         result = self.overlapped.step_wait() if self.overlapped else self.env.step(self.action)
         self.obs, reward, terminated, truncated, infos = result
         self.require_finite(reward)
+        self.bounds.look(self.obs)
         self.dataset.add(self.action, reward, terminated, truncated, self.obs)
         self.episodes.add(reward, infos)
         over = terminated | truncated

@@ -3,6 +3,7 @@
 from typing import Any
 
 from gymnasium import Space
+from gymnasium.spaces import Discrete
 from gymnasium.vector import VectorEnv
 
 from research.algs.base import Algorithm
@@ -20,7 +21,8 @@ def check_parts(alg: Algorithm, dataset: Dataset, env: Any, *, collects: bool) -
         collects: whether the environment fills the dataset.
 
     Raises:
-        ValueError: nothing can be collected from or evaluated on.
+        ValueError: nothing can be collected from or evaluated on, or the environment has other
+            spaces than the dataset.
 
     """
     if not isinstance(env, VectorEnv):
@@ -46,10 +48,18 @@ def check_parts(alg: Algorithm, dataset: Dataset, env: Any, *, collects: bool) -
             f"the environment evaluates with {env.single_observation_space}, but the dataset "
             f"has {dataset.observation_space}; for its validation examples, try env=dataset"
         )
+    elif not are_alike(env.single_action_space, dataset.action_space):
+        raise ValueError(
+            f"the environment takes actions of {env.single_action_space}, but those that the "
+            f"dataset teaches are of {dataset.action_space}; for its validation examples, try "
+            "env=dataset"
+        )
 
 
 def are_alike(one: Space[Any], other: Space[Any]) -> bool:
     """Whether two spaces have the same kind of elements, whatever their bounds."""
+    if isinstance(one, Discrete) and isinstance(other, Discrete):
+        return one.n == other.n
     return type(one) is type(other) and (one.shape, one.dtype) == (other.shape, other.dtype)
 
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +152,50 @@ def test_subprocesses_give_the_numbers_of_one_process() -> None:
         env.close()
     for here, there in zip(*streams, strict=True):
         np.testing.assert_array_equal(here, there)
+
+
+class Choosing(Count):
+    """Observes elements of some space."""
+
+    def __init__(self, space: spaces.Space) -> None:
+        self.observation_space = space
+
+    def observe(self) -> Any:
+        self.observation_space.seed(self.seed + self.steps)
+        return self.observation_space.sample()
+
+
+@pytest.mark.parametrize("subprocesses", [False, True])
+@pytest.mark.parametrize(
+    "space",
+    [
+        spaces.Discrete(5),
+        spaces.MultiDiscrete([2, 3]),
+        spaces.MultiBinary(5),
+        spaces.Box(0, 255, (5,), np.uint8),
+        spaces.Box(-9, 9, (5,), np.int64),
+        spaces.Tuple([spaces.Discrete(3), spaces.Discrete(2)]),
+    ],
+    ids=str,
+)
+def test_observations_that_are_no_floats_become_vectors_of_floats(
+    space: spaces.Space, subprocesses: bool
+) -> None:
+    env = vectorize(
+        partial(Choosing, space),
+        num_envs=2,
+        subprocesses=subprocesses,
+        action_repeat=1,
+        flatten_obs=True,
+    )
+    assert env.single_observation_space.shape == (5,)
+    seen = [env.reset(seed=[2, 3])[0], env.step(NO_ACTION[:2])[0]]
+    env.close()
+    for steps, obs in enumerate(seen):
+        assert obs.dtype == np.float32
+        for seed, row in zip((2, 3), obs, strict=True):
+            space.seed(seed + steps)
+            np.testing.assert_array_equal(row, spaces.flatten(space, space.sample()))
 
 
 @pytest.mark.parametrize("subprocesses", [False, True])

@@ -13,6 +13,7 @@ from research.envs.checked import Checked
 from research.envs.wrappers import ActionRepeat, scale_to, standardise
 
 Step = tuple[Any, float, bool, bool, dict[str, Any]]
+LARGEST = float(np.finfo(np.float32).max)
 UNIT = spaces.Box(-1, 1, (1,), np.float32)
 
 
@@ -118,7 +119,13 @@ def test_actions_are_scaled_from_one_to_the_box() -> None:
 
 @pytest.mark.parametrize(
     "box",
-    [spaces.Box(-1, np.inf, (2,)), spaces.Box(-np.inf, 1, (2,)), spaces.Box(0, 9, (2,), np.int64)],
+    [
+        spaces.Box(-1, np.inf, (2,)),
+        spaces.Box(-np.inf, 1, (2,)),
+        spaces.Box(0, 9, (2,), np.int64),
+        spaces.Box(-LARGEST, LARGEST, (2,), np.float32),
+        spaces.Box(-1, LARGEST, (2,), np.float64),
+    ],
 )
 def test_actions_without_bounds_and_whole_numbers_are_refused(box: spaces.Box) -> None:
     with pytest.raises(ValueError, match="floats with finite bounds, got Box"):
@@ -143,11 +150,13 @@ IMAGE = spaces.Box(0, 255, (2, 1), np.uint8)
     [
         (DOUBLE, np.array([0.1, 2]), np.array([0.1, 2], np.float32)),
         (HALF, np.array([0.5, 2], np.float16), np.array([0.5, 2], np.float32)),
-        (BYTES, np.array([1, 2], np.uint8), np.array([1, 2], np.uint8)),
+        (BYTES, np.array([1, 2], np.uint8), np.array([1, 2], np.float32)),
+        (spaces.Box(-9, 9, (2,), np.int64), np.array([1, -2]), np.array([1, -2], np.float32)),
+        (IMAGE, np.array([[3], [4]], np.uint8), np.array([[3], [4]], np.uint8)),
         (spaces.Discrete(3), 2, 2),
     ],
 )
-def test_doubles_and_halves_become_floats_and_nothing_else_changes(
+def test_numbers_but_those_of_images_become_floats(
     space: spaces.Space, obs: Any, expected: Any
 ) -> None:
     env = Scripted([(obs, 0.0, False, False, {})] * 2, space, UNIT)
@@ -159,8 +168,8 @@ def test_doubles_and_halves_become_floats_and_nothing_else_changes(
 
 
 def test_doubles_within_dicts_become_floats_and_keep_their_order() -> None:
-    space = spaces.Dict([("z", DOUBLE), ("a", spaces.Dict({"b": BYTES, "c": DOUBLE}))])
-    obs = {"z": np.ones(2), "a": {"b": np.array([1, 2], np.uint8), "c": np.zeros(2)}}
+    space = spaces.Dict([("z", DOUBLE), ("a", spaces.Dict({"b": IMAGE, "c": DOUBLE}))])
+    obs = {"z": np.ones(2), "a": {"b": np.array([[1], [2]], np.uint8), "c": np.zeros(2)}}
     env = Scripted([(obs, 0.0, False, False, {})], space, UNIT)
     env = standardise(env, action_repeat=1, flatten_obs=False)
     seen, _ = env.reset()
@@ -180,6 +189,10 @@ def test_doubles_within_dicts_become_floats_and_keep_their_order() -> None:
             [1, 1, 0, 1, 0],
         ),
         (spaces.Tuple([spaces.Discrete(2), DOUBLE]), (1, np.ones(2)), [0, 1, 1, 1]),
+        (spaces.Discrete(4, start=2), 3, [0, 1, 0, 0]),
+        (spaces.MultiDiscrete([2, 3]), np.array([1, 0]), [0, 1, 1, 0, 0]),
+        (spaces.MultiBinary(3), np.array([1, 0, 1], np.int8), [1, 0, 1]),
+        (spaces.Tuple([spaces.Discrete(2), spaces.Discrete(3)]), (1, 2), [0, 1, 0, 0, 1]),
         (IMAGE, np.array([[3], [4]], np.uint8), [[3], [4]]),
     ],
 )

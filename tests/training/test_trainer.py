@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 import torch
+from gymnasium.spaces import Box, Discrete, Space
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import (
@@ -34,6 +35,7 @@ from research.status import Status
 from research.training.checkpoint import load_checkpoint
 from research.training.collector import Collector
 from research.training.logger import Clock, Logger
+from research.training.requirements import are_alike
 from research.training.run import Run
 from research.training.seed import seed_everything
 from research.training.trainer import Trainer
@@ -642,9 +644,16 @@ def test_offline_learning_evaluates_in_an_environment_and_never_trains_in_it(
     assert "return" in row
 
 
+class WideTape(Tape):
+    """Steps with two actions."""
+
+    action_space = Box(-1, 1, (2,), np.float32)
+
+
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
+        ({"env": vector(), "dataset": WideTape()}, r"takes actions of .*\(1,\).*are of .*\(2,\)"),
         ({"dataset": Tape()}, "nothing to evaluate on.* such as 0.2"),
         ({"alg": Toy()}, "Toy is evaluated in environments alone"),
         ({"collector": collecting()}, "a collector needs an environment to step"),
@@ -663,6 +672,21 @@ def test_parts_that_do_not_go_together_are_refused_before_the_first_step(
     options: Any = {"alg": Regression(), "dataset": Points(), "env": SPACES, "total_steps": 10}
     with pytest.raises(ValueError, match=reason):
         make_trainer(tmp_path, **{**options, **changes})
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "alike"),
+    [
+        (Box(-1, 1, (2,)), Box(-9, np.inf, (2,)), True),
+        (Box(-1, 1, (2,)), Box(-1, 1, (3,)), False),
+        (Box(0, 9, (2,)), Box(0, 9, (2,), np.uint8), False),
+        (Discrete(3), Discrete(3), True),
+        (Discrete(3), Discrete(4), False),
+        (Discrete(3), Box(0, 3, (), np.int64), False),
+    ],
+)
+def test_spaces_are_alike_whatever_their_bounds(one: Space, other: Space, alike: bool) -> None:
+    assert are_alike(one, other) == alike
 
 
 # Learning rates and gradients
