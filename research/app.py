@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NoReturn, TypeAlias
+from typing import Any, NoReturn
 
 import hydra
 import yaml
@@ -34,13 +34,11 @@ from research.launchers.process import describe
 from research.launchers.ranks import Node, this_node
 from research.launchers.store import share_config_store
 from research.rank import train_in_parallel
+from research.rehearsal import Task, rehearsing
 from research.status import BLANK, Status, read_status, sole_process
 from research.training.provenance import write_provenance
 from research.training.retention import holds_checkpoints
 from research.training.run import Run
-
-Task: TypeAlias = Callable[[DictConfig, Run], float]
-"""Trains what a config names, as one run; returns the score."""
 
 log = logging.getLogger(__name__)
 STRUCTURE = (
@@ -77,6 +75,7 @@ def command(task: Task) -> Callable[[], None]:
     for_launchers = {
         "keeps_status": True,
         "check_config": check,
+        "rehearse": functools.partial(rehearsing, task),
         "forecast_memory": forecast_memory,
     }
     job.__dict__.update(for_launchers)

@@ -19,7 +19,7 @@ MAY_IMPORT = {
     "training": {"algs", "datasets", "processors"},
 }
 SHARED = {"batches", "differences", "errors", "files", "status"}
-MAY_IMPORT_HYDRA = {"config.py", "app.py", "explain.py", "rank.py", "launchers"}
+MAY_IMPORT_HYDRA = {"config.py", "app.py", "explain.py", "rank.py", "rehearsal.py", "launchers"}
 FILES = sorted((ROOT / "research").rglob("*.py"))
 
 

@@ -84,7 +84,7 @@ def launch(
             places = [f"allocation {i}" for i, group in enumerate(groups) for _ in group]
             show_plan(batch, places, at_once=0)
             return []
-        batch.check(jobs)
+        batch.check(jobs, elsewhere=True)
         if jobs:
             submit(batch, jobs, groups, options)
     announce(batch, jobs, len(to_do) - len(jobs), len(groups))
