@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 import hydra
 import yaml
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -25,6 +26,7 @@ from research.explain import (
     CONF,
     DISK_IS_FULL,
     exit_status,
+    explain_word,
     is_override,
     log_traceback,
     one_line,
@@ -84,20 +86,38 @@ def command(task: Task) -> Callable[[], None]:
     @functools.wraps(task)
     def main() -> None:
         os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints the error in its own words
+        typed = sys.argv[1:]
         # Hydra's parser takes overrides on one side of an option only.
         sys.argv[1:] = sorted(sys.argv[1:], key=is_override, reverse=True)
         for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
             if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, signal.default_int_handler)
+        if not __debug__:
+            keep_asserts_of_parser()
         try:
             program()
         except (Exception, KeyboardInterrupt) as error:
-            if full_error or (line := one_line(error)) is None:
+            is_misread = isinstance(error, OverrideParseException)
+            line = explain_word(error.override, typed) if is_misread else one_line(error)
+            if full_error or line is None:
                 traceback.print_exc()
                 sys.exit(1)
             fail(line, status=exit_status(error))
 
     return main
+
+
+def keep_asserts_of_parser() -> None:
+    """Let Hydra's parser read functions and dicts under ``python -O``, too.
+
+    Up to Hydra 1.3 it steps on in what it reads within asserts.
+    """
+    from hydra.core.override_parser import overrides_parser, overrides_visitor
+
+    path = str(overrides_visitor.__file__)
+    code = compile(Path(path).read_text(), path, "exec", optimize=0)
+    exec(code, vars(overrides_visitor))
+    overrides_parser.HydraOverrideVisitor = overrides_visitor.HydraOverrideVisitor
 
 
 def forecast_memory(cfg: DictConfig) -> int:

@@ -283,6 +283,16 @@ def test_a_value_out_of_range_is_found_before_the_first_starts(
     assert not [entry for entry in tmp_path.iterdir() if entry.is_dir()]
 
 
+def test_functions_of_values_are_read_without_asserts_too(tmp_path: Path) -> None:
+    command = ["-O", "train.py", "-m", "seed=range(0,3)", "+alg.optim.betas=[0.9,0.99]"]
+    options = [f"hydra.sweep.dir={tmp_path}", "hydra.sweeper.dry_run=true"]
+    answer = subprocess.run(
+        [sys.executable, *command, *options], cwd=ROOT, capture_output=True, text=True
+    )
+    assert answer.returncode == 0, answer.stderr
+    assert "3 jobs would run" in answer.stdout
+
+
 def test_a_named_sweep_brings_its_pairs(tmp_path: Path) -> None:
     answer = train("sweep=td3_lr", f"hydra.sweep.dir={tmp_path}", "hydra.sweeper.dry_run=true")
     assert answer.returncode == 0
