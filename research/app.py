@@ -10,11 +10,12 @@ import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NoReturn, TypeAlias
+from typing import Any, NoReturn
 
 import hydra
 import yaml
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -26,6 +27,7 @@ from research.explain import (
     CONF,
     DISK_IS_FULL,
     exit_status,
+    explain_word,
     is_override,
     log_traceback,
     one_line,
@@ -36,13 +38,11 @@ from research.launchers.process import describe
 from research.launchers.ranks import Node, this_node
 from research.launchers.store import share_config_store
 from research.rank import train_in_parallel
+from research.rehearsal import Task, rehearsing
 from research.status import BLANK, Status, read_status, sole_process
 from research.training.provenance import write_provenance
 from research.training.retention import holds_checkpoints
 from research.training.run import Run
-
-Task: TypeAlias = Callable[[DictConfig, Run], float]
-"""Trains what a config names, as one run; returns the score."""
 
 log = logging.getLogger(__name__)
 STRUCTURE = (
@@ -79,6 +79,7 @@ def command(task: Task) -> Callable[[], None]:
     for_launchers = {
         "keeps_status": True,
         "check_config": check,
+        "rehearse": functools.partial(rehearsing, task),
         "forecast_memory": forecast_memory,
     }
     job.__dict__.update(for_launchers)
@@ -88,21 +89,39 @@ def command(task: Task) -> Callable[[], None]:
     def main() -> None:
         os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints the error in its own words
         enable_on_stderr()
+        typed = sys.argv[1:]
         # Hydra's parser takes overrides on one side of an option only.
         sys.argv[1:] = sorted(sys.argv[1:], key=is_override, reverse=True)
         for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
             if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, signal.default_int_handler)
+        if not __debug__:
+            keep_asserts_of_parser()
         try:
             with execution_whitelist(TRUSTED_MODULES):  # each run adds its trusted_modules
                 program()
         except (Exception, KeyboardInterrupt) as error:
-            if full_error or (line := one_line(error)) is None:
+            is_misread = isinstance(error, OverrideParseException)
+            line = explain_word(error.override, typed) if is_misread else one_line(error)
+            if full_error or line is None:
                 traceback.print_exc()
                 sys.exit(1)
             fail(line, status=exit_status(error))
 
     return main
+
+
+def keep_asserts_of_parser() -> None:
+    """Let Hydra's parser read functions and dicts under ``python -O``, too.
+
+    Up to Hydra 1.3 it steps on in what it reads within asserts.
+    """
+    from hydra.core.override_parser import overrides_parser, overrides_visitor
+
+    path = str(overrides_visitor.__file__)
+    code = compile(Path(path).read_text(), path, "exec", optimize=0)
+    exec(code, vars(overrides_visitor))
+    overrides_parser.HydraOverrideVisitor = overrides_visitor.HydraOverrideVisitor
 
 
 def forecast_memory(cfg: DictConfig) -> int:

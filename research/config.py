@@ -116,6 +116,11 @@ def check_init(root: Mapping[str, Any]) -> None:
 
 
 def build(node: DictConfig, *collaborators: Any) -> Any:
+    """The object that ``node`` describes, by ``construct_part`` or what stands for it meanwhile."""
+    return builder(node, *collaborators)
+
+
+def construct_part(node: DictConfig, *collaborators: Any) -> Any:
     """Build the object that ``node`` describes, its inner nodes first.
 
     A node with ``_partial_: true`` is completed by ``collaborators``, its positional arguments;
@@ -142,6 +147,10 @@ def build(node: DictConfig, *collaborators: Any) -> Any:
         if not is_deliberate(error):  # a bug of the constructor's, whose place has to be shown
             raise
         raise UserError(f"{path}: {error}") from error
+
+
+builder: Callable[..., Any] = construct_part
+"""What ``build`` calls."""
 
 
 def construct(value: Any, trusted: Sequence[str]) -> Any:

@@ -1,6 +1,7 @@
 """Errors that are shown to the user as one line, and the nearest name for a misspelt one."""
 
 import dis
+import re
 import sysconfig
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -36,6 +37,15 @@ def did_you_mean(name: object, choices: Iterable[object]) -> str:
     known = {str(choice).lower(): str(choice) for choice in choices}
     nearest = get_close_matches(str(name).lower(), known, n=1, cutoff=0.5)
     return f"; did you mean '{known[nearest[0]]}'?" if nearest else ""
+
+
+def override(key: str, value: object) -> str:
+    """``key=value`` as Hydra's parser takes it, quoted if need be; a shell needs its own quotes."""
+    text = str(value)
+    if not re.fullmatch("[A-Za-z0-9_./-]+", text):
+        text = re.sub(r'(\\*)("|$)', lambda end: 2 * end[1] + (end[2] and '\\"'), text)
+        text = f'"{text}"'
+    return f"{key}={text}"
 
 
 def is_deliberate(error: BaseException) -> bool:

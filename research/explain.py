@@ -3,17 +3,21 @@
 import errno
 import logging
 import re
+import shlex
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
+from itertools import combinations
 from pathlib import Path
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from research.config import iterate_causes
-from research.errors import PREEMPTED, Preempted, UserError, did_you_mean, is_ours
+from research.errors import PREEMPTED, Preempted, UserError, did_you_mean, is_ours, override
 from research.hydra_versions import VERSION_BASE
 
 CANNOT_USE = (
@@ -76,6 +80,39 @@ def explain_choice(error: MissingConfigException) -> str:
     return f"{group}={choice} is not a choice; allowed: {', '.join(options)}{guess}"
 
 
+def explain_word(wrong: str, typed: Sequence[str]) -> str:
+    """One line for a word that Hydra's parser does not take, with the form that it does.
+
+    Args:
+        wrong: the word.
+        typed: all words of the command line.
+
+    """
+    for start, end in combinations(range(len(typed) + 1), 2):
+        whole = re.sub(" *= *", "=", " ".join(typed[start:end]), count=1)
+        is_split = wrong in typed[start:end] and end - start > 1 and not is_parsed(typed[start])
+        if is_split and not whole.endswith("=") and is_parsed(whole):
+            return f"{' '.join(typed[start:end])} is one override; write {shlex.quote(whole)}"
+    key, equals, value = wrong.partition("=")
+    if "[" in key:
+        name = key.partition("[")[0]
+        return f"{key} is no key; a list is given as a whole: '{name}=[...]'"
+    quoted = override(key, value)
+    if equals and value[:1] not in "[{" and is_parsed(quoted):
+        return f"{wrong} needs quotes, for Hydra and for the shell: {shlex.quote(quoted)}"
+    if equals:
+        return f"{wrong} cannot be parsed; is a bracket or a quotation mark missing?"
+    return f"'{wrong}' is no override, which is key=value; a value with blanks needs quotes"
+
+
+def is_parsed(word: str) -> bool:
+    """Whether Hydra takes this for an override of some key."""
+    try:
+        return bool(OverridesParser.create().parse_override(word).key_or_group)
+    except HydraException:
+        return False
+
+
 def is_override(word: str) -> bool:
     """Whether a word of the command line changes the config, rather than being an option's."""
     return word.startswith("~") or ("=" in word and not word.startswith("-"))
@@ -85,7 +122,6 @@ def explain_override(key: str) -> str:
     """One line for a key that no config has, found among those that are there without it."""
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
-    from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import ConfigCompositionException
 
     GlobalHydra.instance().clear()

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from research.errors import UserError
+from research.errors import UserError, override
 from research.launchers.follow import LIVING, SILENT, Follower, wait_showing
 from research.launchers.ledger import planned_jobs, read_plan
 from research.launchers.queue import cancel, find_places, read_submissions
@@ -95,7 +95,7 @@ def retry(sweep: Path) -> int:
     planned_jobs(sweep)
     assert plan is not None
     command = [word for word in plan["command"] if not word.startswith("hydra.sweep.dir=")]
-    command.append(f"hydra.sweep.dir={sweep}")
+    command.append(override("hydra.sweep.dir", sweep))
     log.info("%s", shlex.join(command))
     return subprocess.run(command, cwd=plan["folder"]).returncode
 

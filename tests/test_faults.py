@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -18,7 +19,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from research.errors import UserError
+from research.errors import UserError, override
 from research.training.checkpoint import load_checkpoint
 from research.training.trainer import Trainer
 from tests import commands, test_app
@@ -244,6 +245,19 @@ def test_of_two_processes_started_at_once_one_trains_and_the_other_is_refused(
     assert f"is in use by another process (pid {first.pid} " in refusal
     assert_same_end(end_of(run_dir), whole)
     assert json.loads((run_dir / "status.json").read_text())["attempt"] == attempt + 1
+
+
+@pytest.mark.parametrize("name", ["a=b,c d", "it's", "\u00e9t\u00e9"])
+def test_what_a_stopped_run_says_can_be_pasted(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
+) -> None:
+    at_step(monkeypatch, 45, lambda _: signal.raise_signal(signal.SIGTERM))
+    stopped = cli(*RUN, override("hydra.run.dir", tmp_path / name))
+    assert stopped.status == 75
+    (word,) = shlex.split(stopped.err.partition("go on with ")[2])
+    assert cli(*RUN, word).status == 0
+    status = json.loads((tmp_path / name / "status.json").read_text())
+    assert (status["state"], status["attempt"]) == ("completed", 2)
 
 
 # Damage

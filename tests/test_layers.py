@@ -24,6 +24,7 @@ SHARED = {
 }
 MAY_IMPORT_HYDRA = {
     *("app.py", "config.py", "explain.py", "hydra_versions.py", "rank.py"),
+    "rehearsal.py",
     "launchers",
 }
 FILES = sorted((ROOT / "research").rglob("*.py"))

@@ -3,8 +3,11 @@
 import logging
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -73,8 +76,9 @@ class Batch:
         assert isinstance(config, dict)
         base = {str(key): value for key, value in config.items() if key != "hydra"}
         swept = swept_keys(program)
-        is_search = "n_trials" in program.config.hydra.sweeper  # which compares equal lengths only
-        extendable = () if is_search else set(LENGTHS) - set(swept)
+        self.is_search = "n_trials" in program.config.hydra.sweeper
+        # A search compares equal lengths only.
+        extendable = () if self.is_search else set(LENGTHS) - set(swept)
         self.plan = Plan(program.folder, command=command, config=base, extendable=extendable)
         self.jobs = self.plan.add(overrides, swept=swept, locate=self.locate)
         write_whole(program.folder / "multirun.yaml", OmegaConf.to_yaml(program.config))
@@ -140,11 +144,19 @@ class Batch:
             tasks.append(Task(job, make_call(call)))
         return tasks
 
-    def check(self, jobs: Sequence[Job], *, forecast: bool = False) -> list[int | None]:
-        """Check every config, in a process of its own, which may import what it names.
+    def check(
+        self, jobs: Sequence[Job], *, forecast: bool = False, elsewhere: bool = False
+    ) -> list[int | None]:
+        """Check every config, in a process of its own, which may import and build what it names.
 
-        A task function that has something to check carries it as its attribute ``check_config``,
-        and one that can tell how much memory a job will take carries ``forecast_memory``.
+        A task function that has something to check carries it as its attribute ``check_config``;
+        one that can build its parts without using them carries ``rehearse``, and one that can tell
+        how much memory a job will take ``forecast_memory``.
+
+        Args:
+            jobs: of this batch.
+            forecast: whether to tell the memory.
+            elsewhere: whether the jobs run on other machines.
 
         Returns:
             with ``forecast``, bytes for each job, as far as they are known.
@@ -155,11 +167,22 @@ class Batch:
         """
         task_function = self.program.task_function
         check = getattr(task_function, "check_config", None)
+        rehearse = getattr(task_function, "rehearse", None)
         forecast_memory = getattr(task_function, "forecast_memory", None) if forecast else None
         if not jobs or (check is None and forecast_memory is None):
             return [None] * len(jobs)
-        configs = [self.configs[job.number] for job in jobs]
-        answers = call_in_process(Check(check, forecast_memory, configs, hydra_state()))
+        if self.is_search:  # a trial may fail
+            rehearse = None
+        elif rehearse is not None:
+            rehearse = partial(rehearse, elsewhere=elsewhere)
+        pairs = [(self.configs[job.number], job.folder) for job in jobs]
+        checks = Check(check, rehearse, forecast_memory, pairs, hydra_state())
+        try:
+            answers = call_in_process(checks)
+        except RuntimeError:
+            if not (elsewhere and rehearse):
+                raise
+            answers = call_in_process(replace(checks, rehearse=None))  # it may have died of this
         refused = [(job, line) for job, (line, _) in zip(jobs, answers, strict=True) if line]
         if refused:
             job, line = refused[0]
@@ -195,17 +218,23 @@ class Check:
     """Checks the configs of many jobs: for each what is wrong, if anything, and its memory."""
 
     check: Callable[[DictConfig], object] | None
+    rehearse: Callable[[], AbstractContextManager[Callable[[DictConfig, Path], None]]] | None
     forecast_memory: Callable[[DictConfig], int] | None
-    configs: Sequence[DictConfig]
+    configs: Sequence[tuple[DictConfig, Path]]
     state: dict[Any, Any]
 
     def __call__(self) -> list[tuple[str, int | None]]:
         """Check them all."""
         restore(self.state)
-        return [self.judge(config) for config in self.configs]
+        logging.disable()  # what the jobs will say is theirs to say
+        warnings.simplefilter("ignore")
+        with self.rehearse() if self.rehearse else nullcontext(lambda *_: None) as rehearse:
+            return [self.judge(config, folder, rehearse) for config, folder in self.configs]
 
-    def judge(self, config: DictConfig) -> tuple[str, int | None]:
-        """Check one config."""
+    def judge(
+        self, config: DictConfig, folder: Path, rehearse: Callable[[DictConfig, Path], None]
+    ) -> tuple[str, int | None]:
+        """Check the config of a job, which has a run directory."""
         HydraConfig.instance().set_config(config)
         task_config = config.copy()
         with open_dict(task_config):
@@ -213,6 +242,7 @@ class Check:
         try:
             if self.check is not None:
                 self.check(task_config)
+            rehearse(task_config, folder)
             return "", self.forecast_memory(task_config) if self.forecast_memory else None
         except UserError as error:
             return str(error), None

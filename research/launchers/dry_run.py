@@ -27,7 +27,7 @@ def show_plan(batch: Batch, places: Sequence[str], at_once: int) -> None:
 
     """
     jobs = batch.to_do()
-    memory = batch.check(jobs, forecast=True)
+    memory = batch.check(jobs, forecast=True, elsewhere=not at_once)
     header = ("job", "directory", "slot", "memory")
     rows = [
         (str(job.number), os.path.relpath(job.folder, batch.plan.folder), place, gigabytes(size))

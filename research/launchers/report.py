@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -72,6 +73,6 @@ def find_slurm_log(submission: Submission, index: int) -> Path | None:
 
 
 def shown(path: Path) -> str:
-    """A path as it is typed from here."""
+    """A path as it is typed into a shell from here."""
     relative = os.path.relpath(path)
-    return str(path) if relative.startswith("..") else relative
+    return shlex.quote(str(path) if relative.startswith("..") else relative)

@@ -75,7 +75,7 @@ def launch(
             raise UserError(
                 f"{len(in_queue)} jobs of {batch.plan.folder} are still in SLURM's queue, with "
                 "their old length; extend the sweep when they are over, or cancel them: "
-                f"python -m research.sweep cancel {batch.plan.folder}"
+                f"python -m research.sweep cancel {shown(batch.plan.folder)}"
             )
         # A job that failed is over, though its allocation may go on with others.
         jobs = [job for job in to_do if job.number not in in_queue or state(job) == "failed"]
@@ -84,7 +84,7 @@ def launch(
             places = [f"allocation {i}" for i, group in enumerate(groups) for _ in group]
             show_plan(batch, places, at_once=0)
             return []
-        batch.check(jobs)
+        batch.check(jobs, elsewhere=True)
         if jobs:
             submit(batch, jobs, groups, options)
     announce(batch, jobs, len(to_do) - len(jobs), len(groups))

@@ -1,6 +1,7 @@
 """The one loop: online, offline and supervised learning."""
 
 import logging
+import shlex
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -17,7 +18,7 @@ from research.datasets.base import (
     ValidationDataset,
     WaitingDataset,
 )
-from research.errors import Preempted, UserError
+from research.errors import Preempted, UserError, override
 from research.processors.base import Processor
 from research.training.checkpoint import Checkpoint, load_newest, save_checkpoint
 from research.training.collector import Collector
@@ -308,7 +309,7 @@ class Trainer:
             self.save(is_best=False)
         raise Preempted(
             f"{self.stop.made}: stopped at step {self.step} of {self.total_steps}; go on with "
-            f"hydra.run.dir={self.run.folder}"
+            + shlex.quote(override("hydra.run.dir", self.run.folder))
         )
 
     def reached(self, every: int | None) -> bool:

@@ -114,7 +114,12 @@ def test_this_project_itself_comes_from_the_snapshot(slurm: SlurmProgram) -> Non
             (project / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, project / name)
     commit = commit_all(project)
-    overrides = ["env=pendulum", "trainer.total_steps=20", f"hydra.sweep.dir={slurm.sweep}"]
+    overrides = [
+        "env=pendulum",
+        "trainer.total_steps=20",
+        "trainer.collector.warmup_steps=10",
+        f"hydra.sweep.dir={slurm.sweep}",
+    ]
     options = ["hydra/launcher=slurm", "hydra.launcher.setup=[]", *LATER, HELD]
     command = [sys.executable, "train.py", "-m", *options, *overrides]
     subprocess.run(command, cwd=project, env=slurm.environ, check=True, capture_output=True)
