@@ -24,6 +24,9 @@ class Algorithm(nn.Module, ABC):
     which takes about as long as importing torch.)
     """
 
+    is_skipped = False
+    """Whether the last update changed no weight, since it overflowed; schedules then wait, too."""
+
     @abstractmethod
     def act(self, obs: Tree, step: int, explore: bool) -> Tensor:
         """Actions (B, A) for observations (B, O), with exploration noise or without."""

@@ -1,8 +1,19 @@
 """Scaling of losses for fp16: Micikevicius et al., 2018, https://arxiv.org/abs/1710.03740."""
 
+import logging
+
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+
+from research.errors import UserError
+
+log = logging.getLogger(__name__)
+
+SMALLEST = 2.0**-14
+"""The least scale, fp16's smallest normal number: what overflows with it will not cease to."""
+
+ADVICE = "scale targets or observations down, lower the learning rate, or set alg.precision=bf16"
 
 
 class LossScaler(nn.Module):
@@ -16,16 +27,37 @@ class LossScaler(nn.Module):
         super().__init__()
         self.scaler = torch.amp.GradScaler(device.type)  # type: ignore[reportPrivateImportUsage]
         self.scale(torch.zeros((), device=device))  # now: a process may never have an example
+        self.last = self.scaler.get_scale()
 
     def scale(self, loss: Tensor) -> Tensor:
         """The loss to take the gradients of."""
         return self.scaler.scale(loss)
 
-    def step(self, optim: Optimizer) -> None:
-        """One step with unscaled gradients, or none if any is infinite; then adapt the scale."""
+    def step(self, optim: Optimizer) -> bool:
+        """One step with unscaled gradients, or none if any is infinite; then adapt the scale.
+
+        Returns:
+            whether the step was made, for which a GPU is waited for.
+
+        Raises:
+            UserError: the gradients were infinite with the smallest scale, too.
+
+        """
         self.scaler.unscale_(optim)  # before whatever the optimizer's hooks do to the gradients
         self.scaler.step(optim)
         self.scaler.update()
+        before, self.last = self.last, self.scaler.get_scale()
+        if self.last < SMALLEST:
+            raise UserError(
+                f"gradients overflow fp16 even where the loss is scaled by {before:.2g}; {ADVICE}"
+            )
+        if self.last < 1 <= before:
+            log.warning(
+                "gradients overflow fp16 unless the loss is scaled down, so that updates are "
+                "skipped; %s",
+                ADVICE,
+            )
+        return self.last >= before
 
     def get_extra_state(self) -> Tensor:
         state = self.scaler.state_dict()
@@ -35,3 +67,4 @@ class LossScaler(nn.Module):
         scale, growth_tracker = state.tolist()
         new = {"scale": scale, "_growth_tracker": int(growth_tracker)}
         self.scaler.load_state_dict({**self.scaler.state_dict(), **new})
+        self.last = scale

@@ -55,7 +55,8 @@ class Supervised(Algorithm):
         accumulate: parts into which a batch is cut, one after another, to save memory; at least 1.
         ema_decay: share of the averaged weights, which validation and acting then use, that every
             update keeps, in (0, 1), as in Polyak and Juditsky, 1992; None for the last weights.
-        precision: of the network's arithmetic; weights and losses are always fp32.
+        precision: of the network's arithmetic; weights and losses are always fp32. With fp16,
+            updates whose gradients overflow are skipped, and ``skipped_share`` tells how many.
         compile: whether training compiles the network (torch.compile).
 
     Raises:
@@ -119,8 +120,9 @@ class Supervised(Algorithm):
         if self.scaler is None:
             self.network_optim.step()
         else:
-            self.scaler.step(self.network_optim)
-        if self.average is not None and self.ema_decay is not None:
+            self.is_skipped = not self.scaler.step(self.network_optim)
+            metrics["skipped_share"] = torch.tensor(float(self.is_skipped), device=self.device)
+        if self.average is not None and self.ema_decay is not None and not self.is_skipped:
             polyak_update(self.network, self.average, 1 - self.ema_decay)
         return metrics
 

@@ -33,8 +33,8 @@ class Learner:
         dataset: gives batches.
         device: where both modules are.
         total_updates: how many there will be, for schedules.
-        schedule: makes a learning-rate schedule for each optimizer, stepped once per update, or if
-            it is a ReduceLROnPlateau once per evaluation; None for none.
+        schedule: makes a learning-rate schedule for each optimizer, stepped once per update that
+            is not skipped, or if it is a ReduceLROnPlateau once per evaluation; None for none.
         max_grad_norm: bound on the norm of each optimizer's gradients, above 0; None for none.
         prefetch: whether the dataset is to prepare batches; None for with a GPU, if it can.
 
@@ -73,6 +73,7 @@ class Learner:
             self.schedule = partial(schedule, total_updates=total_updates)
         self.max_grad_norm = max_grad_norm
         self.updates = 0
+        self.scheduled = 0
         self.metrics = Metrics("train")
         self.optimizers: dict[str, Optimizer] | None = None
         self.schedules: list[LRScheduler] = []
@@ -128,10 +129,16 @@ class Learner:
         batch = self.processor(to_device(batch, self.device))
         self.metrics.add(self.alg.update(batch, step=step, updates=self.updates), step)
         self.updates += 1
+        if not self.alg.is_skipped:
+            self.step_schedules()
+        phases.lap("update")
+
+    def step_schedules(self) -> None:
+        """Tell the schedules that follow the updates of one more."""
+        self.scheduled += 1
         for schedule in self.schedules:
             if not isinstance(schedule, ReduceLROnPlateau):
                 schedule.step()
-        phases.lap("update")
 
     def take_score(self, score: float) -> None:
         """Tell the schedules that wait for a plateau how good the algorithm is now."""
@@ -151,6 +158,7 @@ class Learner:
         """Updates made, metrics not yet taken, and the state of optimizers and schedules."""
         return {
             "updates": self.updates,
+            "scheduled": self.scheduled,
             "metrics": self.metrics.state_dict(),
             "settings": self.settings,
             "optimizers": self.optimizers
@@ -167,9 +175,10 @@ class Learner:
         """
         self.updates = state["updates"]
         self.metrics.load_state_dict(state["metrics"], self.device)
-        self.optimizers, self.schedules = None, []
+        self.optimizers, self.schedules, self.scheduled = None, [], 0
         if state["optimizers"] is None:
             return
+        scheduled = state.get("scheduled", self.updates)  # a run that was begun without it
         optimizers = self.make_optimizers()
         for name, optim in optimizers.items():
             groups = [hyperparameters(group) for group in optim.param_groups]
@@ -178,11 +187,10 @@ class Learner:
                 for group, values in zip(optim.param_groups, groups, strict=True):
                     group.update(values)
         if self.settings != state["settings"]:
-            for schedule in self.schedules:
-                if not isinstance(schedule, ReduceLROnPlateau):
-                    for _ in range(self.updates):
-                        schedule.step()
+            for _ in range(scheduled):
+                self.step_schedules()
             return
+        self.scheduled = scheduled
         for schedule, saved in zip(self.schedules, state["schedules"], strict=True):
             schedule.load_state_dict(saved)
 

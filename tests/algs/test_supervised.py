@@ -263,6 +263,46 @@ def test_gradients_that_overflow_are_skipped_and_halve_the_scale() -> None:
     assert not torch.equal(weights(alg)["mlp.0.weight"], before["mlp.0.weight"])
 
 
+HUGE = torch.full((10, 2), 1e38)
+"""Targets whose gradients overflow fp16 with any scale."""
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_an_update_that_overflows_is_counted_and_leaves_the_average_alone(fused: bool) -> None:
+    alg = make(precision="fp16", ema_decay=0.5, optim=partial(torch.optim.Adam, fused=fused))
+    assert alg.average is not None
+    train(alg, [make_batch()])
+    before = {name: value.clone() for name, value in alg.average.state_dict().items()}
+    metrics = alg.update(make_batch()._replace(target=HUGE), step=0, updates=0)
+    assert (alg.is_skipped, metrics["skipped_share"].item()) == (True, 1)
+    torch.testing.assert_close(dict(alg.average.state_dict()), before, rtol=0, atol=0)
+    metrics = alg.update(make_batch(), step=0, updates=0)
+    assert (alg.is_skipped, metrics["skipped_share"].item()) == (False, 0)
+    assert not torch.equal(alg.average.state_dict()["mlp.0.weight"], before["mlp.0.weight"])
+
+
+def test_what_overflows_with_a_loss_scaled_down_is_warned_of_once_and_then_refused(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    alg, batch = make(precision="fp16"), make_batch()._replace(target=HUGE)
+    train(alg, [batch] * 16)
+    assert not caplog.messages
+    train(alg, [batch] * 14)
+    assert [message[:60] for message in caplog.messages] == [
+        "gradients overflow fp16 unless the loss is scaled down, so t"
+    ]
+    with pytest.raises(UserError, match=r"where the loss is scaled by 6.1e-05; .*precision=bf16$"):
+        train(alg, [batch])
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_without_a_scale_no_update_is_skipped(precision: str) -> None:
+    alg = make(precision=precision)
+    metrics = alg.update(make_batch()._replace(target=HUGE / 1e10), step=0, updates=0)
+    assert not alg.is_skipped
+    assert "skipped_share" not in metrics
+
+
 @pytest.mark.parametrize("fused", [True, False])
 def test_an_optimizers_hooks_see_gradients_without_the_scale(fused: bool) -> None:
     norms: dict[str, float] = {}

@@ -142,6 +142,27 @@ def test_a_loaded_learner_makes_the_same_updates(before: int) -> None:
         assert value.equal(other.alg.state_dict()[name])
 
 
+def skip(learner: Learner, count: int) -> None:
+    learner.alg.is_skipped = True
+    make_updates(learner, count)
+    learner.alg.is_skipped = False
+
+
+@pytest.mark.parametrize("step_size", [3, 2])
+def test_schedules_wait_for_updates_that_were_skipped(step_size: int) -> None:
+    schedule = partial(StepLR, step_size=3, gamma=0.5)
+    learner = make_learner(optim=SGD, schedule=schedule)
+    make_updates(learner, 2)
+    skip(learner, 5)
+    assert learner.take_metrics()["line_optim_lr"] == 1.0
+    other = make_learner(optim=SGD, schedule=partial(StepLR, step_size=step_size, gamma=0.5))
+    other.load_state_dict(copy.deepcopy(learner.state_dict()))
+    for each in (learner, other):
+        make_updates(each, 1)
+        assert each.take_metrics()["line_optim_lr"] == 0.5
+        assert (each.updates, each.scheduled) == (8, 3)
+
+
 def test_a_state_from_before_the_first_update_undoes_a_later_one() -> None:
     """The later one was of a checkpoint whose rows turned out to be damaged."""
     options: Any = {"optim": ADAM, "schedule": partial(StepLR, step_size=4)}
