@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from research.config import build, check, to_plain
+from research.console import outlive_readers
 from research.differences import LENGTHS, differences
 from research.errors import Misfit, UserError, is_ours
 from research.explain import (
@@ -85,6 +86,7 @@ def command(task: Task) -> Callable[[], None]:
 
     @functools.wraps(task)
     def main() -> None:
+        outlive_readers()
         os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints the error in its own words
         typed = sys.argv[1:]
         # Hydra's parser takes overrides on one side of an option only.
