@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from research.config import TRUSTED_MODULES, build, check, to_plain
+from research.console import outlive_readers
 from research.crash import LOG, crash_told, enable_on_stderr, fatal_signal
 from research.differences import LENGTHS, differences
 from research.errors import Misfit, UserError, is_ours
@@ -87,6 +88,7 @@ def command(task: Task) -> Callable[[], None]:
 
     @functools.wraps(task)
     def main() -> None:
+        outlive_readers()
         os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints the error in its own words
         enable_on_stderr()
         typed = sys.argv[1:]

@@ -14,6 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import configure_log
 from omegaconf import DictConfig, OmegaConf
 
+from research.console import outlive_readers
 from research.crash import crash_told
 from research.explain import exit_status, log_traceback, one_line
 from research.launchers.job import hydra_state, restore
@@ -70,6 +71,7 @@ class Rank:
 
     def __call__(self) -> float | Failure:
         """The score, or what came between."""
+        outlive_readers()
         restore(self.state)
         if self.place.rank == 0:
             hydra: Any = HydraConfig.get()
