@@ -122,8 +122,9 @@ def keep_asserts_of_parser() -> None:
 
     path = str(overrides_visitor.__file__)
     code = compile(Path(path).read_text(), path, "exec", optimize=0)
-    exec(code, vars(overrides_visitor))
-    overrides_parser.HydraOverrideVisitor = overrides_visitor.HydraOverrideVisitor
+    exec(code, overrides_visitor.__dict__)
+    name = "HydraOverrideVisitor"
+    overrides_parser.__dict__[name] = overrides_visitor.__dict__[name]
 
 
 def forecast_memory(cfg: DictConfig) -> int:

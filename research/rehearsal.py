@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from research import config
 from research.config import construct_part, to_plain
@@ -84,7 +84,8 @@ class Rehearsal:
             if name == "trainer":
                 raise Rehearsed
             return part
-        content = json.dumps([to_plain(node._get_root().env), to_plain(node)])
+        env = OmegaConf.select(node._get_root(), "env")
+        content = json.dumps([to_plain(env), to_plain(node)])
         if self.parts.get(name, ("", None))[0] != content:
             self.parts.pop(name, None)  # first, since data can fill the memory
             try:

@@ -12,7 +12,7 @@ from research import config
 from research.errors import UserError
 from research.rehearsal import Rehearsal, rehearsing
 from research.training.run import Run
-from tests.conftest import Load, algs, write_examples
+from tests.conftest import Load, algs, small, write_examples
 
 
 def task(cfg: DictConfig, run: Run) -> float:
@@ -25,15 +25,12 @@ def rehearsal() -> Iterator[Rehearsal]:
         yield rehearsal
 
 
-@pytest.mark.parametrize("alg", algs("online") + algs("supervised"))
+@pytest.mark.parametrize("alg", algs())
 def test_every_algorithm_can_be_rehearsed_and_leaves_nothing(
     rehearsal: Rehearsal, load: Load, tmp_path: Path, alg: str
 ) -> None:
-    write_examples(tmp_path / "examples.npz")
-    data = {"regression": ["dataset=arrays", f"dataset.path={tmp_path / 'examples.npz'}"]}
-    small = ["env=pendulum"] if alg in ("td3", "sac") else []
-    small += ["dataset.capacity=5000"] if alg in algs("online") else []
-    rehearsal(load(f"alg={alg}", *data.get(alg, []), *small), tmp_path / "run")
+    overrides = small(alg, tmp_path, batch_size=16, capacity=5000)
+    rehearsal(load(*overrides), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
