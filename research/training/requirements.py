@@ -60,7 +60,8 @@ def are_alike(one: Space[Any], other: Space[Any]) -> bool:
     """Whether two spaces have the same kind of elements, whatever their bounds."""
     if isinstance(one, Discrete) and isinstance(other, Discrete):
         return one.n == other.n
-    return type(one) is type(other) and (one.shape, one.dtype) == (other.shape, other.dtype)
+    is_one_kind = isinstance(one, type(other)) or isinstance(other, type(one))
+    return is_one_kind and (one.shape, one.dtype) == (other.shape, other.dtype)
 
 
 def share_dataset(dataset: Dataset, devices: int) -> tuple[int, int]:
