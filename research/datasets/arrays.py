@@ -52,10 +52,16 @@ def array_examples(
         ValueError: as ``Examples`` raises it.
 
     """
-    training, classes = read_examples(Path(path), obs, target, num_classes)
+    training = read_examples(Path(path), obs, target, num_classes)
     apart = validation
     if isinstance(apart, str):
-        apart, _ = read_examples(Path(apart), obs, target, num_classes, classes)
+        apart = read_examples(Path(apart), obs, target, num_classes, training.classes)
+        if (training.classes is None) != (apart.classes is None):
+            text, other = (apart, training) if training.classes is None else (training, apart)
+            raise UserError(
+                f"the targets of {text.name} are text, but those of {other.name} are numbers; "
+                "write both alike"
+            )
     return Examples(
         training,
         apart,
@@ -72,15 +78,15 @@ def read_examples(
     path: Path,
     obs: Sequence[str],
     target: Sequence[str],
-    num_classes: int | None,
+    num_classes: int | None = None,
     classes: Sequence[str] | None = None,
-) -> tuple[TensorSource, Sequence[str] | None]:
-    """The examples of a file, and the names of the classes where targets are text.
+) -> TensorSource:
+    """The examples of a file.
 
     Args:
         path: the file.
         obs, target, num_classes: as above.
-        classes: the names that there may be; None for those that there are.
+        classes: the names that targets of text may have; None for those that they have.
 
     """
     if not obs or not target:
@@ -101,8 +107,9 @@ def read_examples(
         targets, classes = to_targets(targets, path, num_classes), None
     source = TensorSource(str(path), observations, targets)
     source.target_name = ", ".join(target)
-    source.num_classes = None if classes is None else len(classes)
-    return source, classes
+    if classes is not None:
+        source.classes, source.num_classes = classes, len(classes)
+    return source
 
 
 def numbers(path: Path, name: str, arrays: Mapping[str, Column], key: str) -> Tensor:

@@ -1,5 +1,6 @@
 """Where examples come from: read one by one from files, or held in memory."""
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from torch import Tensor
@@ -54,6 +55,8 @@ class TensorSource:
     """
 
     num_classes: int | None = None
+    classes: Sequence[str] | None = None
+    """The names of the classes, in the order of their labels, where they have names."""
     target_name = "targets"
     """What an error calls the targets."""
 

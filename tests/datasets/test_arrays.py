@@ -387,6 +387,17 @@ def test_a_class_that_training_has_not_is_named(
         make(named("a", NAMES), validation=str(other))
 
 
+def test_labels_of_two_files_are_both_names_or_both_numbers(
+    make: Any, tmp_path: Path, named: Callable[[str, np.ndarray], Path]
+) -> None:
+    names, counted = named("a", NAMES), tmp_path / "b.npz"
+    write_npz(counted, {"obs": np.zeros(3), "target": np.array([0, 1, 2])})
+    message = f"^the targets of {names} are text, but those of {counted} are numbers; write both"
+    for one, other in ((names, counted), (counted, names)):
+        with pytest.raises(UserError, match=message):
+            make(one, validation=str(other))
+
+
 def test_text_is_no_number(make: Any, named: Callable[[str, np.ndarray], Path]) -> None:
     path = named("a", NAMES)
     first = rf"'target' holds text, 'wolf' in {'row 2' if path.suffix == '.csv' else 'example 0'}"
