@@ -11,8 +11,6 @@ from gymnasium import spaces
 from research.envs.gymnasium_env import make_gymnasium
 from research.envs.vector import Vector
 from research.errors import UserError
-from tests.algs.test_contract import make as make_parts
-from tests.conftest import Load
 
 
 def make(id: str, *, max_episode_steps: int | None = None, **kwargs: Any) -> Vector:
@@ -64,38 +62,6 @@ def test_discrete_actions_and_flat_spaces() -> None:
     blackjack = make("Blackjack-v1")
     assert blackjack.single_observation_space.shape == (32 + 11 + 2,)
     assert blackjack.reset(seed=[0])[0].sum() == 3
-
-
-class Rooms(gymnasium.Env):
-    """Observes which of four rooms it is in; an action above 0 leads to the next."""
-
-    observation_space = spaces.Discrete(4)
-    action_space = spaces.Box(-2, 2, (1,), np.float32)
-
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[int, dict[str, Any]]:
-        self.room = 0
-        return self.room, {}
-
-    def step(self, action: np.ndarray) -> tuple[int, float, bool, bool, dict[str, Any]]:
-        self.room = (self.room + int(action[0] > 0)) % 4
-        return self.room, float(self.room), False, False, {}
-
-
-def test_choices_are_observed_and_learned_from(load: Load) -> None:
-    gymnasium.register("Rooms-v0", lambda **_: Rooms())
-    cfg = load("alg=td3", "env=gymnasium", "env.id=Rooms-v0", "dataset.batch_size=8")
-    cfg.dataset.capacity = 400
-    parts = make_parts(cfg)
-    assert parts.dataset.sample().obs.sum(1).tolist() == [1.0] * 8
-    assert all(metrics["critic_loss"].isfinite() for metrics in parts.update(count=2))
-
-
-def test_discrete_actions_are_what_an_algorithm_for_continuous_ones_refuses(load: Load) -> None:
-    cfg = load("alg=td3", "env=gymnasium", "env.id=FrozenLake-v1", "dataset.capacity=400")
-    with pytest.raises(UserError, match=r"network: actions must be continuous .*Discrete\(4\)"):
-        make_parts(cfg)
 
 
 def test_kwargs_reach_the_environment() -> None:

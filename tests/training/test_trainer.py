@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 import torch
-from gymnasium.spaces import Box, Discrete, Space
+from gymnasium.spaces import Box
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import (
@@ -35,7 +35,6 @@ from research.status import Status
 from research.training.checkpoint import load_checkpoint
 from research.training.collector import Collector
 from research.training.logger import Clock, Logger
-from research.training.requirements import are_alike
 from research.training.run import Run
 from research.training.seed import seed_everything
 from research.training.trainer import Trainer
@@ -672,21 +671,6 @@ def test_parts_that_do_not_go_together_are_refused_before_the_first_step(
     options: Any = {"alg": Regression(), "dataset": Points(), "env": SPACES, "total_steps": 10}
     with pytest.raises(ValueError, match=reason):
         make_trainer(tmp_path, **{**options, **changes})
-
-
-@pytest.mark.parametrize(
-    ("one", "other", "alike"),
-    [
-        (Box(-1, 1, (2,)), Box(-9, np.inf, (2,)), True),
-        (Box(-1, 1, (2,)), Box(-1, 1, (3,)), False),
-        (Box(0, 9, (2,)), Box(0, 9, (2,), np.uint8), False),
-        (Discrete(3), Discrete(3), True),
-        (Discrete(3), Discrete(4), False),
-        (Discrete(3), Box(0, 3, (), np.int64), False),
-    ],
-)
-def test_spaces_are_alike_whatever_their_bounds(one: Space, other: Space, alike: bool) -> None:
-    assert are_alike(one, other) == alike
 
 
 # Learning rates and gradients
