@@ -172,7 +172,10 @@ def test_another_config_is_refused_with_the_difference(cli: Cli, tmp_path: Path)
         (["experiment=sac_dmc", "alg=td3"], ["experiment=sac_dmc is for alg=sac, got alg=td3"]),
         (["experiment=td3_cheetah", "alg=sac"], ["experiment=td3_cheetah is for alg=td3"]),
         (
-            ["~env", "+env._target_=gymnasium.envs.classic_control.PendulumEnv"],
+            [
+                *("env=none", "~env.observation_space", "~env.action_space"),
+                "env._target_=gymnasium.envs.classic_control.PendulumEnv",
+            ],
             ["env must be a vector environment, got PendulumEnv", "env=gymnasium env.id="],
         ),
         (["alg.tau=fast"], ["alg.tau must be a number", "'fast'"]),
@@ -225,7 +228,7 @@ def test_bad_input_ends_in_one_line(
         (["dataset=replay"], ["dataset: a replay buffer needs an environment"]),
         (
             ["alg=regression", "network=cnn", "dataset=digits", "processor=image"],
-            ["alg: Regression learns answers in a Box, got Discrete(10)", "integer targets"],
+            ["alg: Regression learns answers in a Box, got Discrete(10)", "try alg=classification"],
         ),
         (
             ["alg=td3", "network=cnn", "env=dataset", "dataset=digits", "processor=image"],
