@@ -50,12 +50,19 @@ def make_one(id: str, kwargs: dict[str, Any]) -> gymnasium.Env:
         raise UserError(f"env.id={id}: {error}") from error
     except Error as error:
         reason = str(error).partition(" Did you mean")[0].rstrip(".")
-        guess = did_you_mean(id, gymnasium.registry)
-        raise ValueError(f"'{id}' cannot be made by gymnasium: {reason}{guess}") from error
+        mend = how_to_import(id) + did_you_mean(id, gymnasium.registry)
+        raise ValueError(f"'{id}' cannot be made by gymnasium: {reason}{mend}") from error
     except TypeError as error:
         if not is_of_call(error.__cause__ or error, kwargs):
             raise
         raise ValueError(f"kwargs must suit '{id}': {error}") from error
+
+
+def how_to_import(id: str) -> str:
+    """A hint for an environment of a module that nobody has imported."""
+    return (
+        "" if ":" in id else f"; if a module of yours registers it, env.id=module:{id} imports it"
+    )
 
 
 def is_of_call(error: BaseException, kwargs: Mapping[str, Any]) -> bool:

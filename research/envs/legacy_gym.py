@@ -11,7 +11,7 @@ from gymnasium import spaces
 from gymnasium.wrappers import TimeLimit
 
 from research.envs.checked import require_seeded_reset
-from research.envs.gymnasium_env import is_of_call
+from research.envs.gymnasium_env import how_to_import, is_of_call
 from research.envs.vector import Vector, require_limit, vectorize
 from research.errors import UserError, did_you_mean
 
@@ -84,9 +84,9 @@ def make_gym(id: str, kwargs: Mapping[str, Any]) -> Any:
     except (gym.error.DependencyNotInstalled, ImportError) as error:
         raise UserError(f"env.id={id}: {error}") from error
     except gym.error.Error as error:
-        reason = str(error).partition(" Did you mean")[0].rstrip(".")
-        guess = did_you_mean(id, gym.envs.registry)
-        raise ValueError(f"'{id}' cannot be made by gym: {reason}{guess}") from error
+        reason = str(error).partition(" Did you mean")[0].rstrip(". ")
+        mend = how_to_import(id) + did_you_mean(id, gym.envs.registry)
+        raise ValueError(f"'{id}' cannot be made by gym: {reason}{mend}") from error
     except TypeError as error:
         if not is_of_call(error.__cause__ or error, kwargs):
             raise

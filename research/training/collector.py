@@ -185,7 +185,7 @@ class Collector:
                 f"env.num_envs is {self.env.num_envs}"
             )
         self.num_episodes[:] = state["num_episodes"]
-        self.skipped_frames = state["skipped_frames"]
+        self.skipped_frames = int(state["skipped_frames"])
         self.episode_seeds = list(state["episode_seeds"])
         self.episodes.totals = state["episodes"]
         self.env.action_space.np_random.bit_generator.state = state["action_space"]

@@ -73,6 +73,7 @@ def test_kwargs_reach_the_environment() -> None:
     ("id", "kwargs", "message"),
     [
         ("Hoper-v5", {}, r"'Hoper-v5' .*; did you mean 'Hopper-v5'\?"),
+        ("Mine-v0", {}, r"if a module of yours registers it, env\.id=module:Mine-v0 imports it"),
         ("Hopper-v9", {}, r"'Hopper-v9' .*v5.*; did you mean"),
         ("two words", {}, "Malformed environment ID"),
         ("Pendulum-v1", {"gg": 1.0}, "kwargs must suit 'Pendulum-v1': .*'gg'"),
