@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
@@ -64,6 +65,7 @@ def check(cfg: DictConfig) -> None:
 
     """
     check_experiment()
+    check_alg_env()
     root = to_plain(cfg)
     check_keys(root, set(typing.get_type_hints(RunConfig)), path="")
     for key, annotation in typing.get_type_hints(RunConfig).items():
@@ -86,6 +88,20 @@ def check_experiment() -> None:
         raise UserError(
             f"experiment={chosen['experiment']} is for alg={alg}, got alg={chosen['alg']}; leave "
             "out one of them (an experiment for any alg has no 'override /alg' in its defaults)"
+        )
+
+
+def check_alg_env() -> None:
+    """Refuse a choice that is none: Hydra passes over it, since a pair may have no such file."""
+    if not (HydraConfig.initialized() and GlobalHydra.instance().is_initialized()):
+        return
+    chosen = HydraConfig.get().runtime.choices
+    choice, pair = chosen.get("alg_env"), f"{chosen.get('alg')}_{chosen.get('env')}"
+    options = GlobalHydra.instance().config_loader().get_group_options("alg_env")
+    if choice not in {*options, pair, None}:
+        raise UserError(
+            f"alg_env={choice} is not a choice; allowed: {', '.join(options)}; '~alg_env' "
+            f"takes none{did_you_mean(choice, options)}"
         )
 
 

@@ -181,6 +181,12 @@ def test_another_config_is_refused_with_the_difference(cli: Cli, tmp_path: Path)
         (["alg.tau=fast"], ["alg.tau must be a number", "'fast'"]),
         (["alg.tau=3"], ["alg: tau must be in (0, 1], got 3"]),
         (["envv=cheetah"], ["envv", "did you mean 'env'?"]),
+        (["~env"], ["~env leaves no env; choose another by env=..."]),
+        (["experiment=null"], ["experiment=null is not a choice; '~experiment' takes none"]),
+        (
+            ["alg_env=drqv2_wlaker"],
+            ["alg_env=drqv2_wlaker is not a choice; allowed: drq", "did you mean 'drqv2_walker'?"],
+        ),
         (["env=dmc"], ["env.domain has no value"]),
         (["env=dmc", "env.domain=cheetah", "env.task=rn"], ["'rn'", "did you mean 'run'?"]),
         (["env=cartpole_gym"], ["network: actions must be continuous", "Discrete(2)"]),

@@ -186,7 +186,7 @@ class Batch:
         refused = [(job, line) for job, (line, _) in zip(jobs, answers, strict=True) if line]
         if refused:
             job, line = refused[0]
-            others = f", like {len(refused) - 1} others," if len(refused) > 1 else ""
+            others = f", like {len(refused) - 1} more," if len(refused) > 1 else ""
             raise UserError(f"job {job.number} ({job.name}){others} cannot run: {line}")
         return [num_bytes for _, num_bytes in answers]
 
