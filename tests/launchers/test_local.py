@@ -256,8 +256,7 @@ def test_one_bad_job_is_found_before_the_first_starts(tmp_path: Path) -> None:
     assert answer.returncode == 1
     assert answer.stderr.count("\n") == 1
     assert (
-        "job 4 (tau=no,seed=0), like 1 more, cannot run: alg.tau must be a number"
-        in answer.stderr
+        "job 4 (tau=no,seed=0), like 1 more, cannot run: alg.tau must be a number" in answer.stderr
     )
     assert not [entry for entry in tmp_path.iterdir() if entry.is_dir()]
 
