@@ -35,7 +35,7 @@ from research.explain import (
 )
 from research.files import MAX_DEPTH, read_text, write_whole
 from research.hydra_versions import VERSION_BASE, execution_whitelist
-from research.launchers.process import describe
+from research.launchers.process import collect_seldom, describe
 from research.launchers.ranks import Node, this_node
 from research.launchers.store import share_config_store
 from research.rank import train_in_parallel
@@ -88,6 +88,7 @@ def command(task: Task) -> Callable[[], None]:
 
     @functools.wraps(task)
     def main() -> None:
+        collect_seldom()
         outlive_readers()
         os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints the error in its own words
         enable_on_stderr()

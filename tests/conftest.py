@@ -16,6 +16,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 from research.hydra_versions import VERSION_BASE
+from research.launchers.process import collect_seldom
 from research.load_order import load_triton
 
 CONF = Path(__file__).parents[1] / "conf"
@@ -28,6 +29,7 @@ Load: TypeAlias = Callable[..., DictConfig]
 Spaces: TypeAlias = tuple[Box, Box]
 """Of the observations and of the actions."""
 
+collect_seldom()
 load_triton()  # tests render and train in this one process
 
 # A machine shared with others has no deadlines.

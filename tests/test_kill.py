@@ -190,7 +190,7 @@ def test_a_run_killed_again_and_again_ends_as_one_that_was_not(
     tmp_path: Path, load: Load, case: tuple[str, ...]
 ) -> None:
     alg, *changes = case
-    num_steps = 240 if alone(alg).env.get("pixels") else 480  # images take their time
+    num_steps = 168 if alone(alg).env.get("pixels") else 480  # images take their time
     sizes = small(alg, tmp_path, batch_size=16, capacity=2 * num_steps // 3)  # the rings wrap round
     overrides = [*sizes, *changes, *lengths(num_steps)]
     folders = compare(tmp_path, overrides, seed=" ".join(case), num_steps=num_steps, num_kills=4)

@@ -34,6 +34,22 @@ def test_every_algorithm_can_be_rehearsed_and_leaves_nothing(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("overrides", "reason"),
+    [
+        (["trainer.metric=train/q"], "trainer: metric must be one of the"),
+        (["trainer.total_steps=9000"], "trainer: total_steps=9000 leaves nothing"),
+        (["env=gymnasium", "env.id=Pendulum-v7"], "env: 'Pendulum-v7' cannot be made"),
+        (["init_from=away"], "init_from=away does not exist"),
+    ],
+)
+def test_what_a_part_refuses_is_refused(
+    rehearsal: Rehearsal, load: Load, tmp_path: Path, overrides: list[str], reason: str
+) -> None:
+    with pytest.raises(UserError, match=f"^{reason}"):
+        rehearsal(load("env=pendulum", *overrides), tmp_path)
+
+
 def test_devices_and_loggers_that_are_elsewhere_are_no_matter(
     rehearsal: Rehearsal, load: Load, tmp_path: Path
 ) -> None:

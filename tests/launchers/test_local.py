@@ -261,23 +261,10 @@ def test_one_bad_job_is_found_before_the_first_starts(tmp_path: Path) -> None:
     assert not [entry for entry in tmp_path.iterdir() if entry.is_dir()]
 
 
-@pytest.mark.parametrize(
-    ("sweep", "reason"),
-    [
-        ("alg.tau=0.005,7", "job 1 (tau=7) cannot run: alg: tau must be in (0, 1], got 7"),
-        ("trainer.metric=eval/return,train/q", "cannot run: trainer: metric must be one of the"),
-        ("trainer.total_steps=20000,9000", "cannot run: trainer: total_steps=9000 leaves nothing"),
-        ("env.id=Pendulum-v1,Pendulum-v7", "cannot run: env: 'Pendulum-v7' cannot be made"),
-        ("init_from=null,away", "job 1 (init_from=away) cannot run: init_from=away does not exist"),
-    ],
-)
-def test_a_value_out_of_range_is_found_before_the_first_starts(
-    tmp_path: Path, sweep: str, reason: str
-) -> None:
-    env = ("env=gymnasium", *(["env.id=Pendulum-v1"] if not sweep.startswith("env.id") else []))
-    answer = train(*env, sweep, f"hydra.sweep.dir={tmp_path}")
+def test_a_value_out_of_range_is_found_before_the_first_starts(tmp_path: Path) -> None:
+    answer = train("env=pendulum", "alg.tau=0.005,7", f"hydra.sweep.dir={tmp_path}")
     assert answer.returncode == 1
-    assert reason in answer.stderr
+    assert "job 1 (tau=7) cannot run: alg: tau must be in (0, 1], got 7" in answer.stderr
     assert answer.stderr.count("\n") == 1
     assert not [entry for entry in tmp_path.iterdir() if entry.is_dir()]
 

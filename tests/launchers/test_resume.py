@@ -22,13 +22,12 @@ from tests.launchers.test_slurm import (
     WaitingProgram,
     clean_up,
     finish,
-    requeue,
     run_out_of_time,
 )
 from tests.test_kill import contents, last_step, logs, weights
 
-STEPS = 1300
-INTERRUPTED = (400, 700, 1000)
+STEPS = 1000
+INTERRUPTED = (400, 700)
 """Steps soon after which, between two checkpoints and inside an episode, jobs are interrupted."""
 
 SMALL = (
@@ -143,7 +142,7 @@ def slurm(tmp_path: Path, cluster: Cluster) -> Iterator[SlurmSweep]:
 def test_a_command_ended_again_and_again_ends_as_one_that_was_not(
     local: LocalSweep, whole: list[dict[str, Any]], load: Load
 ) -> None:
-    for number, step in zip(("SIGKILL", "SIGINT", "SIGTERM"), INTERRUPTED, strict=True):
+    for number, step in zip(("SIGKILL", "SIGTERM"), INTERRUPTED, strict=True):
         command = local.start()
         pids = local.hold(step)
         command.send_signal(signal.Signals[number])
@@ -151,11 +150,11 @@ def test_a_command_ended_again_and_again_ends_as_one_that_was_not(
             go_on(pids)
         assert finish(command).status != 0
     assert local.run().status == 0
-    assert local.attempts() == [4, 4]
+    assert local.attempts() == [3, 3]
     for name in SEEDS:
         stopped, resumed = local.interruptions(name)
-        assert len(resumed) == 3
-        assert 0 < resumed[0] < resumed[1] < resumed[2] < STEPS
+        assert len(resumed) == 2
+        assert 0 < resumed[0] < resumed[1] < STEPS
         assert stopped == resumed[1:]
     assert local.ends(load) == whole
 
@@ -182,16 +181,16 @@ def test_a_task_that_runs_again_and_again_ends_as_one_that_ran_once_elsewhere(
     slurm: SlurmSweep, whole: list[dict[str, Any]], load: Load
 ) -> None:
     command = slurm.start()
-    for event, step in zip((preempt, requeue, run_out_of_time), INTERRUPTED, strict=True):
+    for event, step in zip((preempt, run_out_of_time), INTERRUPTED, strict=True):
         pids = slurm.hold(step)
         (task,) = slurm.tasks()
         event(slurm.cluster, task)
         go_on(pids)
     assert finish(command).status == 0
-    assert slurm.attempts() == [4, 4]
+    assert slurm.attempts() == [3, 3]
     for name in SEEDS:
         stopped, resumed = slurm.interruptions(name)
-        assert len(resumed) == 3
-        assert 0 < resumed[0] < resumed[1] < resumed[2] < STEPS
+        assert len(resumed) == 2
+        assert 0 < resumed[0] < resumed[1] < STEPS
         assert stopped == resumed
     assert slurm.ends(load) == whole
