@@ -37,7 +37,7 @@ def test_under_slurm_too_when_the_launcher_or_an_allocation_is_killed(
     tmp_path: Path, cluster: Cluster
 ) -> None:
     round_ = Round(slurm_sweep(cluster.environ), tmp_path / "sweep")
-    round_.run([blow("command", 9), blow("pool", 12)])
+    round_.run([blow("command", 9), blow("pool", 8)])
     assert round_.problems == []
     assert round_.blows == ["command", "pool"]
     assert round_.statuses[-2:] == [0, 0]

@@ -16,11 +16,11 @@ from research.launchers.mps import mps_daemon, quit_command
 
 # Stands for NVIDIA's program: -d leaves a daemon behind, other calls take commands for it.
 FAKE = """#!/bin/sh
-echo "$CUDA_VISIBLE_DEVICES" >"$FAKE_NOTES/devices"
 file=$CUDA_MPS_PIPE_DIRECTORY/nvidia-cuda-mps-control.pid
 if [ "$1" = -d ]; then
   [ ! -f "$FAKE_NOTES/refuse" ] || { echo "An instance of this daemon is already running"; exit 1; }
   [ -d "$CUDA_MPS_LOG_DIRECTORY" ] || exit 1
+  echo "$CUDA_VISIBLE_DEVICES" >"$FAKE_NOTES/devices"
   setsid "$0" daemon &
   echo $! >"$FAKE_NOTES/pid"
   cp "$FAKE_NOTES/pid" "$file"
