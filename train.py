@@ -13,8 +13,8 @@ from research.training.run import Run
 @command
 def main(cfg: DictConfig, run: Run) -> float:
     """Build each part in data-flow order, train, and return the score that a sweep optimises."""
-    from research.training.device import choose_device
-    from research.training.initialise import initialise
+    from research.machine.device import choose_device
+    from research.training.saving.initialise import initialise
     from research.training.seed import seed_everything
 
     device = choose_device(cfg.device)

@@ -11,7 +11,7 @@ from pathlib import Path
 from benchmarks.chaos_checks import STEPS, check_journal, check_training
 from benchmarks.measure import ROOT
 
-JOB = "research.launchers.process"
+JOB = "research.process"
 HERE = {"job": JOB, "guard": r"launchers/guard\.py"}
 UNDER_SLURM = {**HERE, "pool": rf"^{re.escape(sys.executable)} .*submitit\.core\._submit"}
 SMALL = (

@@ -29,8 +29,8 @@ from benchmarks.launch_training import Rows, Training, measure_training, trainin
 from benchmarks.measure import RESULTS, describe_machine, write_rows
 from benchmarks.train_speed import summarised
 from research.files import write_whole
-from research.launchers.gpus import usable_gpus
-from research.training.provenance import machine
+from research.machine.gpus import usable_gpus
+from research.training.saving.provenance import machine
 
 QUICK = {"sweeps": 1, "jobs": 4, "submitit_jobs": 2, "rounds": 1, "window": 1.0, "settle": 50}
 

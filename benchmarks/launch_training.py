@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.measure import ROOT, THREAD_VARIABLES, interleaved, read_rows, spread
-from research.launchers.cpus import usable_cpus
-from research.launchers.gpus import slot_environment
-from research.launchers.mps import mps_daemon
-from research.launchers.process import Process, make_call
-from research.launchers.slots import Slot, make_slots
+from research.launchers.pool.mps import mps_daemon
+from research.machine.cpus import usable_cpus
+from research.machine.gpus import slot_environment
+from research.machine.slots import Slot, make_slots
+from research.process import Process, make_call
 
 WARMUP_STEPS = 1000
 SLOWEST_S = 300.0

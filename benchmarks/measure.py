@@ -11,7 +11,7 @@ from importlib import metadata
 from pathlib import Path
 
 from research.files import write_whole
-from research.training.provenance import git_state, machine
+from research.training.saving.provenance import git_state, machine
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"

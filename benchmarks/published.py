@@ -18,7 +18,7 @@ import yaml
 from benchmarks.learning import t_interval
 from benchmarks.measure import RESULTS, ROOT, read_rows, write_rows
 from research.files import write_whole
-from research.training.provenance import read_attempts
+from research.training.saving.provenance import read_attempts
 
 TASKS = {"cheetah": "cheetah run", "walker": "walker walk", "cartpole": "cartpole swingup"}
 SAC_CURVES = {"pytorch_sac": "sac_state_pytorch_sac", "SAC of TD-MPC2": "sac_state_tdmpc2"}

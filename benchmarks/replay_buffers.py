@@ -14,8 +14,8 @@ from numpy.lib.array_utils import byte_bounds
 from torch import Tensor
 
 from research.batches import Transition
-from research.datasets.replay import ReplayBuffer
-from research.training.device import choose_device
+from research.datasets.replay.buffer import ReplayBuffer
+from research.machine.device import choose_device
 
 BATCH_SIZE = 256
 OBS_DIM, ACTION_DIM, FRAME_STACK, FRAME_SHAPE = 17, 6, 3, (3, 84, 84)

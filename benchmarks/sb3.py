@@ -30,8 +30,8 @@ from research.config import build
 from research.hydra_versions import VERSION_BASE
 from research.processors.base import Identity
 from research.training.evaluation import evaluate
-from research.training.logger import Clock, Logger
 from research.training.policy import Policy
+from research.training.records.logger import Clock, Logger
 
 
 class Actor(Algorithm):

@@ -58,10 +58,10 @@ from benchmarks.measure import (
 )
 from research.algs.supervised import group_parameters
 from research.config import build
-from research.datasets.arrays import read_examples
+from research.datasets.examples.arrays import read_examples
 from research.files import write_whole
 from research.hydra_versions import VERSION_BASE
-from research.training.device import choose_device
+from research.machine.device import choose_device
 from research.training.seed import seed_everything
 
 SYSTEMS = ("bare", "ours", "lightning", "lightning_batched", "bare_default")

@@ -35,15 +35,15 @@ from research.explain import (
 )
 from research.files import MAX_DEPTH, read_text, write_whole
 from research.hydra_versions import VERSION_BASE, execution_whitelist
-from research.launchers.process import collect_seldom, describe
-from research.launchers.ranks import Node, this_node
-from research.launchers.store import share_config_store
+from research.launchers.plan.store import share_config_store
+from research.parallel.ranks import Node, this_node
+from research.process import collect_seldom, describe
 from research.rank import train_in_parallel
 from research.rehearsal import Task, rehearsing
 from research.status import BLANK, Status, read_status, sole_process
-from research.training.provenance import write_provenance
-from research.training.retention import holds_checkpoints
 from research.training.run import Run
+from research.training.saving.provenance import write_provenance
+from research.training.saving.retention import holds_checkpoints
 
 log = logging.getLogger(__name__)
 STRUCTURE = (

@@ -16,8 +16,9 @@ from pathlib import Path
 
 from research.envs.rendering import HEADLESS, find_renderer, one_line, try_library
 from research.errors import UserError
-from research.launchers.cpus import cpu_quota, usable_cpus
-from research.launchers.gpus import find_gpus, usable_gpus
+from research.machine.cpus import cpu_quota, usable_cpus
+from research.machine.gpus import driver_version, find_gpus, gpu_models, usable_gpus
+from research.machine.mounts import control_groups
 
 ROOT = Path("/")
 PIXEL_SIZE = 84
@@ -58,7 +59,7 @@ def check_cpus() -> str:
 
 def check_memory(root: Path = ROOT) -> str:
     """Memory of the machine, what is left for this process and the least limit."""
-    from research.datasets.memory import available_memory  # imports torch, which may be broken
+    from research.machine.memory import available_memory  # imports torch, which may be broken
 
     size = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     granted = min(memory_limits(root), default=None)
@@ -68,26 +69,21 @@ def check_memory(root: Path = ROOT) -> str:
 
 def memory_limits(root: Path) -> Iterator[int]:
     """Bytes that this process's control groups grant, as far as they limit anything."""
-    from research.datasets.memory import GROUP_FILES, memory_hierarchies
+    from research.machine.memory import GROUP_FILES
 
-    for kind, mount, path in memory_hierarchies(root):
-        for folder in (mount / path, *(mount / path).parents):
+    for kind, folders in control_groups("memory", root):
+        for folder in folders:
             try:
                 limit = (folder / GROUP_FILES[kind][0]).read_text().strip()
             except OSError:
                 limit = "max"
             if limit != "max" and int(limit) < 2**60:  # version 1 says so that there is none
                 yield int(limit)
-            if folder == mount:
-                break
 
 
 def check_gpus() -> str:
     """The GPUs here, their MIG devices, and those that a job would be given."""
-    from research.training.provenance import gpus
-
-    names = gpus(ROOT / "proc/driver/nvidia")["gpus"]
-    assert isinstance(names, list)
+    names = gpu_models(ROOT)
     present = find_gpus(os.environ.get("PATH", os.defpath))
     if not present:
         return "none"
@@ -107,11 +103,8 @@ def check_torch() -> str:
         import torch
     except Exception as error:  # a library that it loads may fail in any way
         raise Broken(f"torch cannot be imported ({one_line(error)}); . ./setup_shell.sh") from error
-    from research.training.provenance import gpus
-
-    driver = gpus(ROOT / "proc/driver/nvidia")["gpu_driver"]
     has_gpu = bool(usable_gpus("auto"))
-    driver = driver or ("unknown" if has_gpu else "none")
+    driver = driver_version(ROOT) or ("unknown" if has_gpu else "none")
     what = f"{torch.__version__}, CUDA {torch.version.cuda or 'none'}, driver {driver}"
     if not has_gpu:
         return f"{what}: computes on the CPU"

@@ -17,9 +17,9 @@ from omegaconf import DictConfig, OmegaConf
 from research.console import outlive_readers
 from research.crash import crash_told
 from research.explain import exit_status, log_traceback, one_line
-from research.launchers.job import hydra_state, restore
-from research.launchers.process import describe
-from research.launchers.ranks import Failure, Node, Place, run_ranks
+from research.launchers.plan.job import hydra_state, restore
+from research.parallel.ranks import Failure, Node, Place, run_ranks
+from research.process import describe
 from research.status import Status
 from research.training.interruption import StopRequest
 from research.training.run import Run
@@ -86,7 +86,7 @@ class Rank:
 
     def train(self) -> float:
         """Train as one of the ranks."""
-        from research.training.parallel import join
+        from research.parallel.process_group import join
 
         run = Run(self.folder, Status(self.folder), self.config["seed"], self.config)
         try:

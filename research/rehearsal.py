@@ -13,7 +13,7 @@ from research import config
 from research.config import construct_part, to_plain
 from research.errors import UserError
 from research.explain import one_line
-from research.launchers.process import describe
+from research.process import describe
 from research.status import Status
 from research.training.run import Run
 

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Literal
 
 from research.errors import UserError, override
-from research.launchers.follow import LIVING, SILENT, Follower, wait_showing
-from research.launchers.ledger import planned_jobs, read_plan
-from research.launchers.queue import cancel, find_places, read_submissions
-from research.launchers.report import report
-from research.launchers.table import table
+from research.launchers.plan.ledger import planned_jobs, read_plan
+from research.launchers.show.follow import LIVING, SILENT, Follower, wait_showing
+from research.launchers.show.report import report
+from research.launchers.show.table import table
+from research.launchers.slurm.queue import cancel, find_places, read_submissions
 from research.status import BLANK, is_in_use, lock_owner, read_status
 
 log = logging.getLogger(__name__)

@@ -16,8 +16,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 from research.hydra_versions import VERSION_BASE
-from research.launchers.process import collect_seldom
 from research.load_order import load_triton
+from research.process import collect_seldom
 
 CONF = Path(__file__).parents[1] / "conf"
 TOYS = Path(__file__).parent / "algs" / "conf"

@@ -3,7 +3,7 @@
 import tensorboard  # noqa: F401
 import torch._dynamo  # noqa: F401
 
-import research.training.device
+import research.machine.device
 import research.training.trainer  # noqa: F401
 import train  # noqa: F401
 from research.envs.rendering import import_suite

@@ -20,10 +20,10 @@ from hypothesis import strategies as st
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from research.errors import UserError, override
-from research.training.checkpoint import load_checkpoint
+from research.training.saving.checkpoint import load_checkpoint
 from research.training.trainer import Trainer
 from tests import commands, test_app
-from tests.datasets import test_images
+from tests.datasets.examples import test_images
 from tests.test_app import SMALL, Cli, rows
 from tests.training import test_resume
 from tests.training.test_resume import assert_same_end, interrupt, make_online

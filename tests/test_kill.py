@@ -13,9 +13,9 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from research.config import build
-from research.datasets.examples import Examples
-from research.datasets.replay import ReplayBuffer
-from research.training.checkpoint import load_checkpoint
+from research.datasets.examples.dataset import Examples
+from research.datasets.replay.buffer import ReplayBuffer
+from research.training.saving.checkpoint import load_checkpoint
 from tests.commands import train
 from tests.conftest import Load, algs, alone, choice, collects, small
 

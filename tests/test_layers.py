@@ -11,16 +11,17 @@ ROOT = Path(__file__).parent.parent
 MAY_IMPORT = {
     "networks": set(),
     "envs": set(),
-    "launchers": set(),
     "processors": set(),
-    "reports": set(),
-    "datasets": {"envs"},
-    "algs": {"networks", "datasets"},
-    "training": {"algs", "datasets", "processors"},
+    "machine": set(),
+    "parallel": {"machine"},
+    "launchers": {"machine", "parallel"},
+    "datasets": {"envs", "machine"},
+    "algs": {"networks", "parallel"},
+    "training": {"algs", "datasets", "processors", "parallel", "machine"},
 }
 SHARED = {
     *("batches", "crash", "differences", "errors", "files"),
-    *("hydra_versions", "load_order", "status"),
+    *("hydra_versions", "load_order", "process", "status"),
 }
 MAY_IMPORT_HYDRA = {
     *("app.py", "config.py", "explain.py", "hydra_versions.py", "rank.py"),
@@ -61,7 +62,11 @@ def test_packages_export_nothing(path: Path) -> None:
     "module",
     [
         *("train", "research.app", "research.status", "research.sweep"),
-        *("research.launchers.local", "research.launchers.slurm", "research.launchers.search"),
+        *(
+            "research.launchers.local",
+            "research.launchers.slurm.launch",
+            "research.launchers.search",
+        ),
     ],
 )
 def test_start_up_imports_no_torch(module: str) -> None:

@@ -232,7 +232,7 @@ def test_reader_finds_every_field_in_a_file_that_lacks_some(tmp_path: Path) -> N
 
 def test_sweeps_parent_reads_status_and_provenance_without_torch() -> None:
     code = (
-        "import sys, research.status, research.training.provenance\n"
+        "import sys, research.status, research.training.saving.provenance\n"
         "assert 'torch' not in sys.modules and 'numpy' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -15,11 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from research.errors import UserError
-from research.training.checkpoint import load_checkpoint
+from research.training.saving.checkpoint import load_checkpoint
 from tests import test_app, test_faults
 from tests.test_app import Cli
 from tests.test_faults import RUN, contents, only_line
-from tests.training.test_checkpoint import Hostile
+from tests.training.saving.test_checkpoint import Hostile
 from tests.training.test_resume import make_online
 
 cli = test_app.cli

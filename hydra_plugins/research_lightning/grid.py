@@ -48,7 +48,7 @@ class GridSweeper(BasicSweeper):
             UserError: ``paired`` is wrong, or a job did not complete.
 
         """
-        from research.launchers.combinations import combine, in_batches, require_completion
+        from research.launchers.plan.combinations import combine, in_batches, require_completion
 
         assert self.config is not None
         assert self.launcher is not None

@@ -61,7 +61,7 @@ class LocalLauncher(Launcher):
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
         """Take the program."""
-        from research.launchers.batch import Program
+        from research.launchers.plan.batch import Program
 
         self.program = Program(config, hydra_context, task_function)
 

@@ -50,15 +50,15 @@ class SlurmLauncher(Launcher):
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
         """Take the program."""
-        from research.launchers.batch import Program
+        from research.launchers.plan.batch import Program
 
         self.program = Program(config, hydra_context, task_function)
 
     def launch(
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
     ) -> Sequence[JobReturn]:
-        """Submit the jobs; see ``research.launchers.slurm``."""
-        from research.launchers.slurm import launch
+        """Submit the jobs; see ``research.launchers.slurm.launch``."""
+        from research.launchers.slurm.launch import launch
 
         return launch(self.program, self.options, job_overrides)
 

@@ -14,12 +14,12 @@ from torch.optim import Optimizer
 
 from research.algs.base import Algorithm, Metrics
 from research.algs.loss_scaler import LossScaler
-from research.algs.parallel import count_examples, is_parallel, sum_over_ranks
 from research.batches import Example, Tree, map_tensors
 from research.errors import UserError
 from research.networks.mlp import EnsembleLayerNorm
 from research.networks.predictor import Predictor
 from research.networks.targets import frozen_copy, polyak_update
+from research.parallel.sums import count_examples, is_parallel, sum_over_ranks
 
 GroupedOptimFactory: TypeAlias = Callable[[list[dict[str, Any]]], Optimizer]
 

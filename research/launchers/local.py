@@ -12,17 +12,17 @@ from hydra.core.utils import JobReturn, configure_log
 from omegaconf import OmegaConf
 
 from research.errors import UserError
-from research.launchers.batch import Batch, Program
-from research.launchers.cpus import cpu_quota, usable_cpus
-from research.launchers.dry_run import is_dry_run, show_plan
-from research.launchers.gpus import gpu_uuids, usable_gpus
-from research.launchers.ledger import Job, planned_jobs
-from research.launchers.mps import mps_daemon
-from research.launchers.pool import Outcome, Pool
-from research.launchers.progress import Progress, describe
-from research.launchers.report import report
-from research.launchers.screen import Screen
-from research.launchers.slots import Slot, make_slots
+from research.launchers.plan.batch import Batch, Program
+from research.launchers.plan.dry_run import is_dry_run, show_plan
+from research.launchers.plan.ledger import Job, planned_jobs
+from research.launchers.pool.mps import mps_daemon
+from research.launchers.pool.pool import Outcome, Pool
+from research.launchers.show.progress import Progress, describe
+from research.launchers.show.report import report
+from research.launchers.show.screen import Screen
+from research.machine.cpus import cpu_quota, usable_cpus
+from research.machine.gpus import gpu_uuids, usable_gpus
+from research.machine.slots import Slot, make_slots
 from research.status import sole_process
 
 log = logging.getLogger(__name__)

@@ -18,8 +18,8 @@ from research.differences import differences
 from research.errors import UserError
 from research.files import write_whole
 from research.hydra_versions import execution_whitelist
-from research.launchers.job import JobError
-from research.launchers.process import describe
+from research.launchers.plan.job import JobError
+from research.process import describe
 
 log = logging.getLogger(__name__)
 DIRECTIONS = {"max": "maximize", "min": "minimize", "maximize": "maximize", "minimize": "minimize"}

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from research.batches import map_tensors, to_device
 from research.errors import UserError
+from research.parallel.process_group import sum_by_name
 from research.training.episodes import Episodes, mean_metrics
 from research.training.meter import check_metric
 from research.training.observations import find_fault
-from research.training.parallel import sum_over_ranks
 from research.training.policy import Policy
 from research.training.seed import derive_seed, preserve_random_state, seed_everything
 
@@ -92,7 +92,7 @@ def validate(
                 sums[name] = size * value + sums.get(name, 0)
             num_examples += size
     own = {name: value.item() for name, value in sums.items()}
-    totals = sum_over_ranks({"": float(num_examples), **own})
+    totals = sum_by_name({"": float(num_examples), **own})
     return {name: total / totals[""] for name, total in totals.items() if name}
 
 

@@ -8,7 +8,7 @@ from gymnasium.vector import VectorEnv
 
 from research.algs.base import Algorithm
 from research.datasets.base import Dataset, OnlineDataset, ShareableDataset, ValidationDataset
-from research.training.parallel import rank_and_count
+from research.parallel.process_group import rank_and_count
 
 
 def check_parts(alg: Algorithm, dataset: Dataset, env: Any, *, collects: bool) -> None:

@@ -19,26 +19,26 @@ from research.datasets.base import (
     WaitingDataset,
 )
 from research.errors import Preempted, UserError, override
+from research.parallel.process_group import copy_from_first
 from research.processors.base import Processor
-from research.training.checkpoint import Checkpoint, load_newest, save_checkpoint
 from research.training.collector import Collector
 from research.training.episodes import mean_metrics
 from research.training.evaluation import ALWAYS_EVALUATED, evaluate, validate
 from research.training.interruption import StopRequest
 from research.training.learner import Learner, ScheduleFactory
-from research.training.logger import Clock, Logger
 from research.training.meter import Phases
-from research.training.parallel import copy_from_first
 from research.training.policy import Policy
-from research.training.progress import Progress
+from research.training.records.logger import Clock, Logger
+from research.training.records.progress import Progress
 from research.training.requirements import (
     check_parts,
     count_steps,
     epoch_steps,
     share_dataset,
 )
-from research.training.retention import holds_checkpoints
 from research.training.run import Run
+from research.training.saving.checkpoint import Checkpoint, load_newest, save_checkpoint
+from research.training.saving.retention import holds_checkpoints
 from research.training.score import Score
 from research.training.seed import (
     derive_seed,

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from research.algs.base import Algorithm, Metrics, OptimFactory, take_step
 from research.batches import Example, Transition
-from research.datasets.replay import Environments
+from research.datasets.replay.buffer import Environments
 from research.networks.predictor import Predictor
 from research.networks.targets import frozen_copy, polyak_update
 

@@ -1,14 +1,11 @@
-"""What the launchers' tests share: a real SLURM cluster, and pretended machines."""
+"""What the launchers' tests share: a real SLURM cluster, and logging as it was."""
 
 import logging
-import os
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from tests.launchers.cluster import Cluster, unavailable
-from tests.launchers.machines import Machine
 
 
 @pytest.fixture(autouse=True)
@@ -28,14 +25,3 @@ def cluster() -> Iterator[Cluster]:
         pytest.skip(reason)
     with Cluster() as cluster:
         yield cluster
-
-
-@pytest.fixture
-def here(tmp_path: Path) -> Machine:
-    return Machine(tmp_path)
-
-
-@pytest.fixture
-def eight_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    """This process may run on CPUs 0 to 7."""
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from research.launchers import local
-from research.launchers.slots import Slot
+from research.machine.slots import Slot
 from research.status import read_status
-from tests.launchers.machines import MIG, TWO_GPUS, Machine
+from tests.launchers.pool.test_pool import processes_of, wait_for
 from tests.launchers.programs import ROOT, Program
-from tests.launchers.test_pool import processes_of, wait_for
+from tests.machine.machines import MIG, TWO_GPUS, Machine
 
 DEEDS = ("work", "fix")
 
@@ -187,12 +187,12 @@ def pretend_gpus(here: Machine, listing: str, monkeypatch: pytest.MonkeyPatch) -
 )
 def test_a_job_has_as_many_gpus_as_it_is_told(
     program: Program,
-    here: Machine,
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     gpus_per_job: int,
     shown: list[str],
 ) -> None:
-    pretend_gpus(here, TWO_GPUS, monkeypatch)
+    pretend_gpus(Machine(tmp_path), TWO_GPUS, monkeypatch)
     answer = program.run(
         *("seed=0,1", f"hydra.launcher.gpus_per_job={gpus_per_job}", "hydra.sweeper.dry_run=true")
     )
@@ -201,9 +201,9 @@ def test_a_job_has_as_many_gpus_as_it_is_told(
 
 
 def test_parts_of_divided_gpus_are_not_put_together(
-    program: Program, here: Machine, monkeypatch: pytest.MonkeyPatch
+    program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pretend_gpus(here, MIG, monkeypatch)
+    pretend_gpus(Machine(tmp_path), MIG, monkeypatch)
     answer = program.run("seed=0,1", "hydra.launcher.gpus_per_job=2")
     assert answer.status == 1
     assert "hydra.launcher.gpus_per_job=2 needs whole GPUs, got MIG-bbbb1111" in answer.err

@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
-from research.launchers.pool import LOG, last_lines
+from research.launchers.pool.pool import LOG, last_lines
 from research.status import BLANK, read_status
 from tests.conftest import Load
 from tests.launchers.cluster import Cluster, wait_until
+from tests.launchers.pool.test_pool import processes_of
 from tests.launchers.programs import ROOT
-from tests.launchers.test_pool import processes_of
-from tests.launchers.test_slurm import (
+from tests.launchers.slurm.test_slurm import (
     SlurmProgram,
     WaitingProgram,
     clean_up,

@@ -10,9 +10,9 @@ import pytest
 from research.crash import CRASH
 from research.sweep import main
 from tests.launchers.cluster import Cluster
+from tests.launchers.pool.test_pool import processes_of, wait_for
 from tests.launchers.programs import ROOT
-from tests.launchers.test_pool import processes_of, wait_for
-from tests.launchers.test_slurm import (
+from tests.launchers.slurm.test_slurm import (
     COMPLETES_FIRST,
     SlurmProgram,
     WaitingProgram,

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from research.training.episodes import Episodes, mean_metrics, metric_name
-from research.training.logger import check_names
+from research.training.records.logger import check_names
 from tests.training.toys import Count
 
 

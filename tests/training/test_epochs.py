@@ -13,7 +13,7 @@ from research.algs.base import Metrics
 from research.errors import UserError
 from research.processors.base import Identity
 from research.processors.chain import Chain
-from research.training.checkpoint import load_checkpoint
+from research.training.saving.checkpoint import load_checkpoint
 from tests.commands import train
 from tests.training.test_trainer import (
     SPACES,

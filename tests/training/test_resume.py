@@ -20,17 +20,17 @@ from torch import Tensor
 from torch.optim.lr_scheduler import StepLR
 
 from research.algs.base import Metrics
-from research.datasets.replay import ReplayBuffer
+from research.datasets.replay.buffer import ReplayBuffer
 from research.envs.vector import vectorize
 from research.errors import Preempted, UserError
 from research.status import Status
-from research.training import events, logger
-from research.training.checkpoint import load_checkpoint
 from research.training.collector import Collector
-from research.training.logger import Logger
+from research.training.records import events, logger
+from research.training.records.logger import Logger
+from research.training.saving.checkpoint import load_checkpoint
 from research.training.seed import seed_everything
 from research.training.trainer import Trainer
-from tests.training.test_checkpoint import Dead
+from tests.training.saving.test_checkpoint import Dead
 from tests.training.test_trainer import (
     SPACES,
     Scripted,

@@ -26,16 +26,16 @@ from torch.optim.lr_scheduler import (
 
 from research.algs.base import Algorithm, Metrics, OptimFactory, take_step
 from research.batches import Transition
-from research.datasets.replay import ReplayBuffer
+from research.datasets.replay.buffer import ReplayBuffer
 from research.envs.spaces import DeclaredSpaces
 from research.envs.vector import vectorize
 from research.errors import UserError
 from research.processors.base import Identity, Processor
 from research.status import Status
-from research.training.checkpoint import load_checkpoint
 from research.training.collector import Collector
-from research.training.logger import Clock, Logger
+from research.training.records.logger import Clock, Logger
 from research.training.run import Run
+from research.training.saving.checkpoint import load_checkpoint
 from research.training.seed import seed_everything
 from research.training.trainer import Trainer
 from tests.training.toys import (

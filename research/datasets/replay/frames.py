@@ -1,0 +1,103 @@
+"""Stacks of an episode's newest frames, of which every row holds one."""
+
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium import spaces
+from torch import Tensor
+
+from research.datasets.replay.storage import Leaf
+from research.errors import UserError
+
+
+class FrameStacks:
+    """Stacks of S frames (S * C, H, W), the oldest first; step t of an episode sees t-S+1 to t.
+
+    Before its first frame an episode has copies of it.
+
+    Args:
+        space: of the stacks.
+        frame_stack: S, at least 2.
+        n_step: most steps between the two stacks of a transition.
+
+    Attributes:
+        leaf: what a row holds of a stack, its newest frame.
+
+    Raises:
+        ValueError: ``space`` has no such stacks.
+
+    """
+
+    def __init__(self, space: gymnasium.Space[Any], *, frame_stack: int, n_step: int) -> None:
+        if not (
+            isinstance(space, spaces.Box)
+            and space.dtype == np.uint8
+            and len(space.shape) == 3
+            and space.shape[0] % frame_stack == 0
+        ):
+            raise ValueError(
+                f"{frame_stack} stacked frames must be a Box of uint8 ({frame_stack} * C, H, W), "
+                f"got {space}"
+            )
+        self.shape = space.shape
+        self.num_channels = space.shape[0] // frame_stack
+        self.leaf = Leaf((self.num_channels, *space.shape[1:]), torch.uint8)
+        # Stacks that lie one step apart share all frames but one each.
+        back = list(range(1 - frame_stack, 1))
+        self._offsets = torch.tensor([*back, 1] if n_step == 1 else back * 2, dtype=torch.int32)
+        self._is_next = torch.tensor([0] * frame_stack + [1] * frame_stack, dtype=torch.int32)
+
+    def newest(self, stacks: np.ndarray) -> np.ndarray:
+        """The newest frames (E, C, H, W) of ``stacks`` (E, S * C, H, W)."""
+        if stacks.shape[1:] != self.shape:
+            raise UserError(
+                f"the environment gave stacked frames of shape {stacks.shape[1:]}, but its space "
+                f"says {self.shape}"
+            )
+        return stacks[:, -self.num_channels :]
+
+    def check_first(self, stacks: np.ndarray) -> None:
+        """Refuse stacks (E, S * C, H, W) that an episode cannot begin with.
+
+        Raises:
+            ValueError: the frames of one differ, so that one frame does not tell the others.
+
+        """
+        frames = stacks.reshape(len(stacks), -1, *self.leaf.shape)
+        if (frames != frames[:, -1:]).any():
+            raise ValueError(
+                "an episode must begin with a stack of equal frames, its first observation's; "
+                "got frames that differ"
+            )
+
+    def read(
+        self, frames: Tensor, starts: Tensor, num_earlier: Tensor, num_steps: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """The stacks at rows ``starts`` (B,), and those ``num_steps`` (B,) rows behind.
+
+        Args:
+            frames: (num_rows, C * H * W), an episode's one behind the other.
+            starts: on the host, as all that follows.
+            num_earlier: (B,), how many rows before its start an episode's first frame lies; S - 1
+                if there are more.
+            num_steps: None if ``n_step`` is 1; then the two stacks share memory.
+
+        """
+        offsets = self._offsets
+        if num_steps is not None:
+            offsets = offsets + num_steps[:, None] * self._is_next
+        rows = starts[:, None] + offsets.maximum(-num_earlier[:, None])
+        window = gather(frames, rows.view(-1))
+        channels = window.view(len(starts), -1, *self.shape[1:])
+        return channels[:, : self.shape[0]], channels[:, -self.shape[0] :]
+
+
+def gather(frames: Tensor, rows: Tensor) -> Tensor:
+    """``frames`` of these rows, in new memory on the same device."""
+    if frames.device.type != "cpu":
+        return frames.index_select(0, rows.to(frames.device))
+    # numpy asks for huge pages: to get a batch's memory in small ones can take longer than to copy.
+    selected = torch.from_numpy(np.empty((len(rows), frames.shape[1]), np.uint8))
+    return torch.index_select(frames, 0, rows, out=selected)

@@ -1,0 +1,247 @@
+"""Rows of several arrays, packed so that a batch of them is one copy per data type."""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import gymnasium
+import numpy as np
+import torch
+from torch import Tensor
+
+from research.datasets.replay.journal import CHUNK_BYTES, Fill
+from research.errors import UserError
+from research.machine.disk import map_file
+
+DTYPES: dict[np.dtype[Any], torch.dtype] = {
+    np.dtype(name): getattr(torch, name)
+    for name in ("bool", "uint8", "int8", "int16", "int32", "int64", "float16", "float32")
+} | {np.dtype("float64"): torch.float32}
+"""What every type of array is stored as: itself, but float64 as float32."""
+
+
+class Leaf(NamedTuple):
+    """Shape and type of one array of a row."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+
+def leaf_of(space: gymnasium.Space[Any], where: str) -> Leaf:
+    """How elements of a space are stored.
+
+    Raises:
+        ValueError: the elements of the space are no arrays of a fixed size; ``where`` names it.
+
+    """
+    dtype = None if space.dtype is None else DTYPES.get(space.dtype)
+    if space.shape is None or dtype is None:
+        raise ValueError(
+            f"the {where} must be arrays of a fixed size (Box, Discrete, MultiDiscrete, "
+            f"MultiBinary), got {space}"
+        )
+    return Leaf(space.shape, dtype)
+
+
+def compute_row_bytes(leaves: Iterable[Leaf]) -> int:
+    """Bytes that one row takes."""
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+
+
+class Column(NamedTuple):
+    """Where a leaf lies in a row: its group, and its first and one past its last element."""
+
+    group: str
+    start: int
+    stop: int
+
+
+class RowStorage:
+    """Rows of named leaves, in host or GPU memory; their content is undefined until written.
+
+    All leaves of one data type lie side by side, in the order given, in one tensor (num_rows,
+    width), here called a group. New rows are first staged on the host, then written together.
+
+    Args:
+        leaves: what a row holds.
+        num_rows: how many rows there are.
+        num_staged: how many rows can be staged at a time.
+        device: where the rows are.
+        on_disk: whether they are in temporary files instead, which look like host memory.
+        apart: leaves that get a group to themselves, whatever their type.
+
+    """
+
+    def __init__(
+        self,
+        leaves: Mapping[str, Leaf],
+        *,
+        num_rows: int,
+        num_staged: int,
+        device: torch.device,
+        on_disk: bool,
+        apart: Sequence[str],
+    ) -> None:
+        self.device = device
+        self.leaves = dict(leaves)
+        self.columns: dict[str, Column] = {}
+        dtypes: dict[str, torch.dtype] = {}
+        widths: dict[str, int] = {}
+        for name, leaf in leaves.items():
+            group = name if name in apart else str(leaf.dtype).removeprefix("torch.")
+            start = widths.get(group, 0)
+            dtypes[group], widths[group] = leaf.dtype, start + leaf.size
+            self.columns[name] = Column(group, start, widths[group])
+        self.groups = {
+            group: map_file((num_rows, width), dtypes[group])
+            if on_disk
+            else torch.empty(num_rows, width, dtype=dtypes[group], device=device)
+            for group, width in widths.items()
+        }
+        # Writing a few small rows through numpy costs a fraction of what it costs through torch.
+        self._arrays = {
+            group: rows.numpy() for group, rows in self.groups.items() if device.type == "cpu"
+        }
+        self._staging = {
+            group: torch.zeros(num_staged, width, dtype=dtypes[group]).numpy()
+            for group, width in widths.items()
+        }
+        self._staged_leaves = {
+            name: self._staging[group][:, start:stop].reshape(num_staged, *leaves[name].shape)
+            for name, (group, start, stop) in self.columns.items()
+        }
+
+    def stage(self, name: str, values: np.ndarray) -> None:
+        """Set one leaf of all staged rows, (num_staged, ...)."""
+        staged = self._staged_leaves[name]
+        if values.shape != staged.shape:
+            raise UserError(
+                f"the environments gave {name} of shape {values.shape}, but their spaces say "
+                f"{staged.shape}"
+            )
+        staged[...] = values
+
+    def write(self, staged: Sequence[int], rows: Sequence[int]) -> None:
+        """Copy the staged rows of these numbers to these rows."""
+        for group, source in self._staging.items():
+            if group in self._arrays:
+                target = self._arrays[group]
+                for number, row in zip(staged, rows, strict=True):
+                    target[row] = source[number]
+            else:
+                target = self.groups[group]
+                values = torch.from_numpy(source[list(staged)]).to(target.device)
+                target.index_copy_(0, torch.tensor(rows, device=target.device), values)
+
+    def column(self, name: str) -> Tensor:
+        """One leaf without dimensions, of all rows, (num_rows,); it shares their memory."""
+        group, start, _ = self.columns[name]
+        return self.groups[group][:, start]
+
+    def read_rows(self, spans: Iterable[tuple[int, int]]) -> Iterator[memoryview]:
+        """The bytes of the rows from start to stop of every range, group by group.
+
+        Those in host memory are not copied: use them before the next ``write``.
+        """
+        for start, stop in spans:
+            for group, rows in self.groups.items():
+                if group in self._arrays:
+                    yield self._arrays[group][start:stop].view(np.uint8).data
+                else:
+                    for piece in rows[start:stop].split(rows_per_chunk(rows)):
+                        yield piece.cpu().numpy().view(np.uint8).data
+
+    def fill_rows(self, spans: Iterable[tuple[int, int]], fill: Fill) -> None:
+        """Set rows to the bytes that ``read_rows`` gave for the same ranges, one after another."""
+        for start, stop in spans:
+            for group, rows in self.groups.items():
+                if group in self._arrays:
+                    fill(self._arrays[group][start:stop].view(np.uint8).data)
+                else:
+                    for piece in rows[start:stop].split(rows_per_chunk(rows)):
+                        host = torch.empty_like(piece, device="cpu")
+                        fill(host.numpy().view(np.uint8).data)
+                        piece.copy_(host)
+
+    def repeat(self, source: int, target: int, count: int) -> None:
+        """Copy ``count`` rows from row ``source`` on to row ``target`` and those behind it."""
+        for rows in self.groups.values():
+            rows[target : target + count] = rows[source : source + count]
+
+
+def rows_per_chunk(rows: Tensor) -> int:
+    """How many rows pass between GPU and host at a time."""
+    return max(1, CHUNK_BYTES // max(1, rows[:1].nbytes))
+
+
+class Piece(NamedTuple):
+    """One copy of a window.
+
+    Attributes:
+        windows: (num_rows, width of the window), overlapping views of a group.
+        sizes: widths of the parts that a window is cut into.
+        leaves: the parts that are wanted: part, number of the wanted leaf, its shape.
+
+    """
+
+    windows: Tensor
+    sizes: list[int]
+    leaves: list[tuple[int, int, tuple[int, ...]]]
+
+
+class Window:
+    """Some leaves of a row and of those behind it, gathered with one copy per group.
+
+    Rows follow each other in memory, so that what lies between the first and the last wanted
+    element of a group is one range; wanted leaves should be neighbours.
+
+    Args:
+        storage: the rows.
+        wanted: name of a leaf, and how many rows behind the row it is read from.
+
+    """
+
+    def __init__(self, storage: RowStorage, wanted: Sequence[tuple[str, int]]) -> None:
+        self._num_wanted = len(wanted)
+        self._pieces = []
+        for group in storage.groups:
+            cuts = []
+            for number, (name, ahead) in enumerate(wanted):
+                column, shift = storage.columns[name], ahead * storage.groups[group].shape[1]
+                if column.group == group:
+                    cuts.append((column.start + shift, column.stop + shift, number))
+            if cuts:
+                shapes = [storage.leaves[name].shape for name, _ in wanted]
+                self._pieces.append(make_piece(storage.groups[group], sorted(cuts), shapes))
+
+    def read(self, rows: Tensor) -> list[Tensor]:
+        """The wanted leaves (B, ...) of rows (B,), in memory that only they share."""
+        leaves = [rows] * self._num_wanted
+        for windows, sizes, wanted in self._pieces:
+            # "unsafe" for gradients alone, which nothing here has
+            parts = windows.index_select(0, rows).unsafe_split_with_sizes(sizes, 1)
+            for part, number, shape in wanted:
+                leaves[number] = parts[part] if len(shape) == 1 else parts[part].view(-1, *shape)
+        return leaves
+
+
+def make_piece(
+    rows: Tensor, cuts: Sequence[tuple[int, int, int]], shapes: Sequence[tuple[int, ...]]
+) -> Piece:
+    """The piece that cuts the elements from start to stop for the leaf of each number."""
+    first, last = cuts[0][0], cuts[-1][1]
+    sizes, leaves, position = [], [], first
+    for start, stop, number in cuts:
+        assert start >= position, "a leaf was asked for twice"
+        if start > position:
+            sizes.append(start - position)
+        leaves.append((len(sizes), number, shapes[number]))
+        sizes.append(stop - start)
+        position = stop
+    windows = rows.view(-1)[first:].unfold(0, last - first, rows.shape[1])
+    return Piece(windows, sizes, leaves)

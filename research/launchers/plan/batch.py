@@ -1,0 +1,292 @@
+"""The jobs that a sweeper asks for: planned, composed, checked, before the first starts."""
+
+import logging
+import os
+import time
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import cloudpickle
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.utils import JobReturn
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+
+from research.differences import LENGTHS
+from research.errors import UserError
+from research.files import write_whole
+from research.launchers.plan.job import (
+    HydraJob,
+    Shared,
+    failed,
+    finished,
+    hydra_state,
+    restore,
+    unfinished,
+)
+from research.launchers.plan.ledger import Job, Plan, planned_jobs
+from research.launchers.plan.store import share_config_store
+from research.launchers.pool.pool import Outcome, Task
+from research.process import Process, make_call
+from research.status import BLANK, Status, read_status
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Program:
+    """What Hydra hands to a launcher's ``setup``."""
+
+    config: DictConfig
+    context: HydraContext
+    task_function: TaskFunction
+
+    @property
+    def folder(self) -> Path:
+        """The sweep directory."""
+        return Path(self.config.hydra.sweep.dir).absolute()
+
+
+class Batch:
+    """The jobs for one call of ``launch``, with their configs.
+
+    Args:
+        program: whose task function they run.
+        overrides: of each job.
+        command: what is typed to go on with the sweep.
+
+    Raises:
+        UserError: the sweep directory holds another sweep, or two jobs share a run directory.
+
+    """
+
+    def __init__(
+        self, program: Program, overrides: Sequence[Sequence[str]], command: Sequence[str]
+    ) -> None:
+        share_config_store()
+        self.program = program
+        self.composed: dict[int, DictConfig] = {}
+        config = OmegaConf.to_container(program.config, resolve=False)
+        assert isinstance(config, dict)
+        base = {str(key): value for key, value in config.items() if key != "hydra"}
+        swept = swept_keys(program)
+        self.is_search = "n_trials" in program.config.hydra.sweeper
+        # A search compares equal lengths only.
+        extendable = () if self.is_search else set(LENGTHS) - set(swept)
+        self.plan = Plan(program.folder, command=command, config=base, extendable=extendable)
+        self.jobs = self.plan.add(overrides, swept=swept, locate=self.locate)
+        write_whole(program.folder / "multirun.yaml", OmegaConf.to_yaml(program.config))
+        self.configs = {job.number: self.compose(job) for job in self.jobs}
+
+    def locate(self, number: int, name: str, overrides: Sequence[str]) -> str:
+        """The run directory of a new job, below the sweep's, as ``hydra.sweep.subdir`` says."""
+        config = load(self.program, number, name, overrides)
+        self.composed[number] = config
+        before = HydraConfig.instance().cfg
+        HydraConfig.instance().set_config(config)
+        try:
+            return os.path.normpath(str(OmegaConf.select(config, "hydra.sweep.subdir")))
+        finally:
+            HydraConfig.instance().cfg = before
+
+    def compose(self, job: Job) -> DictConfig:
+        """The config of a job, with its run directory as planned."""
+        config = self.composed.get(job.number)
+        if config is None:
+            config = load(self.program, job.number, job.name, job.overrides)
+        with read_write(config.hydra.sweep):
+            config.hydra.sweep.dir = str(self.plan.folder)
+            config.hydra.sweep.subdir = os.path.relpath(job.folder, self.plan.folder)
+        return config
+
+    def to_do(self) -> list[Job]:
+        """The jobs that have not completed, or have become longer."""
+        longer = self.plan.is_extended
+        return [job for job in self.unique_jobs() if longer or state(job) != "completed"]
+
+    @property
+    def score_mode(self) -> Any:
+        """Whether a high (``max``) or a low (``min``) score is better, if the config tells."""
+        return OmegaConf.select(self.program.config, "trainer.mode")
+
+    def unique_jobs(self) -> list[Job]:
+        """The jobs, each once."""
+        return list({job.number: job for job in self.jobs}.values())
+
+    def tasks(self, jobs: Iterable[Job], results: Path | None = None) -> list[Task]:
+        """The jobs with what their processes call; their status becomes ``pending``.
+
+        Args:
+            jobs: of this batch.
+            results: the folder where they leave what they return, if not to a parent.
+
+        """
+        if self.plan.is_extended:
+            for job in planned_jobs(self.plan.folder):
+                if state(job) == "completed":
+                    Status(job.folder).submit()
+            self.plan.extend()
+        program = self.program
+        shared = Shared(program.task_function, program.context, hydra_state())
+        pickled = cloudpickle.dumps(shared)
+        tasks = []
+        for job in jobs:
+            if state(job) != "pending":
+                Status(job.folder).submit()
+            result_file = results / f"{job.number}.pkl" if results else None
+            call = HydraJob(pickled, self.configs[job.number], job.folder, result_file)
+            tasks.append(Task(job, make_call(call)))
+        return tasks
+
+    def check(
+        self, jobs: Sequence[Job], *, forecast: bool = False, elsewhere: bool = False
+    ) -> list[int | None]:
+        """Check every config, in a process of its own, which may import and build what it names.
+
+        A task function that has something to check carries it as its attribute ``check_config``;
+        one that can build its parts without using them carries ``rehearse``, and one that can tell
+        how much memory a job will take ``forecast_memory``.
+
+        Args:
+            jobs: of this batch.
+            forecast: whether to tell the memory.
+            elsewhere: whether the jobs run on other machines.
+
+        Returns:
+            with ``forecast``, bytes for each job, as far as they are known.
+
+        Raises:
+            UserError: for the first job that cannot run.
+
+        """
+        task_function = self.program.task_function
+        check = getattr(task_function, "check_config", None)
+        rehearse = getattr(task_function, "rehearse", None)
+        forecast_memory = getattr(task_function, "forecast_memory", None) if forecast else None
+        if not jobs or (check is None and forecast_memory is None):
+            return [None] * len(jobs)
+        if self.is_search:  # a trial may fail
+            rehearse = None
+        elif rehearse is not None:
+            rehearse = partial(rehearse, elsewhere=elsewhere)
+        pairs = [(self.configs[job.number], job.folder) for job in jobs]
+        checks = Check(check, rehearse, forecast_memory, pairs, hydra_state())
+        try:
+            answers = call_in_process(checks)
+        except RuntimeError:
+            if not (elsewhere and rehearse):
+                raise
+            answers = call_in_process(replace(checks, rehearse=None))  # it may have died of this
+        refused = [(job, line) for job, (line, _) in zip(jobs, answers, strict=True) if line]
+        if refused:
+            job, line = refused[0]
+            others = f", like {len(refused) - 1} more," if len(refused) > 1 else ""
+            raise UserError(f"job {job.number} ({job.name}){others} cannot run: {line}")
+        return [num_bytes for _, num_bytes in answers]
+
+    def returns(self, outcomes: Mapping[int, Outcome]) -> list[JobReturn]:
+        """What Hydra's sweepers expect: one ``JobReturn`` per job, in order, whatever happened."""
+        return [self.answer(job, outcomes.get(job.number)) for job in self.jobs]
+
+    def status(self, job: Job) -> Mapping[str, Any]:
+        """The status file of a job."""
+        return read_status(job.folder) or BLANK
+
+    def answer_later(self, job: Job) -> JobReturn:
+        """What stands for a job that nobody waits for."""
+        return unfinished(self.configs[job.number], job.folder)
+
+    def answer(self, job: Job, outcome: Outcome | None) -> JobReturn:
+        """The ``JobReturn`` of one job; without an outcome it completed earlier."""
+        config, status = self.configs[job.number], self.status(job)
+        if outcome and isinstance(outcome.result, JobReturn):
+            return outcome.result
+        if status["state"] == "completed":
+            return finished(config, job.folder, status["score"])
+        reason = outcome.reason if outcome else "not started"
+        return failed(config, job.folder, f"job {job.number} ({job.name}): {reason}")
+
+
+@dataclass
+class Check:
+    """Checks the configs of many jobs: for each what is wrong, if anything, and its memory."""
+
+    check: Callable[[DictConfig], object] | None
+    rehearse: Callable[[], AbstractContextManager[Callable[[DictConfig, Path], None]]] | None
+    forecast_memory: Callable[[DictConfig], int] | None
+    configs: Sequence[tuple[DictConfig, Path]]
+    state: dict[Any, Any]
+
+    def __call__(self) -> list[tuple[str, int | None]]:
+        """Check them all."""
+        restore(self.state)
+        logging.disable()  # what the jobs will say is theirs to say
+        warnings.simplefilter("ignore")
+        with self.rehearse() if self.rehearse else nullcontext(lambda *_: None) as rehearse:
+            return [self.judge(config, folder, rehearse) for config, folder in self.configs]
+
+    def judge(
+        self, config: DictConfig, folder: Path, rehearse: Callable[[DictConfig, Path], None]
+    ) -> tuple[str, int | None]:
+        """Check the config of a job, which has a run directory."""
+        HydraConfig.instance().set_config(config)
+        task_config = config.copy()
+        with open_dict(task_config):
+            del task_config["hydra"]
+        try:
+            if self.check is not None:
+                self.check(task_config)
+            rehearse(task_config, folder)
+            return "", self.forecast_memory(task_config) if self.forecast_memory else None
+        except UserError as error:
+            return str(error), None
+
+
+def state(job: Job) -> str:
+    """The state in a job's status file."""
+    return (read_status(job.folder) or BLANK)["state"]
+
+
+def swept_keys(program: Program) -> list[str]:
+    """The keys that the command line or the sweeper's ``params`` give several values."""
+    config = program.config.hydra
+    parser = OverridesParser.create(config_loader=program.context.config_loader)
+    overrides = parser.parse_overrides(list(config.overrides.task))
+    swept = [str(o.key_or_group) for o in overrides if o.is_sweep_override()]
+    params = OmegaConf.select(config, "sweeper.params") or {}
+    return [*(str(key).lstrip("+~") for key in params), *swept]
+
+
+def load(program: Program, number: int, name: str, overrides: Sequence[str]) -> DictConfig:
+    """The config of a job, as Hydra composes it."""
+    config = program.context.config_loader.load_sweep_config(program.config, list(overrides))
+    with open_dict(config):
+        config.hydra.job.num = number
+        config.hydra.job.id = name
+    return config
+
+
+def call_in_process(function: Callable[[], Any]) -> Any:
+    """What ``function`` returns in a process of its own.
+
+    Raises:
+        RuntimeError: it raised; its traceback is on this process's stderr.
+
+    """
+    process = Process(make_call(function), log=2, environ=os.environ)
+    try:
+        while not process.has_ended():
+            time.sleep(0.02)
+    except BaseException:
+        process.kill()
+        raise
+    ending = process.ending()
+    if ending.status:
+        raise RuntimeError(ending.error or f"the process ended with status {ending.status}")
+    return ending.result

@@ -1,0 +1,298 @@
+"""Runs jobs as processes of this machine, in slots that come back the moment a job ends."""
+
+import logging
+import os
+import select
+import signal
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any, Literal, NamedTuple, Protocol
+
+from research.errors import PREEMPTED, UserError
+from research.launchers.plan.ledger import Job
+from research.launchers.pool.guard import Guard
+from research.machine.gpus import slot_environment
+from research.machine.slots import Slot
+from research.process import Call, Ending, Process, describe
+from research.status import BLANK, Status, read_status
+
+log = logging.getLogger(__name__)
+
+TERMINATION_S = 30.0
+"""How long a job that ran past its time may take to come to an orderly end."""
+
+TICK_S = 0.2
+WATCH_S = 0.5
+LOG = "output.log"
+TOLD_TO_STOP = (
+    *(signal.SIGINT, signal.SIGTERM, signal.SIGHUP),
+    *(signal.SIGUSR1, signal.SIGUSR2),
+)
+"""Signals that end a process which has not come far enough to take them as an interruption."""
+
+
+class Task(NamedTuple):
+    """A job and what its process calls."""
+
+    job: Job
+    call: Call
+
+
+class Outcome(NamedTuple):
+    """What came of a job.
+
+    Attributes:
+        state: ``pending`` if it was never started.
+        result: what its call returned; None if it did not.
+        reason: one line on how it ended.
+
+    """
+
+    state: Literal["completed", "failed", "preempted", "pending"]
+    result: Any
+    reason: str
+
+
+NOT_STARTED = Outcome("pending", None, "not started")
+
+
+class Watcher(Protocol):
+    """Is shown where the jobs run, about twice a second."""
+
+    def __call__(self, running: Mapping[int, Slot]) -> None:
+        """Take job numbers and the slots they run in."""
+        ...
+
+
+@dataclass
+class Run:
+    """A job's process in its slot."""
+
+    task: Task
+    slot: Slot
+    process: Process
+    deadline: float
+    limit: str = ""
+    """Why the pool told it to stop; empty if it did not."""
+
+
+@dataclass
+class Pool:
+    """Runs jobs in slots.
+
+    Args:
+        slots: where; as many jobs run at once.
+        stagger_s: least seconds between two starts.
+        retries: further attempts for a job that fails.
+        fail_fast: stop everything at the first job that fails for good.
+        timeout_s: seconds that an attempt may take; None for no limit.
+        environ: variables for every job, over this process's own.
+        watch: is shown the running jobs.
+        stop_signals: stop the jobs in order.
+        second_kills: a second signal kills them. SLURM sends the same one several times.
+
+    """
+
+    slots: Sequence[Slot]
+    stagger_s: float
+    retries: int
+    fail_fast: bool
+    timeout_s: float | None
+    environ: Mapping[str, str]
+    watch: Watcher
+    stop_signals: Sequence[signal.Signals] = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    second_kills: bool = True
+    stop_reason: str = ""
+    """Why no job is started any more; empty while jobs are."""
+
+    received: list[int] = field(default_factory=list)
+    """The signals that came."""
+
+    running: dict[int, Run] = field(default_factory=dict)
+    outcomes: dict[int, Outcome] = field(default_factory=dict)
+    attempts: dict[int, int] = field(default_factory=dict)
+
+    def run(self, tasks: Sequence[Task]) -> dict[int, Outcome]:
+        """Run every task to its end; outcomes by job number.
+
+        Jobs that a signal stopped are ``preempted``, or ``pending`` if they had not started.
+        """
+        self.waiting = deque(tasks)
+        self.free = deque(self.slots)
+        self.next_start = self.next_watch = -float("inf")
+        with ExitStack() as stack:
+            stack.enter_context(self.handle_signals())
+            self.guard = Guard()
+            stack.callback(self.guard.close)
+            stack.callback(self.kill_all)
+            while self.running or (self.waiting and not self.stop_reason):
+                self.start_jobs()
+                self.wait()
+                self.guard.revive()
+                self.end_jobs()
+                self.enforce_limits()
+                self.show()
+        return {task.job.number: self.outcomes.get(task.job.number, NOT_STARTED) for task in tasks}
+
+    def start_jobs(self) -> None:
+        """Start what may start now."""
+        while self.waiting and self.free and not self.stop_reason:
+            if time.monotonic() < self.next_start:
+                return
+            task, slot = self.waiting.popleft(), self.free.popleft()
+            try:
+                self.start(task, slot)
+            except OSError as error:  # its directory cannot be made, say; others' may
+                self.free.appendleft(slot)
+                self.outcomes[task.job.number] = Outcome("failed", None, describe(error))
+            self.next_start = time.monotonic() + self.stagger_s
+
+    def start(self, task: Task, slot: Slot) -> None:
+        """Start one job."""
+        number, folder = task.job.number, task.job.folder
+        environ = {**os.environ, **self.environ}
+        environ |= slot_environment(slot, environ)
+        folder.mkdir(parents=True, exist_ok=True)
+        log = os.open(folder / LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        try:
+            process = Process(task.call, log=log, environ=environ, cpus=slot.cpus)
+        finally:
+            os.close(log)
+        self.guard.add(process.pid)
+        self.attempts[number] = self.attempts.get(number, 0) + 1
+        deadline = process.started + (self.timeout_s or float("inf"))
+        self.running[number] = Run(task, slot, process, deadline)
+
+    def wait(self) -> None:
+        """Sleep until a job ends, or it is time to look at something else."""
+        pause = min(TICK_S, max(0.0, self.next_start - time.monotonic()) or TICK_S)
+        if not hasattr(os, "pidfd_open"):
+            time.sleep(min(pause, 0.05))
+            return
+        with ExitStack() as stack:
+            descriptors = []
+            for run in self.running.values():
+                descriptors.append(os.pidfd_open(run.process.pid))
+                stack.callback(os.close, descriptors[-1])
+            select.select(descriptors, [], [], pause)
+
+    def end_jobs(self) -> None:
+        """Take back the slots of the jobs that ended, and decide what becomes of these."""
+        for number, run in list(self.running.items()):
+            if not run.process.has_ended():
+                continue
+            self.guard.remove(run.process.pid)
+            del self.running[number]
+            self.free.append(run.slot)
+            outcome = judge(run, run.process.ending(), stopping=bool(self.stop_reason))
+            record(run.task.job.folder, outcome)
+            retries = self.attempts[number] <= self.retries and not self.stop_reason
+            if outcome.state != "completed" and retries:
+                self.waiting.appendleft(run.task)
+                continue
+            self.outcomes[number] = outcome
+            if outcome.state == "failed" and self.fail_fast:
+                self.stop(f"stopped because job {number} failed (hydra.launcher.fail_fast)")
+
+    def enforce_limits(self) -> None:
+        """Stop, and a while later kill, what ran past its time; pass on what signals asked for."""
+        if self.received and not self.stop_reason:
+            self.stop("interrupted")
+        if len(self.received) > 1 and self.second_kills:
+            self.kill_all()
+        now = time.monotonic()
+        for run in self.running.values():
+            if now <= run.deadline:
+                continue
+            if run.limit:
+                run.process.kill()
+            else:
+                run.limit = f"ran past hydra.launcher.timeout_s={self.timeout_s:g}"
+                run.deadline = now + TERMINATION_S
+                run.process.stop()
+
+    def stop(self, reason: str) -> None:
+        """Start nothing more, and tell the jobs to save their work and end."""
+        self.stop_reason = self.stop_reason or reason
+        for run in self.running.values():
+            run.process.stop()
+
+    def kill_all(self) -> None:
+        """End every job at once."""
+        for run in self.running.values():
+            run.process.kill()
+
+    def show(self) -> None:
+        """Show the running jobs when it is time to, and after the last."""
+        now = time.monotonic()
+        if now >= self.next_watch or not self.running:
+            self.next_watch = now + WATCH_S
+            self.watch({number: run.slot for number, run in self.running.items()})
+
+    @contextmanager
+    def handle_signals(self) -> Iterator[None]:
+        """Note the signals that ask for an end, until the pool is done; nohup's stay ignored."""
+
+        def note(number: int, frame: FrameType | None) -> None:
+            self.received.append(number)
+
+        heard = [n for n in self.stop_signals if signal.getsignal(n) is not signal.SIG_IGN]
+        before = {number: signal.signal(number, note) for number in heard}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def judge(run: Run, ending: Ending, *, stopping: bool) -> Outcome:
+    """What came of an attempt, by how its process ended and what it left in its status file."""
+    status = known_status(run.task.job.folder)
+    own = status if status["pid"] == run.process.pid else BLANK
+    if own["state"] == "completed" or (ending.status == 0 and ending.error is None):
+        return Outcome("completed", ending.result, "completed")
+    if run.limit:
+        return Outcome("failed", None, run.limit)
+    if ending.status < 0:
+        name = signal.Signals(-ending.status).name
+        hint = "; out of memory?" if name == "SIGKILL" and not stopping else ""
+        stopped = stopping or -ending.status in TOLD_TO_STOP
+        return Outcome("preempted" if stopped else "failed", None, f"killed by {name}{hint}")
+    reason = own["exit_reason"] or ending.error or f"exit status {ending.status}"
+    if ending.status in (PREEMPTED, 130):
+        return Outcome("preempted", None, reason)
+    return Outcome("failed", None, reason)
+
+
+def record(folder: Path, outcome: Outcome) -> None:
+    """Put the truth into the status file of a job whose process could not."""
+    try:
+        status = Status(folder)
+        if outcome.state in ("failed", "preempted") and status.fields["state"] != outcome.state:
+            status.end(outcome.state, outcome.reason)
+    except (UserError, OSError) as error:  # another's file, a full disk: the others go on
+        log.error("%s: %s", folder, error)
+
+
+def known_status(folder: Path) -> Mapping[str, Any]:
+    """A job's status; that of one that failed if another program's file is in its place."""
+    try:
+        return read_status(folder) or BLANK
+    except UserError as error:
+        return {**BLANK, "state": "failed", "exit_reason": str(error)}
+
+
+def last_lines(folder: Path, count: int = 8) -> list[str]:
+    """The last lines of a job's log."""
+    try:
+        with (folder / LOG).open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - 20_000))
+            text = file.read().decode(errors="replace")
+    except FileNotFoundError:
+        return []
+    return [line for line in text.splitlines() if line.strip()][-count:]

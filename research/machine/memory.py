@@ -1,0 +1,94 @@
+"""How much memory this process may use, and the refusal of what will not fit."""
+
+import os
+import resource
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from research.machine.mounts import control_groups
+
+GROUP_FILES = {
+    "cgroup2": ("memory.max", "memory.current", "inactive_file"),
+    "cgroup": ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+}
+"""By file system: limit, use, and the entry of memory.stat that the kernel gives back on demand."""
+
+
+def available_memory(root: Path = Path("/")) -> int:
+    """Bytes of host memory that this process may still use.
+
+    The least of what the machine has left, what the limits of the process's control groups
+    (versions 1 and 2, up to the topmost) leave, and what ``ulimit -v`` and ``ulimit -d`` leave.
+
+    Args:
+        root: the folder that holds ``proc`` and the control groups.
+
+    """
+    return max(0, min((*machine_memory(root), *group_memory(root), *limit_memory(root))))
+
+
+def require_memory(num_bytes: int, what: str, device: torch.device, way_out: str) -> None:
+    """Do nothing if ``num_bytes`` will fit in the memory of ``device``.
+
+    Raises:
+        ValueError: they will not; with the forecast, the limit and ``way_out``, what to do then.
+
+    """
+    if device.type == "cuda":
+        available, where = torch.cuda.mem_get_info(device)[0], f"free on {device}"
+    else:
+        available, where = available_memory(), "available to this process"
+    if num_bytes > available:
+        raise ValueError(
+            f"{what} needs {format_bytes(num_bytes)} of memory, but {format_bytes(available)} "
+            f"are {where}; {way_out}"
+        )
+
+
+def format_bytes(num_bytes: int) -> str:
+    """A readable size in powers of 1000: ``93.1 GB``."""
+    size, units = float(num_bytes), ["B", "kB", "MB", "GB", "TB", "PB"]
+    while size >= 999.5 and len(units) > 1:
+        size, units = size / 1000, units[1:]
+    return f"{size:.3g} {units[0]}"
+
+
+def machine_memory(root: Path) -> Iterator[int]:
+    """What the machine has left."""
+    try:
+        lines = (root / "proc/meminfo").read_text().splitlines()
+    except OSError:
+        # Not Linux: all there is, for want of a figure for what is free.
+        yield os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return
+    yield from (int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+
+
+def group_memory(root: Path) -> Iterator[int]:
+    """What every memory limit of the process's control groups leaves."""
+    for kind, folders in control_groups("memory", root):
+        limit_file, use_file, reclaimable_key = GROUP_FILES[kind]
+        for folder in folders:
+            try:
+                limit = (folder / limit_file).read_text().strip()
+                use = int((folder / use_file).read_text())
+                stat = (folder / "memory.stat").read_text().split()
+            except OSError:
+                limit = "max"
+            if limit != "max":
+                reclaimable = dict(zip(stat[::2], stat[1::2], strict=True)).get(reclaimable_key, 0)
+                yield int(limit) - use + int(reclaimable)
+
+
+def limit_memory(root: Path) -> Iterator[int]:
+    """What the process's own limits of address space and data leave."""
+    try:
+        pages = (root / "proc/self/statm").read_text().split()
+    except OSError:
+        pages = ["0"] * 7
+    for name, column in (("RLIMIT_AS", 0), ("RLIMIT_DATA", 5)):
+        limit = resource.getrlimit(getattr(resource, name))[0]
+        if limit != resource.RLIM_INFINITY:
+            yield limit - int(pages[column]) * os.sysconf("SC_PAGE_SIZE")

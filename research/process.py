@@ -1,0 +1,232 @@
+"""One call in a fresh process: ``python -m research.process``, pinned and never orphaned.
+
+The callable comes by cloudpickle through a file without a name, its result goes back through
+another, so that nothing is unpickled from a folder that others could write to.
+"""
+
+import ctypes
+import gc
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any, NamedTuple, NoReturn
+
+import cloudpickle
+
+ROOT = Path(__file__).parents[1]
+PR_SET_PDEATHSIG = 1
+ALWAYS = {"PYTHONFAULTHANDLER": "1", "PYTHONUNBUFFERED": "1"}  # the log of a killed job is whole
+
+
+class Call(NamedTuple):
+    """A callable without arguments, and what its process needs to import what it names.
+
+    Attributes:
+        pickled: the callable.
+        path: ``sys.path``.
+        argv: ``sys.argv``.
+
+    """
+
+    pickled: bytes
+    path: Sequence[str]
+    argv: Sequence[str]
+
+
+class Ending(NamedTuple):
+    """How a process ended.
+
+    Attributes:
+        status: its exit status, or minus the number of the signal that ended it.
+        result: what the callable returned; None if it did not.
+        error: one line for the exception that it raised, or for ending without a word.
+
+    """
+
+    status: int
+    result: Any
+    error: str | None
+
+
+class Process:
+    """A process that makes one call, as leader of its own session.
+
+    Args:
+        call: by ``make_call``.
+        log: the open file that gets everything it prints.
+        out: that for standard output, if it is another.
+        environ: its environment.
+        cpus: the CPUs it is pinned to; none leaves it unpinned.
+        obeys: whether signals that ask for an end interrupt it; else it ignores them.
+
+    """
+
+    def __init__(
+        self,
+        call: Call,
+        *,
+        log: int,
+        environ: Mapping[str, str],
+        out: int | None = None,
+        cpus: Sequence[int] = (),
+        obeys: bool = True,
+    ) -> None:
+        self.result_file = tempfile.TemporaryFile()  # noqa: SIM115  until ending() closes it
+        header = {"cpus": cpus, "parent": os.getpid(), "path": call.path, "argv": call.argv}
+        header |= {"folder": os.getcwd(), "obeys": obeys}
+        root = str(find_root(call.path))
+        search_path = os.pathsep.join([root, *filter(None, [environ.get("PYTHONPATH")])])
+        with tempfile.TemporaryFile() as call_file:
+            call_file.write(json.dumps(header).encode() + b"\n" + call.pickled)
+            call_file.seek(0)
+            files = (call_file.fileno(), self.result_file.fileno())
+            self.popen = subprocess.Popen(
+                [sys.executable, "-m", "research.process", *map(str, files)],
+                stdin=subprocess.DEVNULL,
+                stdout=log if out is None else out,
+                stderr=log,
+                env={**environ, "PYTHONPATH": search_path, **ALWAYS},
+                pass_fds=files,
+                start_new_session=True,
+                cwd=root,  # Python imports from the folder it starts in, before all others
+            )
+        self.pid = self.popen.pid
+        self.started = time.monotonic()
+
+    def has_ended(self) -> bool:
+        """Whether the call is over; what it left in its process group is killed before it says so.
+
+        Its number stays taken until it is waited for, so that no other group can be meant.
+        """
+        if self.popen.returncode is None:
+            options = os.WEXITED | os.WNOHANG | os.WNOWAIT
+            if os.waitid(os.P_PID, self.pid, options) is None:
+                return False
+            self.kill()
+            self.popen.wait()
+        return True
+
+    def stop(self) -> None:
+        """Ask the process, not its children, to come to an orderly end."""
+        self.popen.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End the process and all that it started, now."""
+        with suppress(ProcessLookupError, PermissionError):  # macOS: a group of zombies
+            os.killpg(self.pid, signal.SIGKILL)
+
+    def ending(self) -> Ending:
+        """How it ended; only after ``has_ended``."""
+        with self.result_file as file:
+            file.seek(0)
+            try:
+                result, error = pickle.load(file)
+            except Exception:  # it was killed before, or while, it wrote
+                result, error = None, "ended without a result"
+        return Ending(self.popen.returncode, result, error)
+
+
+def make_call(function: Callable[[], Any]) -> Call:
+    """Pickle ``function`` for a process that imports from where this one does."""
+    return Call(
+        cloudpickle.dumps(function), [str(Path(entry).resolve()) for entry in sys.path], sys.argv
+    )
+
+
+def find_root(path: Sequence[str]) -> Path:
+    """The folder that ``research`` is imported from: the first of ``path`` that holds it."""
+    roots = (Path(entry) for entry in path)
+    return next((root for root in roots if (root / "research/launchers").is_dir()), ROOT)
+
+
+def main(call_file: int, result_file: int) -> NoReturn:
+    """Make the call that waits in ``call_file``; exit as it did."""
+    collect_seldom()
+    with open(call_file, "rb") as file:
+        header = json.loads(file.readline())
+        die_with(header["parent"])
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, interrupt if header["obeys"] else signal.SIG_IGN)
+        if not header["obeys"]:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # SLURM's warning, which is for the pool
+        if header["cpus"] and hasattr(os, "sched_setaffinity"):
+            os.sched_setaffinity(0, header["cpus"])
+        os.chdir(header["folder"])
+        sys.path[:], sys.argv[:] = header["path"], header["argv"]
+        call = pickle.load(file)
+    status, answer = make(call)
+    with open(result_file, "wb") as file:
+        cloudpickle.dump(answer, file)
+    sys.exit(status)
+
+
+def collect_seldom() -> None:
+    """Let Python look for cyclic garbage after 50,000 new objects instead of 700.
+
+    PyTorch's import makes a million that stay, and takes a fifth longer when they are looked
+    through again and again.
+    """
+    gc.set_threshold(50_000, 20, 100)
+
+
+def interrupt(number: int, frame: FrameType | None) -> NoReturn:
+    """Interrupt the call, once: SLURM repeats SIGTERM, and so does the pool."""
+    signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
+def make(call: Callable[[], Any]) -> tuple[int, tuple[Any, str | None]]:
+    """The exit status for a call, its result, and one line for what it raised."""
+    try:
+        return 0, (call(), None)
+    except SystemExit as error:
+        return exit_status(error), (None, describe(error))
+    except KeyboardInterrupt:
+        return 130, (None, "interrupted")
+    except BaseException as error:
+        traceback.print_exception(error.with_traceback(skip_launcher(error.__traceback__)))
+        return 1, (None, describe(error))
+
+
+def exit_status(error: SystemExit) -> int:
+    """The exit status that ``sys.exit`` was asked for."""
+    return error.code if isinstance(error.code, int) else int(error.code is not None)
+
+
+def describe(error: BaseException) -> str:
+    """An exception in one line."""
+    if isinstance(error, SystemExit):
+        said = f": {error.code}" if isinstance(error.code, str) else ""
+        return f"exited with status {exit_status(error)}{said}"
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+def skip_launcher(trace: TracebackType | None) -> TracebackType | None:
+    """A traceback without the frames that every job has."""
+    own = (__file__, str(Path(__file__).parent / "launchers"))
+    while trace and trace.tb_frame.f_code.co_filename.startswith(own):
+        trace = trace.tb_next
+    return trace
+
+
+def die_with(parent: int) -> None:
+    """Have the kernel kill this process when its parent ends (Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        sys.exit("the parent ended before its child began")
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:3]))

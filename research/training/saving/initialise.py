@@ -1,0 +1,207 @@
+"""Beginning with the weights of another run."""
+
+import logging
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from research.algs.base import Algorithm
+from research.errors import UserError, did_you_mean
+from research.processors.base import Processor
+from research.training.run import Run
+from research.training.saving.checkpoint import load_file
+from research.training.saving.retention import holds_checkpoints
+
+Weights: TypeAlias = Mapping[str, Tensor]
+"""Parameters and buffers by name, such as ``alg.network.actor.0.0.weight``."""
+
+log = logging.getLogger(__name__)
+
+
+def initialise(
+    alg: Algorithm,
+    processor: Processor,
+    run: Run,
+    source: str | None,
+    *,
+    parts: Sequence[str] | None,
+    strict: bool,
+) -> None:
+    """Copy the weights and buffers of another run into ``alg`` and ``processor``.
+
+    A run that has a checkpoint goes on from there, and nothing is read. A target network that gets
+    no weights becomes a copy of what its network got, as if it had been made from that.
+
+    Args:
+        alg: as it was built; what copies what in it is told by equal values.
+        processor: as it was built.
+        run: the run that begins.
+        source: a run directory, for its best checkpoint (its last where none is the best), or a
+            checkpoint; None for no other run.
+        parts: names, up to a dot, of what to copy; None for all.
+        strict: whether everything must have a counterpart of the same shape, or what has none is
+            left as it is.
+
+    Raises:
+        UserError: nothing that fits is there, a part is unknown, or the file is damaged or holds
+            NaN or infinity; then nothing has been changed.
+
+    """
+    if source is None or holds_checkpoints(run.folder):
+        return
+    folder = find_checkpoint(Path(source))
+    modules = nn.ModuleDict({"alg": alg, "processor": processor})
+    state, stored = modules.state_dict(), read_weights(folder / "weights.pt")
+    if parts is not None:
+        check_parts(parts, state)
+    own, stored = select(state, parts), select(stored, parts)
+    loaded = {
+        name: value.to(own[name].dtype)
+        for name, value in stored.items()
+        if name in own and fits(value, own[name])
+    }
+    misfits = describe_misfits(own, stored, loaded)
+    if strict and misfits:
+        raise UserError(f"init_from: {folder} does not fit: {misfits}; try init_strict=false")
+    if not loaded:
+        raise UserError(f"init_from: nothing of {folder} fits{misfits and f': {misfits}'}")
+    for name, value in loaded.items():
+        if not value.isfinite().all():
+            raise UserError(f"init_from: {name} of {folder} holds NaN or infinity")
+    copies = {
+        name: loaded[original]
+        for name, original in find_frozen_copies(modules).items()
+        if name not in loaded and original in loaded
+    }
+    modules.load_state_dict({**state, **loaded, **copies})
+    log.info("init_from: %d of %d tensors from %s", len(loaded), len(own), folder)
+    if copies:
+        log.info("init_from: %d frozen copies of these follow (%s)", len(copies), few(copies))
+    if misfits:
+        log.warning("init_from: not all of %s fits: %s", folder, misfits)
+
+
+def find_checkpoint(source: Path) -> Path:
+    """The folder of the checkpoint that a run directory or a checkpoint stands for."""
+    if os.path.lexists(source / "weights.pt"):
+        return Path(os.path.realpath(source))
+    for folder in (source / "checkpoints" / "best", source / "checkpoints" / "last"):
+        if os.path.lexists(folder):
+            return Path(os.path.realpath(folder))
+    problem = "holds no checkpoint" if os.path.lexists(source) else "does not exist"
+    raise UserError(f"init_from={source} {problem}; name a run directory or one of its checkpoints")
+
+
+def read_weights(path: Path) -> Weights:
+    """The weights in a checkpoint's file.
+
+    Raises:
+        UserError: the file is damaged, or holds anything but dense tensors by name.
+
+    """
+    content, weights = load_file(path), {}
+    for root in ("alg", "processor"):
+        state = content.get(root)
+        if not isinstance(state, dict):
+            raise UserError(f"{path} is not a checkpoint: its {root} is a {type(state).__name__}")
+        for name, value in state.items():
+            if not (isinstance(name, str) and name.isprintable()):
+                raise UserError(f"{path} is not a checkpoint: a name in its {root} is not text")
+            if not (isinstance(value, Tensor) and is_dense(value)):
+                raise UserError(f"{path} is not a checkpoint: its {root}.{name} is no dense tensor")
+            weights[f"{root}.{name}"] = value
+    return weights
+
+
+def is_dense(value: Tensor) -> bool:
+    """Whether a tensor has a shape and its values in memory."""
+    return value.layout is torch.strided and not value.is_nested and value.device.type == "cpu"
+
+
+def check_parts(parts: Sequence[str], names: Iterable[str]) -> None:
+    """Refuse a part that no name begins with."""
+    paths = [name.split(".") for name in names]
+    known = {".".join(path[:end]) for path in paths for end in range(1, len(path) + 1)}
+    known |= {"alg", "processor"}
+    for part in parts:
+        if part not in known:
+            allowed = ", ".join(sorted(name for name in known if name.count(".") < 2))
+            raise UserError(
+                f"init_parts: {part} is not a part of this run; allowed: {allowed}, and what lies "
+                f"in them{did_you_mean(part, known)}"
+            )
+
+
+def select(weights: Weights, parts: Sequence[str] | None) -> Weights:
+    """What lies in ``parts``; None for all."""
+    if parts is None:
+        return weights
+    prefixes = tuple(f"{part}." for part in parts)
+    return {name: value for name, value in weights.items() if f"{name}.".startswith(prefixes)}
+
+
+def fits(value: Tensor, own: Tensor) -> bool:
+    """Whether a stored tensor may take the place of one of this run; floats are cast."""
+    are_floats = value.is_floating_point() and own.is_floating_point()
+    return value.shape == own.shape and (value.dtype == own.dtype or are_floats)
+
+
+def describe_misfits(own: Weights, stored: Weights, loaded: Weights) -> str:
+    """What has no counterpart, counted, with the first few names; empty when all has one."""
+    changed = [name for name in own if name in stored and name not in loaded]
+    misfits = {
+        "missing": [name for name in own if name not in stored],
+        "unexpected": [name for name in stored if name not in own],
+        "of another shape or type": [f"{n} {kind(stored[n])}, not {kind(own[n])}" for n in changed],
+    }
+    return "; ".join(f"{len(n)} {what} ({few(n)})" for what, n in misfits.items() if n)
+
+
+def kind(value: Tensor) -> str:
+    """Shape and type of the values, such as ``(3, 4) float32``."""
+    return f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
+
+
+def few(names: Iterable[str]) -> str:
+    """The first three of the names."""
+    names = list(names)
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def find_frozen_copies(root: nn.Module) -> dict[str, str]:
+    """The name of each tensor in a frozen copy of a network, and the name of what it copies.
+
+    A copy takes no gradients and equals, in all its values, a module that takes some; a frozen
+    network with random values of its own is none.
+    """
+    frozen, trained = {}, {}
+    for path, module in root.named_modules():
+        if has_random_values(module):
+            takes_gradients = any(parameter.requires_grad for parameter in module.parameters())
+            (trained if takes_gradients else frozen)[path] = module.state_dict()
+    copies: dict[str, str] = {}
+    for path, state in frozen.items():
+        if all(f"{path}.{name}" in copies for name in state):  # it lies in a copy
+            continue
+        for original, other in trained.items():
+            if are_equal(state, other):
+                copies.update({f"{path}.{name}": f"{original}.{name}" for name in state})
+                break
+    return copies
+
+
+def has_random_values(module: nn.Module) -> bool:
+    """Whether any parameter is more than a constant; zeros and ones are equal by chance."""
+    return any(bool((p != p.flatten()[:1]).any()) for p in module.parameters())
+
+
+def are_equal(one: Weights, other: Weights) -> bool:
+    """Whether two modules have the same state, to the last bit."""
+    return one.keys() == other.keys() and all(
+        value.dtype == other[name].dtype and torch.equal(value, other[name])
+        for name, value in one.items()
+    )

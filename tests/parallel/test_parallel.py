@@ -1,0 +1,219 @@
+"""Data-parallel runs: the same weights as one process, whatever ends, and nothing left behind."""
+
+import csv
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from torch import Tensor
+
+from research.parallel.ranks import Failure, Node, explain, this_node
+from tests.commands import train
+
+DIGITS = (
+    *("alg=classification", "dataset=digits", "trainer.total_epochs=2", "trainer.log_every=10"),
+    *("network=mlp", "network.hidden_dims=[32]", "dataset.batch_size=100"),
+)
+CNN = (*DIGITS[:4], "dataset.batch_size=100")
+SGD = ("alg.optim._target_=torch.optim.SGD", "alg.optim.lr=0.1", "~alg.optim.fused")
+TWO = "trainer.devices=2"
+LIMIT_S = 120.0
+
+
+def finish(folder: Path, *overrides: str) -> str:
+    """Train to the end; what it printed."""
+    process = train(folder, *overrides)
+    process.join(LIMIT_S)
+    printed = folder.with_suffix(".txt").read_text()
+    assert process.exitcode == 0, printed
+    return printed
+
+
+def weights(folder: Path) -> dict[str, Tensor]:
+    return torch.load(folder / "checkpoints" / "last" / "weights.pt", weights_only=True)["alg"]
+
+
+def rows(folder: Path, group: str) -> list[dict[str, str]]:
+    with (folder / f"{group}.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def status(folder: Path) -> dict[str, object]:
+    return json.loads((folder / "status.json").read_text())
+
+
+def ranks(folder: Path) -> dict[int, int]:
+    """Process numbers of the ranks of a run that have come to train, by rank."""
+    found = {}
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            is_rank = b"research.process" in (path / "cmdline").read_bytes()
+            outputs = [os.readlink(path / "fd" / number) for number in ("1", "2")]
+        except OSError:
+            continue
+        if is_rank and str(folder.with_suffix(".txt")) in outputs:
+            found[0] = int(path.name)
+        elif is_rank and str(folder / "rank_1.log") in outputs:
+            found[1] = int(path.name)
+    return found
+
+
+def wait_until_learning(folder: Path) -> dict[int, int]:
+    """The ranks, once a row has been logged."""
+    deadline = time.monotonic() + LIMIT_S
+    while not (folder / "train.csv").exists() or len(rows(folder, "train")) == 0:
+        assert time.monotonic() < deadline, folder.with_suffix(".txt").read_text()
+        time.sleep(0.05)
+    return ranks(folder)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A convolutional network with batch normalisation, by one process."""
+    folder = tmp_path_factory.mktemp("alone") / "run"
+    finish(folder, *CNN, *SGD)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same by two."""
+    folder = tmp_path_factory.mktemp("together") / "run"
+    finish(folder, *CNN, *SGD, TWO)
+    return folder
+
+
+def test_two_processes_give_the_weights_of_one_with_the_same_batches(
+    alone: Path, together: Path
+) -> None:
+    """To 1e-4 of a weight, or 1e-5: sums over a batch are rounded in another order."""
+    torch.testing.assert_close(weights(together), weights(alone), rtol=1e-4, atol=1e-5)
+
+
+def test_they_log_what_one_logs_and_once(alone: Path, together: Path) -> None:
+    for group in ("train", "eval"):
+        one, two = rows(alone, group), rows(together, group)
+        assert [row["step"] for row in two] == [row["step"] for row in one]
+        for name in ("loss", "accuracy"):
+            expected = [float(row[name]) for row in one]
+            assert [float(row[name]) for row in two] == pytest.approx(expected, rel=1e-4)
+    assert len(list(together.glob("events.*"))) == 1
+    assert not list(together.glob("rank_*.log"))
+    assert status(together)["state"] == "completed"
+    assert status(together)["score"] == pytest.approx(status(alone)["score"])
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Path]:
+    """Of a run; no rank of it may outlive the test."""
+    yield tmp_path / "run"
+    deadline = time.monotonic() + 10
+    while left := ranks(tmp_path / "run"):
+        assert time.monotonic() < deadline, f"ranks left: {left}"
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_that_is_killed_ends_all(folder: Path, rank: int) -> None:
+    process = train(folder, *DIGITS, TWO, "trainer.total_epochs=1000")
+    os.kill(wait_until_learning(folder)[rank], signal.SIGKILL)
+    process.join(LIMIT_S)
+    assert process.exitcode == 1
+    last = folder.with_suffix(".txt").read_text().splitlines()[-1]
+    assert last.endswith(f"rank {rank}: killed by SIGKILL")
+    assert status(folder)["state"] == "failed"
+    assert status(folder)["exit_reason"] == f"rank {rank}: killed by SIGKILL"
+
+
+def test_ranks_end_with_the_command_that_is_killed(folder: Path) -> None:
+    process = train(folder, *DIGITS, TWO, "trainer.total_epochs=1000")
+    assert len(wait_until_learning(folder)) == 2
+    process.kill()
+    process.join(LIMIT_S)
+
+
+def test_told_to_end_it_saves_and_goes_on_to_the_same_weights(folder: Path) -> None:
+    task = (*DIGITS, TWO, "alg.mixup_alpha=0.4", "alg.ema_decay=0.9", "trainer.total_epochs=20")
+    process = train(folder, *task)
+    wait_until_learning(folder)
+    os.kill(process.pid or 0, signal.SIGTERM)
+    process.join(LIMIT_S)
+    assert process.exitcode == 75
+    assert status(folder)["state"] == "preempted"
+    assert 0 < int(str(status(folder)["step"])) < 300
+    assert "resumed at step" in finish(folder, *task)
+    whole = folder.with_name("whole")
+    finish(whole, *task)
+    torch.testing.assert_close(weights(folder), weights(whole), rtol=0, atol=0)
+    for group in ("train", "eval"):
+        both = [[{**row, "seconds": None} for row in rows(each, group)] for each in (folder, whole)]
+        assert both[0] == both[1]
+
+
+def test_a_rank_that_fails_is_named_with_its_reason(folder: Path) -> None:
+    images = folder.with_name("images")
+    pixels = np.random.default_rng(0).integers(256, size=(40, 6, 6), dtype=np.uint8)
+    for index, image in enumerate(pixels):
+        path = images / "train" / "ab"[index % 2] / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        PIL.Image.fromarray(image).save(path)
+    (images / "train" / "b" / "3.png").write_bytes(b"no image")
+    process = train(
+        folder,
+        *("alg=classification", "dataset=imagefolder", f"dataset.root={images}", TWO),
+        *("dataset.validation=0.2", "dataset.num_workers=1", "dataset.batch_size=8"),
+        *("network=mlp", "processor.mean=[0.5]", "processor.std=[0.5]"),
+    )
+    process.join(LIMIT_S)
+    assert process.exitcode == 1
+    last = folder.with_suffix(".txt").read_text().splitlines()[-1]
+    assert "rank " in last
+    assert "3.png" in last
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["trainer.devices=2", "device=cuda:1"], ["device=cuda:1", "auto, cpu or cuda"]),
+        (["trainer.devices=0"], ["devices must be above 0, got 0"]),
+        (["trainer.devices=2", "dataset.batch_size=1"], ["batch of 1", "dataset.batch_size"]),
+    ],
+)
+def test_what_cannot_be_shared_is_told_in_one_line(
+    folder: Path, overrides: list[str], words: list[str]
+) -> None:
+    process = train(folder, *DIGITS, *overrides)
+    process.join(LIMIT_S)
+    assert process.exitcode == 1
+    (line,) = folder.with_suffix(".txt").read_text().splitlines()
+    assert all(word in line for word in words), line
+
+
+def test_environments_are_not_shared(folder: Path) -> None:
+    process = train(folder, "alg=td3", "env=pendulum", TWO)
+    process.join(LIMIT_S)
+    (line,) = folder.with_suffix(".txt").read_text().splitlines()
+    assert "a ReplayBuffer cannot be shared by several; set trainer.devices=1" in line
+
+
+def test_the_first_failure_of_all_nodes_is_told(tmp_path: Path) -> None:
+    late = Failure("connection lost", None, 1, at_s=20.0)
+    early = Failure("no space left", None, 1, at_s=10.0)
+    beside, first = Node(1, 2, tmp_path), Node(0, 2, tmp_path)
+    assert str(explain(beside, {2: late, 3: early}, tmp_path)) == "rank 3: no space left"
+    assert str(explain(first, {0: late}, tmp_path)) == "rank 3: no space left"
+    killed = Failure("killed by SIGKILL", None, 1, at_s=0.0)
+    assert str(explain(first, {0: late, 1: killed}, tmp_path)) == "rank 1: killed by SIGKILL"
+
+
+def test_a_node_is_told_its_place() -> None:
+    told = {"RESEARCH_LIGHTNING_NODE": "1/3:/sweep/.submitit/7_0_meeting"}
+    assert this_node(told) == Node(1, 3, Path("/sweep/.submitit/7_0_meeting"))
+    assert this_node({}) == Node(0, 1, None)
