@@ -1,7 +1,7 @@
 """What every algorithm is: a module that acts and updates itself from batches."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeAlias
 
 import torch
@@ -50,6 +50,13 @@ class Algorithm(nn.Module, ABC):
             updates: updates made before this one, for periods.
 
         """
+
+    def copies(self) -> Sequence[tuple[nn.Module, nn.Module]]:
+        """Each frozen copy of a network, such as a target, and the network that it copies.
+
+        With ``init_from`` a copy that gets no weights of its own follows its network.
+        """
+        return ()
 
     def validate(self, batch: Any) -> Metrics:
         """How good the algorithm is on one batch that it does not learn from.

@@ -1,8 +1,10 @@
 """DrQ-v2: Yarats et al., 2021, https://arxiv.org/abs/2107.09645."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from research.algs.base import Algorithm, Metrics, OptimFactory, take_step
 from research.batches import Transition
@@ -71,6 +73,9 @@ class DrQv2(Algorithm):
         encoder, critics = self.network.encoder, self.network.critics
         self.actor_optim = self.optim(self.network.actor.parameters())
         self.critic_optim = self.optim([*encoder.parameters(), *critics.parameters()])
+
+    def copies(self) -> Sequence[tuple[nn.Module, nn.Module]]:
+        return [(self.target_critics, self.network.critics)]
 
     def noise_std(self, step: int) -> float:
         """Standard deviation of the noise after ``step`` environment steps (equation 4)."""

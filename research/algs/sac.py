@@ -1,6 +1,7 @@
 """Soft Actor-Critic: Haarnoja et al., 2018, https://arxiv.org/abs/1812.05905."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -73,6 +74,9 @@ class SAC(Algorithm):
         # One step for both is the same as one each: neither loss depends on the other's parameters.
         self.actor_optim = self.optim([*self.network.actor.parameters(), self.log_temperature])
         self.critic_optim = self.optim(self.network.critics.parameters())
+
+    def copies(self) -> Sequence[tuple[nn.Module, nn.Module]]:
+        return [(self.target_critics, self.network.critics)]
 
     @torch.no_grad()
     def act(self, obs: Tensor, step: int, explore: bool) -> Tensor:

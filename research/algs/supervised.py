@@ -1,7 +1,7 @@
 """Learning answers from examples: all but the loss."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from operator import itemgetter
 from typing import Any, ClassVar, Literal, TypeAlias
@@ -107,6 +107,9 @@ class Supervised(Algorithm):
         for network in (self.network, self.average):
             if self.is_compiled and network is not None:
                 network.compile()  # in place, so that the weights keep their names
+
+    def copies(self) -> Sequence[tuple[nn.Module, nn.Module]]:
+        return [] if self.average is None else [(self.average, self.network)]
 
     @torch.no_grad()
     def act(self, obs: Tree, step: int, explore: bool) -> Tensor:

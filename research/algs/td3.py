@@ -1,8 +1,10 @@
 """Twin Delayed DDPG: Fujimoto et al., 2018, https://arxiv.org/abs/1802.09477."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from research.algs.base import Algorithm, Metrics, OptimFactory, take_step
 from research.batches import Transition
@@ -67,6 +69,9 @@ class TD3(Algorithm):
     def make_optimizers(self) -> None:
         self.actor_optim = self.optim(self.network.actor.parameters())
         self.critic_optim = self.optim(self.network.critics.parameters())
+
+    def copies(self) -> Sequence[tuple[nn.Module, nn.Module]]:
+        return [(self.target, self.network)]
 
     @torch.no_grad()
     def act(self, obs: Tensor, step: int, explore: bool) -> Tensor:

@@ -248,3 +248,15 @@ def test_every_trained_parameter_has_one_optimizer(cfg: DictConfig) -> None:
     ]
     assert len(owned) == len(set(owned))
     assert set(owned) == {parameter for parameter in alg.parameters() if parameter.requires_grad}
+
+
+def test_every_frozen_copy_is_told(cfg: DictConfig) -> None:
+    alg = make(cfg).alg
+    told = [parameter for frozen, _ in alg.copies() for parameter in frozen.parameters()]
+    trained = [parameter for parameter in alg.parameters() if parameter.requires_grad]
+    for name, parameter in alg.named_parameters():
+        is_constant = bool((parameter == parameter.flatten()[:1]).all())  # equal by chance
+        if not parameter.requires_grad and not is_constant and any(map(parameter.equal, trained)):
+            assert any(parameter is each for each in told), name
+    for frozen, original in alg.copies():
+        torch.testing.assert_close(dict(frozen.state_dict()), dict(original.state_dict()))

@@ -4,14 +4,14 @@ Their yamls are in ``tests/algs/conf``.
 """
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from research.algs.base import Algorithm, Metrics, OptimFactory, take_step
 from research.batches import Example, Transition
@@ -53,6 +53,9 @@ class QLearning(Algorithm):
 
     def make_optimizers(self) -> None:
         self.network_optim = self.optim(self.network.parameters())
+
+    def copies(self) -> Sequence[tuple[nn.Module, nn.Module]]:
+        return [(self.target, self.network)]
 
     @torch.no_grad()
     def act(self, obs: Tensor, step: int, explore: bool) -> Tensor:

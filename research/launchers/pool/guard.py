@@ -5,11 +5,9 @@ kills the pool's process group does not kill it. Its standard input ends when th
 """
 
 import os
-import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
 from contextlib import suppress
 from typing import IO
 
@@ -18,46 +16,36 @@ class Guard:
     """Kills the process groups that were added and not removed, when this process ends."""
 
     def __init__(self) -> None:
-        self.entries: dict[str, None] = {}
+        self.groups: set[int] = set()
         self.process = start()
 
     def add(self, group: int) -> None:
         """Kill this process group at the end."""
-        self.tell("+", f"kill {group}")
+        self.groups.add(group)
+        self.tell(f"+{group}")
 
     def remove(self, group: int) -> None:
         """It has ended by itself."""
-        self.tell("-", f"kill {group}")
+        self.groups.discard(group)
+        self.tell(f"-{group}")
 
-    def add_command(self, command: Sequence[str]) -> None:
-        """Run this command at the end, after the groups are killed."""
-        self.tell("+", shlex.join(["run", *command]))
-
-    def remove_command(self, command: Sequence[str]) -> None:
-        """It is not needed any more."""
-        self.tell("-", shlex.join(["run", *command]))
-
-    def tell(self, sign: str, entry: str) -> None:
-        """Pass an entry on."""
-        if sign == "+":
-            self.entries[entry] = None
-        else:
-            self.entries.pop(entry, None)
+    def tell(self, line: str) -> None:
+        """Send one line, to another process if that one was killed."""
         try:
-            self.write(f"{sign}{entry}")
+            self.write(line)
         except BrokenPipeError:
             self.process.wait()
             self.revive()
 
     def revive(self) -> None:
-        """Replace a guard that was killed by one that knows all entries."""
+        """Replace a guard that was killed by one that knows all groups."""
         if self.process.poll() is not None:
             self.process = start()
-            for entry in self.entries:
-                self.write(f"+{entry}")
+            for group in self.groups:
+                self.write(f"+{group}")
 
     def write(self, line: str) -> None:
-        """Send one line, at once."""
+        """Send one line to the process that is there."""
         assert self.process.stdin is not None
         self.process.stdin.write(f"{line}\n".encode())
 
@@ -69,7 +57,7 @@ class Guard:
 
 
 def start() -> "subprocess.Popen[bytes]":
-    """A guard process without entries."""
+    """A guard process without groups."""
     return subprocess.Popen(
         [sys.executable, "-I", "-S", __file__],
         stdin=subprocess.PIPE,
@@ -80,23 +68,20 @@ def start() -> "subprocess.Popen[bytes]":
 
 
 def watch(lines: IO[str]) -> None:
-    """Keep the entries until the lines end, then act on those that are left."""
+    """Keep the groups until the lines end, then kill those that are left."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
-    entries: dict[str, None] = {}
+    groups: set[int] = set()
     for line in lines:
         if not line.endswith("\n"):  # cut by the end of the pool
             break
         if line[0] == "+":
-            entries[line[1:].strip()] = None
+            groups.add(int(line[1:]))
         else:
-            entries.pop(line[1:].strip(), None)
-    for verb, *arguments in sorted(map(shlex.split, entries)):  # kill before run
-        if verb == "kill":
-            with suppress(ProcessLookupError):
-                os.killpg(int(arguments[0]), signal.SIGKILL)
-        else:
-            subprocess.run(arguments, stdin=subprocess.DEVNULL, check=False)
+            groups.discard(int(line[1:]))
+    for group in groups:
+        with suppress(ProcessLookupError):
+            os.killpg(group, signal.SIGKILL)
 
 
 if __name__ == "__main__":

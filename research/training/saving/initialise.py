@@ -34,10 +34,11 @@ def initialise(
     """Copy the weights and buffers of another run into ``alg`` and ``processor``.
 
     A run that has a checkpoint goes on from there, and nothing is read. A target network that gets
-    no weights becomes a copy of what its network got, as if it had been made from that.
+    no weights becomes a copy of what its network got, as if it had been made from that; which is
+    one, the algorithm's ``copies`` tell.
 
     Args:
-        alg: as it was built; what copies what in it is told by equal values.
+        alg: as it was built.
         processor: as it was built.
         run: the run that begins.
         source: a run directory, for its best checkpoint (its last where none is the best), or a
@@ -74,7 +75,7 @@ def initialise(
             raise UserError(f"init_from: {name} of {folder} holds NaN or infinity")
     copies = {
         name: loaded[original]
-        for name, original in find_frozen_copies(modules).items()
+        for name, original in copied_names(alg).items()
         if name not in loaded and original in loaded
     }
     modules.load_state_dict({**state, **loaded, **copies})
@@ -172,36 +173,11 @@ def few(names: Iterable[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-def find_frozen_copies(root: nn.Module) -> dict[str, str]:
-    """The name of each tensor in a frozen copy of a network, and the name of what it copies.
-
-    A copy takes no gradients and equals, in all its values, a module that takes some; a frozen
-    network with random values of its own is none.
-    """
-    frozen, trained = {}, {}
-    for path, module in root.named_modules():
-        if has_random_values(module):
-            takes_gradients = any(parameter.requires_grad for parameter in module.parameters())
-            (trained if takes_gradients else frozen)[path] = module.state_dict()
-    copies: dict[str, str] = {}
-    for path, state in frozen.items():
-        if all(f"{path}.{name}" in copies for name in state):  # it lies in a copy
-            continue
-        for original, other in trained.items():
-            if are_equal(state, other):
-                copies.update({f"{path}.{name}": f"{original}.{name}" for name in state})
-                break
-    return copies
-
-
-def has_random_values(module: nn.Module) -> bool:
-    """Whether any parameter is more than a constant; zeros and ones are equal by chance."""
-    return any(bool((p != p.flatten()[:1]).any()) for p in module.parameters())
-
-
-def are_equal(one: Weights, other: Weights) -> bool:
-    """Whether two modules have the same state, to the last bit."""
-    return one.keys() == other.keys() and all(
-        value.dtype == other[name].dtype and torch.equal(value, other[name])
-        for name, value in one.items()
-    )
+def copied_names(alg: Algorithm) -> dict[str, str]:
+    """The name of each tensor in a frozen copy, and the name of what it copies."""
+    paths = {module: path for path, module in alg.named_modules(prefix="alg")}
+    return {
+        f"{paths[copy]}.{name}": f"{paths[original]}.{name}"
+        for copy, original in alg.copies()
+        for name in original.state_dict()
+    }

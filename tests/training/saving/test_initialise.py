@@ -1,6 +1,5 @@
 """Beginning with another run's weights: what is taken over, what is refused, what is left alone."""
 
-import copy
 import logging
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -14,12 +13,11 @@ from torch import Tensor, nn
 from research.algs.td3 import TD3
 from research.errors import UserError
 from research.networks.actor_critic import ActorCritic
-from research.networks.targets import frozen_copy
 from research.processors.base import Processor
 from research.processors.normalise import NormaliseObservations
 from research.status import Status
 from research.training.run import Run
-from research.training.saving.initialise import find_frozen_copies, initialise, select
+from research.training.saving.initialise import initialise, select
 from tests.conftest import Spaces
 
 ACTOR_WEIGHT = "alg.network.actor.0.0.weight"
@@ -222,23 +220,6 @@ def test_a_target_that_is_not_in_the_file_follows_too(
     begin(tmp_path, parts, tmp_path / "source", strict=False)
     for name, value in trained.alg.network.state_dict().items():
         assert value.equal(parts.alg.target.state_dict()[name])
-
-
-def test_only_a_frozen_module_of_equal_random_values_is_a_copy() -> None:
-    net, norm = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2)), nn.LayerNorm(2)
-    modules = {
-        "net": net,
-        "norm": norm,
-        "target": frozen_copy(net),
-        "targets": nn.ModuleList([frozen_copy(net[2]), frozen_copy(norm)]),
-        "prior": nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2)).requires_grad_(False),
-        "ensemble_member": copy.deepcopy(net),
-    }
-    assert find_frozen_copies(nn.ModuleDict(modules)) == {
-        **{f"target.{name}": f"net.{name}" for name in net.state_dict()},
-        "targets.0.weight": "net.2.weight",
-        "targets.0.bias": "net.2.bias",
-    }
 
 
 def test_strict_names_what_does_not_fit_and_changes_nothing(
