@@ -13,7 +13,7 @@ from research.batches import Example
 from research.datasets.examples.dataset import Examples
 from research.datasets.examples.decoding import check_form, read_rgb, silent_decoders, to_tensor
 from research.datasets.examples.sources import one_line
-from research.datasets.examples.torchvision_files import damaged_file, file_of_traceback
+from research.datasets.examples.torchvision_files import damaged_file
 from research.errors import UserError, did_you_mean
 
 VALIDATION_SPLITS = ("val", "valid", "test")
@@ -130,8 +130,7 @@ class TorchvisionImages:
             if target.ndim or target.is_floating_point():
                 raise TypeError(f"its target is no class label, but {label}")
         except Exception as error:  # a decoder may raise anything for a damaged file
-            root = str(getattr(self.dataset, "root", "."))
-            what = file_of_traceback(root, error) or self.name_example(index)
+            what = self.name_example(index)
             raise UserError(f"{what} cannot be read: {one_line(error)}") from error
         return Example(obs, target.long())
 
@@ -224,7 +223,7 @@ def open_dataset(kind: type, arguments: Mapping[str, Any]) -> Any:
         return kind(**arguments)
     except Exception as error:  # torchvision raises several for damaged files
         given = ", ".join(f"{k}={value}" for k, value in arguments.items() if k != "loader")
-        file = damaged_file(kind, str(arguments.get("root", ".")), error)
+        file = damaged_file(kind, str(arguments.get("root", ".")))
         reason = f"{file} is missing or damaged: {one_line(error)}" if file else one_line(error)
         raise UserError(
             f"torchvision's {kind.__name__}({given}) cannot be opened: {reason}; "

@@ -253,7 +253,6 @@ def test_a_damaged_file_is_named(make: Any, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize(
     ("changed", "content", "reason"),
     [
-        ("images", b"damaged", "invalid literal for int"),
         ("a", b"damaged", "Dataset not found or corrupted"),
         ("b", b"damaged", "Dataset not found or corrupted"),
         ("b", None, "No such file or directory"),
@@ -337,7 +336,7 @@ def test_mnist_is_read_from_idx_files(make: Any, tmp_path: Path, real: Any) -> N
         assert dataset.action_space == spaces.Discrete(10)
     path = tmp_path / "MNIST/raw/train-images-idx3-ubyte"
     path.write_bytes(path.read_bytes()[:100])
-    message = rf"MNIST\(root={tmp_path}.* cannot be opened: {path} is missing or damaged: "
+    message = rf"MNIST\(root={tmp_path}.* cannot be opened: .+; see dataset.root"
     with pytest.raises(UserError, match=message):
         make("MNIST")
     with pytest.raises(
