@@ -6,7 +6,6 @@ import platform
 import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from importlib import metadata
@@ -29,7 +28,7 @@ VARIABLES = (
 CODE = (".py", ".yaml", ".yml", ".toml", ".sh")
 """Files whose text is kept although git does not know them; others may be data or secrets."""
 
-MAX_BYTES = 2**18
+MAX_CHARACTERS = 2**18
 MAX_FILE_BYTES = 2**28
 """Room for hundreds of attempts that all have the longest diff."""
 GIT_S = 5.0
@@ -137,24 +136,25 @@ def git_state(folder: Path) -> dict[str, object]:
     try:
         if ignores(folder):
             return {"error": f"{folder} lies in a repository that ignores it"}
-        answer, _ = git(folder, "rev-parse", "--show-toplevel", "HEAD", "--abbrev-ref", "HEAD")
+        answer = git(folder, "rev-parse", "--show-toplevel", "HEAD", "--abbrev-ref", "HEAD")
         root, commit, branch = answer.splitlines()
         options = ("--no-color", "--no-ext-diff", "--no-textconv")
-        diff, diff_is_cut = git(Path(root), "diff", *options, "HEAD")
-        listing, _ = git(Path(root), "ls-files", "--others", "--exclude-standard", "-z")
+        diff = git(Path(root), "diff", *options, "HEAD")
+        listing = git(Path(root), "ls-files", "--others", "--exclude-standard", "-z")
     except subprocess.CalledProcessError as error:
         return {"error": f"no repository with a commit, or not one that git trusts: {error}"}
     except (OSError, subprocess.SubprocessError) as error:
         return {"error": str(error)}
+    cut = f"the diff is cut after {MAX_CHARACTERS:,} characters"
     untracked = untracked_code(Path(root), [name for name in listing.split("\0") if name])
     return {
         "root": root,
         "commit": commit,
         "branch": branch,
         "dirty": bool(diff or untracked),
-        "diff": diff,
+        "diff": diff[:MAX_CHARACTERS],
         "untracked": untracked,
-        "note": f"the diff is cut after {MAX_BYTES:,} bytes" if diff_is_cut else None,
+        "note": cut if len(diff) > MAX_CHARACTERS else None,
     }
 
 
@@ -167,33 +167,23 @@ def ignores(folder: Path) -> bool:
     return done.returncode == 0
 
 
-def git(folder: Path, *arguments: str) -> tuple[str, bool]:
-    """What a git command prints, and whether that was cut to ``MAX_BYTES``.
+def git(folder: Path, *arguments: str) -> str:
+    """What a git command prints.
 
     Raises:
         OSError: there is no git.
         subprocess.SubprocessError: the command failed or took too long.
 
     """
-    command = ["git", *arguments]
-    with subprocess.Popen(
-        command,
+    return subprocess.run(
+        ["git", *arguments],
         cwd=folder,
         env=git_environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
-    ) as process:
-        timer = threading.Timer(GIT_S, process.kill)
-        timer.start()
-        assert process.stdout is not None
-        output = process.stdout.read(MAX_BYTES + 1)
-        timer.cancel()
-        is_cut = len(output) > MAX_BYTES
-        if is_cut:
-            process.kill()
-    if process.returncode and not is_cut:
-        raise subprocess.CalledProcessError(process.returncode, command)
-    return output[:MAX_BYTES].decode(errors="replace"), is_cut
+        timeout=GIT_S,
+        check=True,
+    ).stdout.decode(errors="replace")
 
 
 def git_environment() -> dict[str, str]:
@@ -203,9 +193,9 @@ def git_environment() -> dict[str, str]:
 
 
 def untracked_code(root: Path, names: Sequence[str]) -> dict[str, str | None]:
-    """Texts of the code among the files ``names``, ``MAX_BYTES`` of it; None for the others."""
+    """Texts of the code among the files ``names``, up to a total; None for the others."""
     texts: dict[str, str | None] = dict.fromkeys(names)
-    left = MAX_BYTES
+    left = MAX_CHARACTERS
     for name in names:
         path = root / name
         try:

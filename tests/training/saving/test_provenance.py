@@ -175,7 +175,7 @@ def test_uncommitted_changes_can_be_applied_again(repository: Path) -> None:
 def test_new_code_is_kept_and_other_new_files_only_named(
     repository: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(provenance, "MAX_BYTES", 1000)
+    monkeypatch.setattr(provenance, "MAX_CHARACTERS", 1000)
     (repository / "code" / "mine.py").write_text("beta = 3\n")
     (repository / "code" / "long.py").write_text("x" * 995)
     (repository / "key.json").write_text("42")
@@ -192,11 +192,11 @@ def test_new_code_is_kept_and_other_new_files_only_named(
 
 @needs_git
 def test_long_diff_is_cut_with_a_note(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(provenance, "MAX_BYTES", 1000)
+    monkeypatch.setattr(provenance, "MAX_CHARACTERS", 1000)
     (repository / "code" / "alg.py").write_text("".join(f"x{i} = {i}\n" for i in range(10**5)))
     state = git_state(repository / "code")
     assert len(str(state["diff"])) == 1000
-    assert state["note"] == "the diff is cut after 1,000 bytes"
+    assert state["note"] == "the diff is cut after 1,000 characters"
 
 
 @needs_git
@@ -239,4 +239,4 @@ def test_slow_git_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     fake.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(provenance, "GIT_S", 0.2)
-    assert "SIGKILL" in str(git_state(tmp_path)["error"])
+    assert "timed out" in str(git_state(tmp_path)["error"])
