@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack
 from math import inf
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.utils import JobReturn, configure_log
 from omegaconf import OmegaConf
@@ -25,27 +25,14 @@ from research.machine.gpus import gpu_uuids, usable_gpus
 from research.machine.slots import Slot, make_slots
 from research.status import sole_process
 
+if TYPE_CHECKING:
+    from hydra_plugins.research_lightning.local import LocalConf
+
 log = logging.getLogger(__name__)
 
 
-class Options(Protocol):
-    """Options of the local launcher; ``hydra_plugins.research_lightning.local`` explains them."""
-
-    gpus: Any
-    gpus_per_job: int
-    jobs_per_gpu: int
-    cpus: Any
-    cpus_per_job: int | None
-    max_jobs: int | None
-    stagger_s: float
-    retries: int
-    fail_fast: bool
-    timeout_s: float | None
-    mps: bool
-
-
 def launch(
-    program: Program, options: Options, overrides: Sequence[Sequence[str]]
+    program: Program, options: "LocalConf", overrides: Sequence[Sequence[str]]
 ) -> Sequence[JobReturn]:
     """Run those jobs of the batch that have not completed, and return what all of them returned.
 
@@ -72,7 +59,7 @@ def launch(
     return batch.returns(outcomes)
 
 
-def slots_for(options: Options) -> list[Slot]:
+def slots_for(options: "LocalConf") -> list[Slot]:
     """The slots that the options make of this machine.
 
     Raises:
@@ -110,7 +97,7 @@ def slots_for(options: Options) -> list[Slot]:
 
 
 def run(
-    batch: Batch, to_do: Sequence[Job], slots: Sequence[Slot], options: Options
+    batch: Batch, to_do: Sequence[Job], slots: Sequence[Slot], options: "LocalConf"
 ) -> tuple[dict[int, Outcome], bool]:
     """Run jobs in the slots, showing them; their outcomes, and whether a signal ended the sweep."""
     progress = Progress(batch.jobs, Screen(sys.stderr))

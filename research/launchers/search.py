@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby, takewhile
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.utils import instantiate
@@ -21,19 +21,11 @@ from research.hydra_versions import execution_whitelist
 from research.launchers.plan.job import JobError
 from research.process import describe
 
+if TYPE_CHECKING:
+    from hydra_plugins.research_lightning.optuna import OptunaConf
+
 log = logging.getLogger(__name__)
 DIRECTIONS = {"max": "maximize", "min": "minimize", "maximize": "maximize", "minimize": "minimize"}
-
-
-class Options(Protocol):
-    """Options of the search; ``hydra_plugins.research_lightning.optuna`` explains them."""
-
-    sampler: Any
-    direction: str
-    n_trials: int
-    n_jobs: int | None
-    max_failure_rate: float
-    params: dict[str, str] | None
 
 
 class Study:
@@ -55,7 +47,7 @@ class Study:
 
     """
 
-    def __init__(self, folder: Path, options: Options, arguments: Sequence[str]) -> None:
+    def __init__(self, folder: Path, options: "OptunaConf", arguments: Sequence[str]) -> None:
         create_study, parse = import_optuna()
         check(options)
         self.folder, self.options = folder, options
@@ -225,7 +217,7 @@ def import_optuna() -> tuple[Callable[..., Any], Callable[..., Any]]:
     return optuna.create_study, create_params_from_overrides
 
 
-def check(options: Options) -> None:
+def check(options: "OptunaConf") -> None:
     """Check the options.
 
     Raises:

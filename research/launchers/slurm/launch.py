@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.utils import JobReturn, configure_log
 from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf, SlurmQueueConf
@@ -35,25 +35,14 @@ from research.launchers.slurm.queue import (
 from research.machine.slots import allocations
 from research.status import sole_process
 
+if TYPE_CHECKING:
+    from hydra_plugins.research_lightning.slurm import SlurmConf
+
 log = logging.getLogger(__name__)
 
 
-class Options(Protocol):
-    """Options that ``hydra-submitit-launcher`` has not; its own are read by their names."""
-
-    jobs_per_allocation: int
-    remainder: Any  # OmegaConf has no Literal; allocations() checks it
-    snapshot: bool
-    wait: bool
-    max_requeues: int
-    nodes: int
-    tasks_per_node: int
-    timeout_min: int
-    signal_delay_s: int
-
-
 def launch(
-    program: Program, options: Options, overrides: Sequence[Sequence[str]]
+    program: Program, options: "SlurmConf", overrides: Sequence[Sequence[str]]
 ) -> Sequence[JobReturn]:
     """Submit those jobs of the batch that have neither completed nor wait or run already.
 
@@ -99,7 +88,7 @@ def launch(
     return batch.returns({job.number: outcome(batch, job) for job in batch.jobs})
 
 
-def check_options(options: Options) -> None:
+def check_options(options: "SlurmConf") -> None:
     """Refuse what can be seen to be wrong here."""
     if options.max_requeues < 0:
         raise UserError(
@@ -136,7 +125,9 @@ def queued(sweep: Path) -> set[int]:
     return set(places)
 
 
-def submit(batch: Batch, jobs: Sequence[Job], groups: Sequence[range], options: Options) -> None:
+def submit(
+    batch: Batch, jobs: Sequence[Job], groups: Sequence[range], options: "SlurmConf"
+) -> None:
     """Submit an allocation for each group of jobs.
 
     The submission is noted before SLURM knows of it, under a mark that its tasks bear, and once
@@ -174,7 +165,9 @@ def submit(batch: Batch, jobs: Sequence[Job], groups: Sequence[range], options: 
     write_submissions(sweep, [*noted, Submission(mark, folder, names, numbers)])
 
 
-def snapshot(batch: Batch, jobs: Sequence[Job], options: Options) -> tuple[list[Task], Path | None]:
+def snapshot(
+    batch: Batch, jobs: Sequence[Job], options: "SlurmConf"
+) -> tuple[list[Task], Path | None]:
     """The jobs' tasks, importing from a snapshot of the code if one is asked for, and where."""
     tasks = batch.tasks(jobs, results=batch.plan.folder / SUBMITIT / "results")
     if not options.snapshot:
@@ -183,7 +176,7 @@ def snapshot(batch: Batch, jobs: Sequence[Job], options: Options) -> tuple[list[
     return [task._replace(call=move_call(task.call, root, code)) for task in tasks], code
 
 
-def slurm_parameters(options: Options, mark: str, code: Path | None) -> dict[str, Any]:
+def slurm_parameters(options: "SlurmConf", mark: str, code: Path | None) -> dict[str, Any]:
     """What submitit's executor gets, under its names."""
     own = {field.name for field in fields(SlurmQueueConf)} - {"_target_", "max_num_timeout"}
     given = {name: plain(getattr(options, name)) for name in own}
