@@ -28,6 +28,7 @@ from research.explain import (
     CONF,
     DISK_IS_FULL,
     exit_status,
+    explain_no_choice,
     explain_word,
     is_override,
     log_traceback,
@@ -98,6 +99,8 @@ def command(task: Task) -> Callable[[], None]:
         for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
             if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, signal.default_int_handler)
+        if line := explain_no_choice(typed):
+            fail(line, status=1)
         if not __debug__:
             keep_asserts_of_parser()
         try:

@@ -25,12 +25,7 @@ CANNOT_USE = (
     *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.EIO),
 )
 COULD_NOT = re.compile(r"Could not override '([^']+)'")
-CHOICE_IS_MISSING = re.compile(
-    r"Error resolving interpolation '.*', possible interpolation keys: (.*)"
-)
 DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-NO_NAME = "Config group override must be a string or a list. Got NoneType"
-NULL = re.compile(r"[\w/@]+=null")
 CONF = Path(__file__).parent.parent / "conf"
 
 log = logging.getLogger(__name__)
@@ -49,12 +44,6 @@ def one_line(error: BaseException) -> str | None:
             return line
     if match := COULD_NOT.match(str(error)):
         return explain_override(match[1])
-    if match := CHOICE_IS_MISSING.match(str(error)):
-        missing = [group for group in ("alg", "env") if group not in match[1].split(", ")]
-        if missing:
-            return f"~{missing[0]} leaves no {missing[0]}; choose another by {missing[0]}=..."
-    if str(error) == NO_NAME and (given := [word for word in sys.argv[1:] if NULL.fullmatch(word)]):
-        return f"{given[0]} is not a choice; '~{given[0].partition('=')[0]}' takes none"
     if isinstance(error, (HydraException, OmegaConfBaseException)):
         cause = f": {str(error.__cause__).partition(chr(10))[0]}" if error.__cause__ else ""
         return " ".join(f"{error}{cause}".split())
@@ -89,6 +78,20 @@ def explain_choice(error: MissingConfigException) -> str:
         return " ".join(str(error).split())
     guess = did_you_mean(choice, options)
     return f"{group}={choice} is not a choice; allowed: {', '.join(options)}{guess}"
+
+
+def explain_no_choice(words: Sequence[str]) -> str | None:
+    """One line for the first group that is left without the choice that it needs, if one is.
+
+    Hydra would speak of what is composed from the choices.
+    """
+    for word in words:
+        group, _, choice = word.partition("=")
+        if word in ("~alg", "~env"):
+            return f"{word} leaves no {word[1:]}; choose another by {word[1:]}=..."
+        if choice == "null" and (CONF / group).is_dir():
+            return f"{word} is not a choice; '~{group}' takes none"
+    return None
 
 
 def explain_word(wrong: str, typed: Sequence[str]) -> str:

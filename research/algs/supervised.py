@@ -10,6 +10,7 @@ import gymnasium
 import torch
 from gymnasium.spaces import Box, Discrete
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
 from research.algs.base import Algorithm, Metrics
@@ -168,7 +169,7 @@ class Supervised(Algorithm):
         try:
             return self.predict(self.network, part.obs)
         except ValueError as error:
-            if "more than 1 value per channel" not in str(error):
+            if len(part.target) > 1 or not has_batch_norm(self.network):
                 raise
             raise UserError(
                 "batch normalisation needs more than one example at once; raise "
@@ -259,3 +260,8 @@ def group_parameters(network: nn.Module) -> list[dict[str, Any]]:
             "weight_decay": 0.0,
         },
     ]
+
+
+def has_batch_norm(network: nn.Module) -> bool:
+    """Whether a network normalises over a batch, for which one example may be too few."""
+    return any(isinstance(module, _BatchNorm) for module in network.modules())
