@@ -34,7 +34,7 @@ from research.explain import (
     log_traceback,
     one_line,
 )
-from research.files import MAX_DEPTH, read_text, write_whole
+from research.files import read_text, write_whole
 from research.hydra_versions import VERSION_BASE, execution_whitelist
 from research.launchers.plan.store import share_config_store
 from research.parallel.ranks import Node, this_node
@@ -53,8 +53,8 @@ STRUCTURE = (
 )
 """Keys after a change of which a checkpoint seldom fits."""
 
-MAX_BYTES = 2**18
-"""A longer file is no config."""
+MAX_BYTES, MAX_DEPTH = 2**18, 50
+"""A longer file, or a deeper one, is no config."""
 
 
 def command(task: Task) -> Callable[[], None]:

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
-MAX_DEPTH = 50
 """How deep a JSON file may be nested: what writes it again needs stack for each level."""
 
 
@@ -87,20 +86,14 @@ def read_json(path: Path, *, max_bytes: int) -> Any:
 
     Raises:
         OSError: it is missing or unreadable.
-        ValueError: it is something else, of more than ``max_bytes``, or deeper than ``MAX_DEPTH``;
-            the message is one line.
+        ValueError: it is something else, or has more than ``max_bytes``; the message is one line.
 
     """
     text = read_text(path, max_bytes=max_bytes)
     try:
-        content = json.loads(text, parse_float=finite, parse_constant=finite)
-    except RecursionError:
-        is_deep = True
-    else:
-        is_deep = is_deeper(content, MAX_DEPTH)
-    if is_deep:
-        raise ValueError(f"it is nested deeper than {MAX_DEPTH} levels")
-    return content
+        return json.loads(text, parse_float=finite, parse_constant=finite)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
 
 
 def finite(text: str) -> float:
@@ -109,11 +102,3 @@ def finite(text: str) -> float:
     if not math.isfinite(value):
         raise ValueError(f"{text[:20]} is not a finite number")
     return value
-
-
-def is_deeper(content: object, levels: int) -> bool:
-    """Whether lists and dicts are nested deeper than ``levels``."""
-    if not isinstance(content, list | dict):
-        return False
-    parts = content.values() if isinstance(content, dict) else content
-    return levels == 0 or any(is_deeper(part, levels - 1) for part in parts)
