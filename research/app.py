@@ -38,7 +38,7 @@ from research.files import read_text, write_whole
 from research.hydra_versions import VERSION_BASE, execution_whitelist
 from research.launchers.plan.store import share_config_store
 from research.parallel.ranks import Node, this_node
-from research.process import collect_seldom, describe
+from research.process import collect_seldom, error_line
 from research.rank import train_in_parallel
 from research.rehearsal import Task, rehearsing
 from research.status import BLANK, Status, read_status, sole_process
@@ -76,7 +76,7 @@ def command(task: Task) -> Callable[[], None]:
             return fail(line, status=exit_status(error))
         except SystemExit as error:  # of a part: it has no say in how this program ends
             traceback.print_exc()
-            return fail(describe(error), status=exit_status(error))
+            return fail(error_line(error), status=exit_status(error))
 
     for_launchers = {
         "keeps_status": True,
@@ -190,7 +190,7 @@ def run_in(run_dir: Path, task: Task, cfg: DictConfig, node: Node) -> float:
             error.args = (f"{told}; choose another hydra.run.dir",)
         log_traceback(error)
         with suppress(OSError):  # on a read-only disk; why the run failed says more
-            status.end("failed", one_line(error) or describe(error))
+            status.end("failed", one_line(error) or error_line(error))
             if changes and status.fields["step"] == reached:  # the old config is still right
                 for path, content in before.items():
                     write_whole(path, content)

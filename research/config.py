@@ -205,7 +205,7 @@ def locate(name: str, path: str, trusted: Sequence[str]) -> Callable[..., Any]:
 
     The second condition keeps out what a trusted module merely imports (``torch.os.system``).
     """
-    key = join(path, "_target_")
+    key = join_keys(path, "_target_")
     allowed = f"allowed are {', '.join(trusted)}, and what trusted_modules=[...] adds"
     if not is_inside(name, trusted):
         raise UserError(f"{key}: '{name}' is not in a trusted module; {allowed}")
@@ -268,7 +268,7 @@ def check_node(value: Any, path: str, trusted: Sequence[str]) -> None:
     if not isinstance(value, dict):
         return
     for key, item in value.items():
-        check_node(item, join(path, str(key)), trusted)
+        check_node(item, join_keys(path, str(key)), trusted)
     if "_target_" in value:
         check_call(value, path, locate(value["_target_"], path, trusted))
 
@@ -290,11 +290,11 @@ def check_call(node: dict[str, Any], path: str, target: Callable[..., Any]) -> N
     for parameter in named:
         required = parameter.default is parameter.empty and parameter.name not in by_code
         if required and parameter.name not in given:
-            key = join(path, parameter.name)
+            key = join_keys(path, parameter.name)
             raise UserError(f"{key} is missing; {node['_target_']} needs it")
     hints = type_hints(target)
     for key, value in given.items():
-        check_type(value, hints.get(key, Any), join(path, key))
+        check_type(value, hints.get(key, Any), join_keys(path, key))
 
 
 def check_collaborators(call: partial[Any], given: Sequence[Any], path: str) -> None:
@@ -332,7 +332,7 @@ def check_keys(given: Mapping[str, Any], known: set[str], path: str) -> None:
         if key not in known:
             allowed = ", ".join(sorted(known))
             guess = did_you_mean(key, known)
-            full = join(path, key)
+            full = join_keys(path, key)
             raise UserError(
                 f"{full} is not a known key; allowed: {allowed}{guess}{how_to_drop(full)}"
             )
@@ -353,12 +353,12 @@ def check_type(value: Any, annotation: Any, path: str) -> None:
         hint = f"; write [{value}]" if matches([value], annotation) else hint
         choices = typing.get_args(annotation) if isinstance(value, str) else ()
         raise UserError(
-            f"{path} must be {describe(annotation)}, got {value!r}{hint}"
+            f"{path} must be {name_type(annotation)}, got {value!r}{hint}"
             f"{did_you_mean(value, choices)}"
         )
 
 
-def describe(annotation: Any) -> str:
+def name_type(annotation: Any) -> str:
     """An annotation in the words of somebody who writes YAML."""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is Literal:
@@ -366,9 +366,9 @@ def describe(annotation: Any) -> str:
     if origin is collections.abc.Callable:
         return "a node with a _target_"
     if origin in (list, tuple, collections.abc.Sequence):
-        return f"a list, each item {describe(arguments[0])}"
+        return f"a list, each item {name_type(arguments[0])}"
     if origin in (typing.Union, types.UnionType):
-        return " or ".join(describe(each) for each in arguments if not is_tensor(each))
+        return " or ".join(name_type(each) for each in arguments if not is_tensor(each))
     if annotation in (None, type(None)):
         return "null"
     if inspect.isclass(annotation) and not arguments:
@@ -428,6 +428,6 @@ def type_hints(target: Callable[..., Any]) -> Mapping[str, Any]:
         return {}
 
 
-def join(path: str, key: str) -> str:
+def join_keys(path: str, key: str) -> str:
     """``path.key``."""
     return f"{path}.{key}" if path else key

@@ -191,12 +191,12 @@ def make(call: Callable[[], Any]) -> tuple[int, tuple[Any, str | None]]:
     try:
         return 0, (call(), None)
     except SystemExit as error:
-        return exit_status(error), (None, describe(error))
+        return exit_status(error), (None, error_line(error))
     except KeyboardInterrupt:
         return 130, (None, "interrupted")
     except BaseException as error:
         traceback.print_exception(error.with_traceback(skip_launcher(error.__traceback__)))
-        return 1, (None, describe(error))
+        return 1, (None, error_line(error))
 
 
 def exit_status(error: SystemExit) -> int:
@@ -204,7 +204,7 @@ def exit_status(error: SystemExit) -> int:
     return error.code if isinstance(error.code, int) else int(error.code is not None)
 
 
-def describe(error: BaseException) -> str:
+def error_line(error: BaseException) -> str:
     """An exception in one line."""
     if isinstance(error, SystemExit):
         said = f": {error.code}" if isinstance(error.code, str) else ""

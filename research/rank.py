@@ -18,8 +18,8 @@ from research.console import outlive_readers
 from research.crash import crash_told
 from research.explain import exit_status, log_traceback, one_line
 from research.launchers.plan.job import hydra_state, restore
-from research.parallel.ranks import Failure, Node, Place, run_ranks
-from research.process import describe
+from research.parallel.ranks import Failure, Node, RankAddress, run_ranks
+from research.process import error_line
 from research.status import Status
 from research.training.interruption import StopRequest
 from research.training.run import Run
@@ -59,7 +59,7 @@ class Rank:
         config: the resolved config of the run.
         folder: the run directory.
         state: of Hydra, by ``hydra_state``.
-        place: among the ranks.
+        address: among the ranks.
 
     """
 
@@ -67,13 +67,13 @@ class Rank:
     config: dict[str, Any]
     folder: Path
     state: dict[Any, Any]
-    place: Place
+    address: RankAddress
 
     def __call__(self) -> float | Failure:
         """The score, or what came between."""
         outlive_readers()
         restore(self.state)
-        if self.place.rank == 0:
+        if self.address.rank == 0:
             hydra: Any = HydraConfig.get()
             configure_log(hydra.job_logging, hydra.verbose)
         try:
@@ -82,19 +82,19 @@ class Rank:
             log_traceback(error)
             line = one_line(error)
             trace = None if line else "".join(traceback.format_exception(error))
-            return Failure(line or describe(error), trace, exit_status(error), time.time())
+            return Failure(line or error_line(error), trace, exit_status(error), time.time())
 
     def train(self) -> float:
         """Train as one of the ranks."""
-        from research.parallel.process_group import join
+        from research.parallel.process_group import connect_ranks
 
         run = Run(self.folder, Status(self.folder), self.config["seed"], self.config)
         try:
             with ExitStack() as stack:
-                if self.place.rank == 0:
+                if self.address.rank == 0:
                     stack.enter_context(crash_told(self.folder))
-                stack.enter_context(join(*self.place))
+                stack.enter_context(connect_ranks(*self.address))
                 return self.task(OmegaConf.create(self.config), run)
         finally:
-            if self.place.rank == 0:
+            if self.address.rank == 0:
                 run.status.write()  # the last of it may have waited for its second

@@ -13,7 +13,7 @@ from research import config
 from research.config import construct_part, to_plain
 from research.errors import UserError
 from research.explain import one_line
-from research.process import describe
+from research.process import error_line
 from research.status import Status
 from research.training.run import Run
 
@@ -72,7 +72,7 @@ class Rehearsal:
         except (Exception, SystemExit) as error:
             if (line := one_line(error)) is None:
                 traceback.print_exc()
-            raise UserError(line or describe(error)) from error
+            raise UserError(line or error_line(error)) from error
 
     def build(self, node: DictConfig, *collaborators: Any) -> Any:
         """What ``research.config.build`` does meanwhile."""

@@ -44,7 +44,7 @@ class Checked(gymnasium.Wrapper):
         """Start an episode."""
         result = self.env.reset(seed=seed, options=options)
         if not isinstance(result, tuple) or len(result) != 2 or not isinstance(result[1], dict):
-            raise UserError(f"{self.name}: reset must return (obs, info), got {describe(result)}")
+            raise UserError(f"{self.name}: reset must return (obs, info), got {name_types(result)}")
         self.check_obs(result[0])
         return result
 
@@ -54,7 +54,7 @@ class Checked(gymnasium.Wrapper):
         if not isinstance(result, tuple) or len(result) != 5 or not isinstance(result[4], dict):
             raise UserError(
                 f"{self.name}: step must return (obs, reward, terminated, truncated, info), got "
-                f"{describe(result)}"
+                f"{name_types(result)}"
             )
         obs, reward, terminated, truncated, info = result
         self.check_obs(obs)
@@ -107,7 +107,7 @@ def copy_action(action: Any) -> Any:
     return action.copy() if isinstance(action, np.ndarray) else copy.deepcopy(action)
 
 
-def describe(result: Any) -> str:
+def name_types(result: Any) -> str:
     """What came instead of a tuple of a certain length."""
     if isinstance(result, tuple):
         return f"{len(result)} values: ({', '.join(type(value).__name__ for value in result)})"
@@ -131,7 +131,7 @@ def find_difference(space: gymnasium.Space, obs: Any, name: str = "observation")
         return next(filter(None, parts), None)
     elif isinstance(space, spaces.Tuple):
         if not isinstance(obs, tuple | list) or len(obs) != len(space):
-            return f"{name} must be a tuple of {len(space)}, as declared, got {describe(obs)}"
+            return f"{name} must be a tuple of {len(space)}, as declared, got {name_types(obs)}"
         pairs = enumerate(zip(space.spaces, obs, strict=True))
         parts = (find_difference(*pair, f"{name}[{index}]") for index, pair in pairs)
         return next(filter(None, parts), None)

@@ -17,7 +17,7 @@ from research.launchers.plan.dry_run import is_dry_run, show_plan
 from research.launchers.plan.ledger import Job, planned_jobs
 from research.launchers.pool.mps import mps_daemon
 from research.launchers.pool.pool import Outcome, Pool
-from research.launchers.show.progress import Progress, describe
+from research.launchers.show.progress import Progress, name_slot
 from research.launchers.show.report import report
 from research.launchers.show.screen import Screen
 from research.machine.cpus import cpu_quota, usable_cpus
@@ -49,7 +49,7 @@ def launch(
         to_do = batch.to_do()
         if is_dry_run(batch):
             show_plan(
-                batch, [describe(slots[i % len(slots)]) for i in range(len(to_do))], len(slots)
+                batch, [name_slot(slots[i % len(slots)]) for i in range(len(to_do))], len(slots)
             )
             return []
         batch.check(to_do)

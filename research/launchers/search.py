@@ -19,7 +19,7 @@ from research.errors import UserError
 from research.files import write_whole
 from research.hydra_versions import execution_whitelist
 from research.launchers.plan.job import JobError
-from research.process import describe
+from research.process import error_line
 
 if TYPE_CHECKING:
     from hydra_plugins.research_lightning.optuna import OptunaConf
@@ -152,7 +152,7 @@ class Study:
 
         """
         for entry, answer in zip(batch, answers, strict=True):
-            value, reason = judge(answer)
+            value, reason = score_of(answer)
             entry |= {"state": "failed" if reason else "complete", "value": value, "reason": reason}
             self.pass_on(entry)
             log.info("trial %d: %s", entry["number"], reason or value)
@@ -258,7 +258,7 @@ def as_overrides(params: Mapping[str, Any]) -> list[str]:
     return [f"{key}={value}" for key, value in params.items()]
 
 
-def judge(answer: JobReturn) -> tuple[float | None, str | None]:
+def score_of(answer: JobReturn) -> tuple[float | None, str | None]:
     """A trial's value, or why it has none.
 
     Raises:
@@ -269,7 +269,7 @@ def judge(answer: JobReturn) -> tuple[float | None, str | None]:
         raise UserError("a search needs the results of its trials: its launcher must wait for them")
     result = answer._return_value
     if answer.status is JobStatus.FAILED:
-        return None, str(result) if isinstance(result, JobError) else describe(result)
+        return None, str(result) if isinstance(result, JobError) else error_line(result)
     try:
         value = float(result)
     except (TypeError, ValueError):

@@ -28,7 +28,7 @@ PATIENCE = timedelta(days=1)
 
 
 @contextmanager
-def join(rank: int, num_ranks: int, meeting: Path, host: str) -> Iterator[None]:
+def connect_ranks(rank: int, num_ranks: int, meeting: Path, host: str) -> Iterator[None]:
     """Connect the ranks of a run: over NCCL for tensors on GPUs, else over gloo.
 
     Args:

@@ -53,7 +53,7 @@ class Node(NamedTuple):
         return "localhost" if self.count == 1 else socket.gethostname()
 
 
-class Place(NamedTuple):
+class RankAddress(NamedTuple):
     """What a rank needs to know to find the others.
 
     Attributes:
@@ -97,7 +97,7 @@ def this_node(environ: Mapping[str, str] = os.environ) -> Node:
 
 
 def run_ranks(
-    make_rank: Callable[[Place], Callable[[], Any]],
+    make_rank: Callable[[RankAddress], Callable[[], Any]],
     *,
     devices: int,
     device: str,
@@ -129,7 +129,7 @@ def run_ranks(
         try:
             for slot in slots:
                 rank = node.index * devices + slot.number
-                place = Place(rank, node.count * devices, meeting, node.host)
+                place = RankAddress(rank, node.count * devices, meeting, node.host)
                 processes.append(start(make_rank(place), slot, rank, log_folder))
             results = wait(processes, told if node.index == 0 else lambda: None)
         finally:
@@ -145,7 +145,7 @@ def run_ranks(
             if isinstance(result, Failure)
         }
         if failures:
-            raise explain(node, failures, meeting)
+            raise first_failure(node, failures, meeting)
     return results[0]
 
 
@@ -236,7 +236,7 @@ def meeting_folder(node: Node) -> Iterator[Path]:
         yield Path(folder)
 
 
-def explain(node: Node, failures: Mapping[int, Failure], meeting: Path) -> BaseException:
+def first_failure(node: Node, failures: Mapping[int, Failure], meeting: Path) -> BaseException:
     """What to raise for the failures of this node's ranks, by number: the first of all nodes.
 
     Those behind it only follow, because their connections break.

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from research.parallel.ranks import Failure, Node, explain, this_node
+from research.parallel.ranks import Failure, Node, first_failure, this_node
 from tests.commands import train
 
 DIGITS = (
@@ -207,10 +207,10 @@ def test_the_first_failure_of_all_nodes_is_told(tmp_path: Path) -> None:
     late = Failure("connection lost", None, 1, at_s=20.0)
     early = Failure("no space left", None, 1, at_s=10.0)
     beside, first = Node(1, 2, tmp_path), Node(0, 2, tmp_path)
-    assert str(explain(beside, {2: late, 3: early}, tmp_path)) == "rank 3: no space left"
-    assert str(explain(first, {0: late}, tmp_path)) == "rank 3: no space left"
+    assert str(first_failure(beside, {2: late, 3: early}, tmp_path)) == "rank 3: no space left"
+    assert str(first_failure(first, {0: late}, tmp_path)) == "rank 3: no space left"
     killed = Failure("killed by SIGKILL", None, 1, at_s=0.0)
-    assert str(explain(first, {0: late, 1: killed}, tmp_path)) == "rank 1: killed by SIGKILL"
+    assert str(first_failure(first, {0: late, 1: killed}, tmp_path)) == "rank 1: killed by SIGKILL"
 
 
 def test_a_node_is_told_its_place() -> None:

@@ -92,7 +92,7 @@ def read_examples(
     if not obs or not target:
         raise ValueError("obs and target must each name at least one array")
     arrays = read_arrays(path, [*obs, *target])
-    observations = join([numbers(path, name, arrays, "obs") for name in obs])
+    observations = side_by_side([numbers(path, name, arrays, "obs") for name in obs])
     if observations.dtype == torch.uint8 and observations.ndim in (3, 4):
         observations = to_images(observations, f"{path}: '{obs[0]}'")
     else:
@@ -103,7 +103,7 @@ def read_examples(
     if len(target) == 1 and isinstance(text, Text) and num_classes != 0:
         targets, classes = to_labels(text, path, classes)
     else:
-        targets = join([numbers(path, name, arrays, "target") for name in target])
+        targets = side_by_side([numbers(path, name, arrays, "target") for name in target])
         targets, classes = to_targets(targets, path, num_classes), None
     source = TensorSource(str(path), observations, targets)
     source.target_name = ", ".join(target)
@@ -182,7 +182,7 @@ def to_float32(values: Tensor, path: Path, what: str) -> Tensor:
     return numbers
 
 
-def join(arrays: Sequence[Tensor]) -> Tensor:
+def side_by_side(arrays: Sequence[Tensor]) -> Tensor:
     """One array (n, ...) as it is; several side by side, (n, D)."""
     if len(arrays) == 1:
         return arrays[0]

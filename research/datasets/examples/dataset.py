@@ -14,7 +14,7 @@ from torch import Tensor
 from research.batches import Example
 from research.datasets.examples.answers import answer_space
 from research.datasets.examples.order import Cut, batch_sizes, epochs, split
-from research.datasets.examples.reading import Reader, read_all
+from research.datasets.examples.reading import ExampleReader, read_all
 from research.datasets.examples.sources import Source, TensorSource
 from research.datasets.examples.workers import Waiting, examples_of, make_loader
 from research.machine.device import data_device
@@ -197,13 +197,13 @@ class Examples:
     def _cut(self) -> Cut:
         return Cut(self.batch_size, self.rank, self.num_ranks)
 
-    def _make_reader(self, source: Source) -> Reader:
+    def _make_reader(self, source: Source) -> ExampleReader:
         """Checks the labels of what it reads, where they could not be checked before."""
         if source.targets is None and isinstance(self.action_space, spaces.Discrete):
-            return Reader(source, int(self.action_space.n))
-        return Reader(source)
+            return ExampleReader(source, int(self.action_space.n))
+        return ExampleReader(source)
 
-    def _read(self, reader: Reader, batches: Iterable[Tensor]) -> Iterator[Example]:
+    def _read(self, reader: ExampleReader, batches: Iterable[Tensor]) -> Iterator[Example]:
         """The examples of ``batches``, indices (B,) each."""
         if self.num_workers > 0:
             indices = (batch.tolist() for batch in batches)
@@ -211,7 +211,9 @@ class Examples:
         assert isinstance(reader.source, TensorSource)
         return map(reader.source.take, batches)
 
-    def _load(self, reader: Reader, batches: Iterable[list[int]], *, persistent: bool) -> Any:
+    def _load(
+        self, reader: ExampleReader, batches: Iterable[list[int]], *, persistent: bool
+    ) -> Any:
         return make_loader(
             reader,
             batches,

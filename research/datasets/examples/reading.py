@@ -11,7 +11,7 @@ from research.errors import UserError
 from research.machine.memory import require_memory
 
 
-class Reader:
+class ExampleReader:
     """Reads batches of a source, every example of which must be like the first.
 
     Args:
@@ -82,7 +82,7 @@ def read_all(source: Source, device: torch.device) -> TensorSource:
             way_out = "set dataset.device=cpu"
             require_room(obs.nbytes + targets.nbytes, source.name, device, way_out)
     else:
-        reader = Reader(source)
+        reader = ExampleReader(source)
         num_bytes = len(source) * sum(part.nbytes for part in reader.first)
         for place in {torch.device("cpu"), device}:
             require_room(num_bytes, source.name, place, "set dataset.num_workers=4")

@@ -20,7 +20,7 @@ import torch.distributed as dist
 from torch.utils.data import DataLoader
 
 from research.batches import Example, map_tensors
-from research.datasets.examples.reading import Reader
+from research.datasets.examples.reading import ExampleReader
 from research.datasets.examples.sources import one_line
 from research.errors import UserError
 from research.machine.memory import format_bytes
@@ -43,7 +43,7 @@ SETTLE_S = 0.1
 
 
 def make_loader(
-    reader: Reader,
+    reader: ExampleReader,
     batches: Iterable[Sequence[int]],
     *,
     num_workers: int,

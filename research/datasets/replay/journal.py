@@ -151,7 +151,7 @@ class Journal:
                 if not path.is_file():  # to open a pipe would wait for its writer
                     raise FileNotFoundError
                 with path.open("rb") as file:
-                    reader = Reader(file.fileno(), path, segment)
+                    reader = RowReader(file.fileno(), path, segment)
                     while reader.left:
                         header = bytearray(self.header.size)
                         reader.fill(memoryview(header))
@@ -163,7 +163,7 @@ class Journal:
                 raise DamagedFile(f"{path} is missing") from error
 
 
-class Reader:
+class RowReader:
     """Reads a segment from its start, adding up its checksum."""
 
     def __init__(self, descriptor: int, path: Path, segment: Segment) -> None:

@@ -229,9 +229,9 @@ class Check:
         logging.disable()  # what the jobs will say is theirs to say
         warnings.simplefilter("ignore")
         with self.rehearse() if self.rehearse else nullcontext(lambda *_: None) as rehearse:
-            return [self.judge(config, folder, rehearse) for config, folder in self.configs]
+            return [self.check_one(config, folder, rehearse) for config, folder in self.configs]
 
-    def judge(
+    def check_one(
         self, config: DictConfig, folder: Path, rehearse: Callable[[DictConfig, Path], None]
     ) -> tuple[str, int | None]:
         """Check the config of a job, which has a run directory."""

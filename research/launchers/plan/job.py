@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.basecontainer import BaseContainer
 
 from research.files import write_whole
-from research.process import describe
+from research.process import error_line
 from research.status import Status, sole_process
 
 
@@ -93,7 +93,7 @@ class HydraJob:
             status.end("preempted", "interrupted")
             raise
         except BaseException as error:
-            status.end("failed", describe(error))
+            status.end("failed", error_line(error))
             raise
         status.update(step=status.fields["step"], score=as_score(answer.return_value))
         status.end("completed", "the task function returned")

@@ -18,7 +18,7 @@ from research.launchers.plan.ledger import Job
 from research.launchers.pool.guard import Guard
 from research.machine.gpus import slot_environment
 from research.machine.slots import Slot
-from research.process import Call, Ending, Process, describe
+from research.process import Call, Ending, Process, error_line
 from research.status import BLANK, Status, read_status
 
 log = logging.getLogger(__name__)
@@ -149,7 +149,7 @@ class Pool:
                 self.start(task, slot)
             except OSError as error:  # its directory cannot be made, say; others' may
                 self.free.appendleft(slot)
-                self.outcomes[task.job.number] = Outcome("failed", None, describe(error))
+                self.outcomes[task.job.number] = Outcome("failed", None, error_line(error))
             self.next_start = time.monotonic() + self.stagger_s
 
     def start(self, task: Task, slot: Slot) -> None:
@@ -189,7 +189,7 @@ class Pool:
             self.guard.remove(run.process.pid)
             del self.running[number]
             self.free.append(run.slot)
-            outcome = judge(run, run.process.ending(), stopping=bool(self.stop_reason))
+            outcome = outcome_of(run, run.process.ending(), stopping=bool(self.stop_reason))
             record(run.task.job.folder, outcome)
             retries = self.attempts[number] <= self.retries and not self.stop_reason
             if outcome.state != "completed" and retries:
@@ -250,7 +250,7 @@ class Pool:
                 signal.signal(number, handler)
 
 
-def judge(run: Run, ending: Ending, *, stopping: bool) -> Outcome:
+def outcome_of(run: Run, ending: Ending, *, stopping: bool) -> Outcome:
     """What came of an attempt, by how its process ended and what it left in its status file."""
     status = known_status(run.task.job.folder)
     own = status if status["pid"] == run.process.pid else BLANK

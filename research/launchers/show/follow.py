@@ -10,7 +10,7 @@ from research.crash import fatal_signal
 from research.launchers.plan.ledger import Job
 from research.launchers.show.rows import Row
 from research.launchers.show.screen import Screen
-from research.launchers.slurm.queue import Place, find_places, read_submissions
+from research.launchers.slurm.queue import QueuedTask, find_places, read_submissions
 from research.status import BLANK, Status, is_in_use, read_status
 
 LOOK_S = (0.2, 2.0)
@@ -35,7 +35,7 @@ class Follower:
         self.sweep = sweep
         self.jobs = jobs
         self.submissions = read_submissions(sweep)
-        self.places: Mapping[int, Place] = {}
+        self.places: Mapping[int, QueuedTask] = {}
         self.statuses: dict[int, Mapping[str, Any]] = {}
         self.is_answered = True
         self.look_s = LOOK_S[0]
@@ -95,7 +95,7 @@ class Follower:
                 Status(job.folder).end("failed", death(job))
 
 
-def waits_for(place: Place) -> str:
+def waits_for(place: QueuedTask) -> str:
     """Why a task waits, as far as SLURM has thought of a reason."""
     return "" if place.reason == "None" else place.reason
 

@@ -33,10 +33,10 @@ class Progress:
 def read_row(job: Job, slot: Slot | None) -> Row:
     """A job as it stands."""
     status = known_status(job.folder)
-    return Row(job.number, job.varies, status, describe(slot) if slot else "", job.folder)
+    return Row(job.number, job.varies, status, name_slot(slot) if slot else "", job.folder)
 
 
-def describe(slot: Slot) -> str:
+def name_slot(slot: Slot) -> str:
     """A slot in a few characters: ``gpu 0 cpu 0-3``, ``gpus 0,1 cpu 0-7``."""
     names = [name[:12] for name in slot.gpu.split(",")] if slot.gpu else []
     gpu = f"gpu{'s' if len(names) > 1 else ''} {','.join(names)} " if names else ""

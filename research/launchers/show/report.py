@@ -41,14 +41,16 @@ def report(
         log.info("%s", line)
     places = latest(read_submissions(sweep))
     for job, row in zip(jobs, rows, strict=True):
-        explain(job, row.status, places.get(job.number))
+        log_unfinished(job, row.status, places.get(job.number))
     is_complete = all(row.status["state"] == "completed" for row in rows)
     if not is_complete:
         log.info("to run what did not complete: python -m research.sweep retry %s", shown(sweep))
     return is_complete
 
 
-def explain(job: Job, status: Mapping[str, Any], place: tuple[Submission, int] | None) -> None:
+def log_unfinished(
+    job: Job, status: Mapping[str, Any], place: tuple[Submission, int] | None
+) -> None:
     """Say why a job did not complete, and where to read more."""
     state, reason = status["state"], status["exit_reason"]
     if state == "completed" or not (place or reason):

@@ -90,7 +90,7 @@ class Allocation:
         unfinished = [job for job in jobs if state(job) not in ("completed", "failed")]
         if unfinished and signal.SIGUSR2 in pool.received and signal.SIGTERM not in pool.received:
             self.requeue(len(unfinished))
-        sys.exit(explain(jobs, outcomes))
+        sys.exit(log_unfinished(jobs, outcomes))
 
     def place(self) -> dict[str, str]:
         """The variable that tells a run of several nodes which of them this is."""
@@ -164,7 +164,7 @@ def task_name(environ: Mapping[str, str]) -> str:
     return f"{array}_{environ['SLURM_ARRAY_TASK_ID']}" if array else environ["SLURM_JOB_ID"]
 
 
-def explain(jobs: Sequence[Job], outcomes: Mapping[int, Outcome]) -> int:
+def log_unfinished(jobs: Sequence[Job], outcomes: Mapping[int, Outcome]) -> int:
     """Name the jobs that did not complete; the exit status of the task."""
     status = 0
     for job in jobs:

@@ -43,7 +43,7 @@ class Submission(NamedTuple):
         return Path(folder.replace("%t", "0")) / f"{task}_{name}"
 
 
-class Place(NamedTuple):
+class QueuedTask(NamedTuple):
     """A task in the queue: its name, SLURM's word for its state, its node, why it waits."""
 
     task: str
@@ -88,7 +88,7 @@ def latest(submissions: Sequence[Submission]) -> dict[int, tuple[Submission, int
     }
 
 
-def find_places(submissions: Sequence[Submission]) -> dict[int, Place] | None:
+def find_places(submissions: Sequence[Submission]) -> dict[int, QueuedTask] | None:
     """The tasks of the sweep's jobs that are waiting or running, by job number.
 
     Returns:
@@ -99,7 +99,7 @@ def find_places(submissions: Sequence[Submission]) -> dict[int, Place] | None:
     if queue is None:
         return None
     places = {place.task: place for place in queue}
-    found: dict[int, Place] = {}
+    found: dict[int, QueuedTask] = {}
     for number, (submission, index) in latest(submissions).items():
         names = submission.tasks or find_tasks(submission, queue)
         if names and names[index] in places:
@@ -132,17 +132,17 @@ def settle(sweep: Path) -> None:
     write_submissions(sweep, submissions)
 
 
-def read_queue() -> list[Place] | None:
+def read_queue() -> list[QueuedTask] | None:
     """The user's tasks that wait or run; None when SLURM does not answer."""
     options = ("--me", "--noheader", "--array", "--states=all", "--format=%i|%T|%N|%r|%k")
     lines = ask("squeue", *options)
     if lines is None:
         return None
-    places = [Place(*line.split("|", 4)) for line in lines]
+    places = [QueuedTask(*line.split("|", 4)) for line in lines]
     return [place for place in places if place.state not in ENDED]
 
 
-def find_tasks(submission: Submission, queue: Sequence[Place]) -> list[str]:
+def find_tasks(submission: Submission, queue: Sequence[QueuedTask]) -> list[str]:
     """SLURM's names of a submission's tasks, by its mark; none if they are not in the queue."""
     marked = [place.task for place in queue if submission.mark in place.comment]
     array, count = (marked[0].partition("_")[0], len(submission.jobs)) if marked else ("", 0)

@@ -61,7 +61,7 @@ class Progress:
         """Show metrics: the bar keeps the last value of each, a line has just these."""
         if self.bar is not None:
             self.metrics |= metrics
-            self.bar.set_postfix_str(describe(self.metrics))
+            self.bar.set_postfix_str(format_metrics(self.metrics))
         else:
             log.info("%s", self.line(metrics))
 
@@ -83,7 +83,7 @@ class Progress:
         if self.speed is not None:
             left_s = (self.total_steps - self.step) / self.speed
             parts += [f"{self.speed:.3g} steps/s", f"ETA {tqdm.format_interval(left_s)}"]
-        return "  ".join([*parts, describe(metrics)]).rstrip()
+        return "  ".join([*parts, format_metrics(metrics)]).rstrip()
 
     def redirect_console(self) -> None:
         """Make the root logger's console handlers write above the bar."""
@@ -117,6 +117,6 @@ def is_terminal(stream: TextIO) -> bool:
     return stream.isatty() and os.get_terminal_size(stream.fileno()).lines > 0
 
 
-def describe(metrics: Mapping[str, float]) -> str:
+def format_metrics(metrics: Mapping[str, float]) -> str:
     """Metrics with four figures each, as in ``return 412.3  length 1000``."""
     return "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())

@@ -2,7 +2,7 @@
 
 import pytest
 
-from research.launchers.show.progress import describe
+from research.launchers.show.progress import name_slot
 from research.machine.slots import Slot
 
 
@@ -19,4 +19,4 @@ from research.machine.slots import Slot
 def test_a_place_is_named_by_its_gpus_and_cpus(
     cpus: tuple[int, ...], gpu: str | None, shown: str
 ) -> None:
-    assert describe(Slot(0, cpus, 1, gpu)) == shown
+    assert name_slot(Slot(0, cpus, 1, gpu)) == shown
