@@ -33,7 +33,7 @@ class Transition(NamedTuple):
 
 
 class Example(NamedTuple):
-    """Observations with the answers that are to be learned, B of them.
+    """Observations with the targets that are to be learned, B of them.
 
     Attributes:
         obs: (B, ...).

@@ -234,7 +234,7 @@ def test_bad_input_ends_in_one_line(
         (["dataset=replay"], ["dataset: a replay buffer needs an environment"]),
         (
             ["alg=regression", "network=cnn", "dataset=digits", "processor=image"],
-            ["alg: Regression learns answers in a Box, got Discrete(10)", "try alg=classification"],
+            ["alg: Regression learns targets in a Box, got Discrete(10)", "try alg=classification"],
         ),
         (
             ["alg=td3", "network=cnn", "env=dataset", "dataset=digits", "processor=image"],

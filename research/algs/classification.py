@@ -40,11 +40,11 @@ class Classification(Supervised):
         compile: as above.
 
     Raises:
-        ValueError: for a number outside its range, or a network for other answers than classes.
+        ValueError: for a number outside its range, or a network for other targets than classes.
 
     """
 
-    answer_space = Discrete
+    target_space = Discrete
     class_weights: Tensor | None
 
     def __init__(

@@ -12,7 +12,7 @@ from research.batches import Example
 class Regression(Supervised):
     """Squared error, averaged over the D values and the examples."""
 
-    answer_space = Box
+    target_space = Box
 
     def loss(self, output: Tensor, batch: Example) -> Tensor:
         check_shape(output, tuple(batch.target.shape))

@@ -1,4 +1,4 @@
-"""Learning answers from examples: all but the loss."""
+"""Learning targets from examples: all but the loss."""
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -35,7 +35,7 @@ REMEDIES: dict[type[gymnasium.Space], str] = {
     Box: "try alg=classification, or, if these are numbers to learn, store floats or set "
     "dataset.num_classes=0 for a file's integers",
 }
-"""What to do about answers of another kind, by the kind that is learned."""
+"""What to do about targets of another kind, by the kind that is learned."""
 
 UNDECAYED = (nn.Embedding, nn.EmbeddingBag, nn.LayerNorm, nn.RMSNorm, EnsembleLayerNorm)
 
@@ -61,12 +61,12 @@ class Supervised(Algorithm):
         compile: whether training compiles the network (torch.compile).
 
     Raises:
-        ValueError: for a number outside its range, or a network for other answers.
+        ValueError: for a number outside its range, or a network for other targets.
 
     """
 
-    answer_space: ClassVar[type[gymnasium.Space]]
-    """The kind of the answers that the loss can rate."""
+    target_space: ClassVar[type[gymnasium.Space]]
+    """The kind of targets that the loss can rate."""
 
     def __init__(
         self,
@@ -79,10 +79,10 @@ class Supervised(Algorithm):
         compile: bool,
     ) -> None:
         super().__init__()
-        if not isinstance(network.action_space, self.answer_space):
+        if not isinstance(network.action_space, self.target_space):
             raise ValueError(
-                f"{type(self).__name__} learns answers in a {self.answer_space.__name__}, got "
-                f"{network.action_space}; {REMEDIES.get(self.answer_space, 'try another alg')}"
+                f"{type(self).__name__} learns targets in a {self.target_space.__name__}, got "
+                f"{network.action_space}; {REMEDIES.get(self.target_space, 'try another alg')}"
             )
         if accumulate < 1:
             raise ValueError(f"accumulate must be at least 1, got {accumulate}")
@@ -114,7 +114,7 @@ class Supervised(Algorithm):
 
     @torch.no_grad()
     def act(self, obs: Tree, step: int, explore: bool) -> Tensor:
-        """The network's answers (B, D), whether to explore or not."""
+        """The network's outputs (B, D), whether to explore or not."""
         return self.predict(self.network if self.average is None else self.average, obs)
 
     def update(self, batch: Example, *, step: int, updates: int) -> Metrics:
@@ -216,7 +216,7 @@ class Supervised(Algorithm):
 
 
 def check_shape(output: Tensor, expected: tuple[int, ...]) -> None:
-    """Refuse a network's ``output`` that the loss would broadcast, or take for other answers.
+    """Refuse a network's ``output`` that the loss would broadcast, or take for other targets.
 
     Raises:
         UserError: it is not of the ``expected`` shape.
@@ -224,7 +224,7 @@ def check_shape(output: Tensor, expected: tuple[int, ...]) -> None:
     """
     if output.shape != expected:
         raise UserError(
-            f"the network answers a batch by {tuple(output.shape)}, but the loss needs {expected}"
+            f"the network returns {tuple(output.shape)} for a batch, but the loss needs {expected}"
         )
 
 

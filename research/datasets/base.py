@@ -18,7 +18,7 @@ class Dataset(Protocol[Batch]):
 
     Attributes:
         observation_space: of one observation of a batch.
-        action_space: of one action of a batch, or of the answer to an observation.
+        action_space: of one action of a batch, or of the target of an observation.
         batches_per_epoch: how many batches show every example once; None where no such number
             exists, as for a growing replay buffer. An epoch is that many calls of ``sample``.
 

@@ -15,7 +15,7 @@ class CNN(Predictor):
 
     Args:
         observation_space: a Box of float images (C, H, W), of at least 2 ** (stages - 1) pixels.
-        action_space: of the answers.
+        action_space: of the targets.
         channels: of each stage, at least one.
         dropout: share of the averaged channels that is dropped, in [0, 1).
         channels_last: whether images are laid out as (B, H, W, C) in memory.

@@ -10,19 +10,19 @@ from research.networks.predictor import Predictor, float_shape
 
 
 class External(Predictor):
-    """A model whose factory takes ``num_classes``, its head sized for the answers.
+    """A model whose factory takes ``num_classes``, its head sized for the targets.
 
     The library must be installed (``pip install torchvision``, ``pip install timm``), and trusted:
     torchvision is, for timm say ``trusted_modules=[timm]``.
 
     Args:
         observation_space: a Box of floats that the model takes.
-        action_space: of the answers.
+        action_space: of the targets.
         model: makes the model.
 
     Raises:
-        ValueError: the factory refuses its arguments, or the model the observations; or it answers
-            otherwise than by (B, K) or (B, D).
+        ValueError: the factory refuses its arguments, or the model the observations; or its
+            output is neither (B, K) nor (B, D).
 
     """
 
@@ -57,7 +57,7 @@ class External(Predictor):
         self.model.train()
         if not isinstance(output, Tensor) or output.shape != (2, self.output_dim):
             found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-            raise ValueError(f"model must answer (2, {self.output_dim}), got {found}")
+            raise ValueError(f"model must return (2, {self.output_dim}), got {found}")
 
 
 def one_line(error: BaseException) -> str:

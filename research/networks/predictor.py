@@ -1,4 +1,4 @@
-"""Networks that answer observations: what they share, and the one that flattens them."""
+"""Networks from observations to targets: what they share, and the one that flattens them."""
 
 import math
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ class Predictor(nn.Module):
 
     Attributes:
         observation_space: of what it takes.
-        action_space: of its answers: Discrete, K classes; or a Box of floats, (D,).
+        action_space: of the targets: Discrete, K classes; or a Box of floats, (D,).
         output_dim: K or D.
 
     Raises:
@@ -36,7 +36,7 @@ class FlatMLP(Predictor):
 
     Args:
         observation_space: a Box of floats, such as (O,) or (C, H, W).
-        action_space: of the answers.
+        action_space: of the targets.
         hidden_dims: widths of the hidden layers.
         activation: makes the activation after each hidden layer.
         layer_norm: whether hidden layers are normalised before their activation.
@@ -72,7 +72,7 @@ class FlatMLP(Predictor):
 
 
 def count_outputs(space: gymnasium.Space) -> int:
-    """How many numbers an answer in ``space`` takes.
+    """How many numbers a target in ``space`` takes.
 
     Raises:
         ValueError: for anything but classes from 0 on and flat floats.
@@ -83,8 +83,8 @@ def count_outputs(space: gymnasium.Space) -> int:
     if isinstance(space, Box) and len(space.shape) == 1 and is_float(space):
         return space.shape[0]
     raise ValueError(
-        f"answers must be classes from 0 on, or flat floats (D,), got {space}; choose a dataset of "
-        "such, or a network for such answers"
+        f"targets must be classes from 0 on, or flat floats (D,), got {space}; choose a dataset of "
+        "such, or a network for such targets"
     )
 
 

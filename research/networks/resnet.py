@@ -63,7 +63,7 @@ class ResNet(Predictor):
 
     Args:
         observation_space: a Box of float images (C, H, W), of at least 2 ** (stages - 1) pixels.
-        action_space: of the answers.
+        action_space: of the targets.
         block: two 3x3 convolutions (basic), or 1x1, 3x3 and 1x1 (bottleneck).
         depths: blocks of each stage, at least 1 each.
         width: channels of the first stage's 3x3 convolutions; each stage doubles them.

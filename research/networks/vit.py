@@ -13,11 +13,11 @@ class VisionTransformer(Predictor):
     """A transformer over the patches of an image, on torch's own layers.
 
     Initialised as in the authors' code, https://github.com/google-research/vision_transformer; so
-    it begins with the same answer to everything.
+    it begins with the same output for everything.
 
     Args:
         observation_space: a Box of float images (C, H, W).
-        action_space: of the answers.
+        action_space: of the targets.
         patch_size: side of a patch, in pixels; divides H and W.
         dim: width of the tokens, a multiple of ``num_heads``.
         depth: layers of the encoder, at least 1.

@@ -21,15 +21,15 @@ def test_errors_are_means_over_values_and_examples() -> None:
     torch.testing.assert_close(alg.update(batch, step=0, updates=0), expected)
 
 
-def test_a_target_of_another_shape_is_not_spread_over_the_answers() -> None:
-    with pytest.raises(UserError, match=r"answers a batch by \(2, 2\), but the loss needs \(2,\)"):
+def test_a_target_of_another_shape_is_not_spread_over_the_output() -> None:
+    with pytest.raises(UserError, match=r"returns \(2, 2\) for a batch, but the loss needs \(2,\)"):
         make().validate(Example(torch.randn(2, 3), torch.randn(2)))
 
 
-def test_answers_without_a_dimension_are_not_spread_over_the_targets() -> None:
+def test_outputs_without_a_dimension_are_not_spread_over_the_targets() -> None:
     alg = make(make_mlp(Box(-np.inf, np.inf, (1,), np.float32)))
     alg.network.register_forward_hook(lambda *call: call[-1].flatten())
-    with pytest.raises(UserError, match=r"a batch by \(5,\), but the loss needs \(5, 1\)"):
+    with pytest.raises(UserError, match=r"returns \(5,\) for a batch, but the loss needs \(5, 1\)"):
         alg.update(Example(torch.randn(5, 3), torch.randn(5, 1)), step=0, updates=0)
 
 

@@ -36,11 +36,11 @@ NUMBERS: dict[str, Any] = {
 VALUES = Box(-np.inf, np.inf, (2,), np.float32)
 
 
-def make_mlp(answers: Any = VALUES, *, hidden_dims: tuple[int, ...] = (8,)) -> FlatMLP:
+def make_mlp(targets: Any = VALUES, *, hidden_dims: tuple[int, ...] = (8,)) -> FlatMLP:
     """A perceptron on observations (3,)."""
     return FlatMLP(
         images(3),
-        answers,
+        targets,
         hidden_dims=hidden_dims,
         activation=nn.Tanh,
         layer_norm=True,
@@ -429,7 +429,7 @@ def test_a_rank_needs_an_example_for_every_part(monkeypatch: pytest.MonkeyPatch)
 
 def test_a_new_loss_is_a_short_class() -> None:
     class Cosine(Supervised):
-        answer_space = Box
+        target_space = Box
 
         def loss(self, output: Tensor, batch: Example) -> Tensor:
             return 1 - torch.cosine_similarity(output, batch.target).mean()
@@ -465,7 +465,7 @@ def test_numbers_outside_their_range_are_refused(changes: dict[str, Any], messag
 
 
 def test_a_network_for_other_answers_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"Regression learns answers in a Box, got Discrete\(3\)"):
+    with pytest.raises(ValueError, match=r"Regression learns targets in a Box, got Discrete\(3\)"):
         make(make_mlp(Discrete(3)))
 
 

@@ -28,7 +28,7 @@ def make(model: Callable[..., nn.Module], *shape: int) -> External:
     return External(images(*shape), Discrete(5), model=model)
 
 
-def test_the_head_is_sized_by_the_answers() -> None:
+def test_the_head_is_sized_by_the_targets() -> None:
     network, obs = make(make_model, 3, 8, 8), torch.randn(7, 3, 8, 8)
     assert network(obs).shape == (7, 5)
     assert torch.equal(network(obs), network.model(obs))
@@ -64,7 +64,7 @@ class Two(nn.Module):
 
 @pytest.mark.parametrize(("model", "found"), [(nn.Flatten(), r"\(2, 192\)"), (Two(), "tuple")])
 def test_other_answers_than_one_per_class_are_refused(model: nn.Module, found: str) -> None:
-    with pytest.raises(ValueError, match=rf"model must answer \(2, 5\), got {found}"):
+    with pytest.raises(ValueError, match=rf"model must return \(2, 5\), got {found}"):
         make(lambda num_classes: model, 3, 8, 8)
 
 

@@ -1,4 +1,4 @@
-"""Networks that answer: the sizes they take from the spaces, and the flattening perceptron."""
+"""Networks for targets: the sizes they take from the spaces, and the flattening perceptron."""
 
 from typing import Any
 
@@ -34,7 +34,7 @@ def test_the_flattening_perceptron_sees_every_value_in_storage_order() -> None:
 @pytest.mark.parametrize(
     ("space", "expected"), [(Discrete(3), 3), (Box(-np.inf, np.inf, (4,), np.float32), 4)]
 )
-def test_a_head_is_sized_by_the_answers(space: gymnasium.Space, expected: int) -> None:
+def test_a_head_is_sized_by_the_targets(space: gymnasium.Space, expected: int) -> None:
     assert count_outputs(space) == expected
 
 
@@ -48,7 +48,7 @@ def test_a_head_is_sized_by_the_answers(space: gymnasium.Space, expected: int) -
     ],
 )
 def test_other_answers_are_refused(space: gymnasium.Space) -> None:
-    with pytest.raises(ValueError, match="answers must be classes from 0 on, or flat floats"):
+    with pytest.raises(ValueError, match="targets must be classes from 0 on, or flat floats"):
         count_outputs(space)
 
 

@@ -12,10 +12,10 @@ from gymnasium import spaces
 from torch import Tensor
 
 from research.batches import Example
-from research.datasets.examples.answers import answer_space
 from research.datasets.examples.order import Cut, batch_sizes, epochs, split
 from research.datasets.examples.reading import ExampleReader, read_all
 from research.datasets.examples.sources import Source, TensorSource
+from research.datasets.examples.target_spaces import target_space
 from research.datasets.examples.workers import Waiting, examples_of, make_loader
 from research.machine.device import data_device
 
@@ -44,7 +44,7 @@ class Examples:
 
     Raises:
         ValueError: for a number outside its range, examples that do not fit in memory, or targets
-            that are no answers to the same question.
+            of two kinds.
         UserError: an example cannot be read, or has a label out of range.
 
     """
@@ -88,7 +88,7 @@ class Examples:
             kept, held_out = kept.to(self.device), held_out.to(self.device)
         self._training_indices, self._validation_indices = kept, held_out
         self.num_validation = len(held_out)
-        self.action_space = answer_space(training, apart, num_classes)
+        self.action_space = target_space(training, apart, num_classes)
         self._training = self._make_reader(training)
         self._validation = self._make_reader(apart) if apart is not None else self._training
         obs, other = self._training.first.obs, self._validation.first.obs

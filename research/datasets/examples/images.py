@@ -47,7 +47,7 @@ def image_folder_examples(
     are left out, and so are files of other suffixes than ``SUFFIXES``, which is logged.
 
     A class may be without images for validation, but not without any to learn from: what should
-    be there was not found, or a folder is left over that would be an answer to nothing.
+    be there was not found, or a folder is left over that would fit nothing.
 
     Args:
         env: not used.

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 
 from research.batches import Example
-from research.datasets.examples.answers import check_range
 from research.datasets.examples.sources import Source, TensorSource
+from research.datasets.examples.target_spaces import check_range
 from research.errors import UserError
 from research.machine.memory import require_memory
 

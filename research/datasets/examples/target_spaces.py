@@ -1,4 +1,4 @@
-"""What is asked about examples: which of a number of classes, or which numbers."""
+"""The space of examples' targets: classes, or numbers."""
 
 from collections.abc import Sequence
 
@@ -11,10 +11,10 @@ from research.datasets.examples.sources import Source
 from research.errors import UserError
 
 
-def answer_space(
+def target_space(
     training: Source, validation: Source | None, num_classes: int | None
 ) -> spaces.Discrete | spaces.Box:
-    """The space of the answers, after a check of all targets that are known.
+    """The space of the targets, after a check of all targets that are known.
 
     Args:
         training: says how many classes there are, by its files or else by its greatest label.
