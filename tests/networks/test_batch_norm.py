@@ -166,6 +166,7 @@ def work(folder: Path, rank: int, device: str) -> None:
             results[world]["message"] = lonely_message(rank, device)
             if min(sizes) > 0:  # the algorithm sends no empty share through its network
                 results[world]["images"] = learn_images(sizes, rank, device)
+            dist.barrier()  # the file that they met by is removed by the last
             dist.destroy_process_group()
     torch.save(results, folder / f"{rank}.pt")
 
