@@ -224,5 +224,7 @@ def test_a_network_for_values_is_refused() -> None:
 def test_a_network_with_scores_of_more_classes_is_refused() -> None:
     alg = make()
     alg.network.register_forward_hook(lambda *call: torch.cat([call[-1], call[-1]], dim=1))
-    with pytest.raises(UserError, match=r"returns \(12, 8\) for a batch, but the loss needs \(12, 4\)"):
+    with pytest.raises(
+        UserError, match=r"returns \(12, 8\) for a batch, but the loss needs \(12, 4\)"
+    ):
         alg.update(make_batch(), step=0, updates=0)

@@ -2,6 +2,7 @@
 
 import functools
 import logging
+import mmap
 import multiprocessing
 import os
 import shutil
@@ -10,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -160,10 +161,15 @@ def share(batch: Any) -> Any:
     """``batch`` in shared memory, or packed if there is no room: torch's queue would lose it."""
     if isinstance(batch, UserError):
         return batch
-    try:
-        return map_tensors(torch.Tensor.share_memory_, batch)
-    except RuntimeError:
-        return Packed(batch.obs.numpy(), batch.target.numpy())
+    with suppress(RuntimeError):
+        if has_room(batch.obs.nbytes + batch.target.nbytes):
+            return map_tensors(torch.Tensor.share_memory_, batch)
+    return Packed(batch.obs.numpy(), batch.target.numpy())
+
+
+def has_room(num_bytes: int) -> bool:
+    """Whether two tensors fit in shared memory; torch 2.6 does not ask and dies by SIGBUS."""
+    return not SHARED.exists() or shutil.disk_usage(SHARED).free > num_bytes + 2 * mmap.PAGESIZE
 
 
 def obey_parent_alone(worker: int) -> None:
