@@ -20,6 +20,7 @@ from gymnasium.spaces import Box
 from hydra.core.global_hydra import GlobalHydra
 
 import train
+from research.hydra_versions import IS_1_3
 from tests.commands import train as start_train
 from tests.conftest import write_examples
 
@@ -204,7 +205,11 @@ def test_another_config_is_refused_with_the_difference(cli: Cli, tmp_path: Path)
         (["foo"], ["'foo' is no override, which is key=value"]),
         (["network.hidden_dims=[64,", "64]"], ["write 'network.hidden_dims=[64, 64]'"]),
         (["seed", "=", "1"], ["seed = 1 is one override; write seed=1"]),
-        (["network.hidden_dims[0]=3"], ["a list is given as a whole: 'network.hidden_dims=[...]'"]),
+        *(
+            [(["network.hidden_dims[0]=3"], ["a list is given as a whole: 'network.hidden_dims="])]
+            if IS_1_3  # later ones take it
+            else []
+        ),
         (["name=it's"], ["needs quotes, for Hydra and for the shell: 'name=\"it'\"'\"'s\"'"]),
         (["name=\u00e9t\u00e9"], ["name=\u00e9t\u00e9 needs quotes", ": 'name=\"\u00e9t\u00e9\"'"]),
         (["name=a=b"], ["name=a=b needs quotes", ": 'name=\"a=b\"'"]),
