@@ -12,7 +12,7 @@ from benchmarks.chaos_checks import STEPS, check_journal, check_training
 from benchmarks.measure import ROOT
 
 JOB = "research.process"
-HERE = {"job": JOB, "guard": r"launchers/guard\.py"}
+HERE = {"job": JOB, "guard": r"launchers/pool/guard\.py"}
 UNDER_SLURM = {**HERE, "pool": rf"^{re.escape(sys.executable)} .*submitit\.core\._submit"}
 SMALL = (
     *(sys.executable, str(ROOT / "benchmarks/chaos_app.py"), "-m", "hydra/sweeper=grid"),

@@ -20,6 +20,7 @@ from research.batches import Example
 from research.errors import UserError
 from research.networks.batch_norm import synchronise_batch_norm
 from research.networks.resnet import ResNet
+from research.parallel.process_group import connect_ranks
 from tests.commands import start
 from tests.networks.test_predictor import images
 
@@ -158,16 +159,15 @@ def work(folder: Path, rank: int, device: str) -> None:
     results = {}
     for world, sizes in WORLDS.items():
         if rank < len(sizes):
-            meeting = f"file://{folder / world.replace(' ', '-')}"
-            dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=len(sizes))
-            results[world] = {
-                name: learn(case, sizes, rank, device) for name, case in CASES.items()
-            }
-            results[world]["message"] = lonely_message(rank, device)
-            if min(sizes) > 0:  # the algorithm sends no empty share through its network
-                results[world]["images"] = learn_images(sizes, rank, device)
-            dist.barrier()  # the file that they met by is removed by the last
-            dist.destroy_process_group()
+            meeting = folder / world
+            meeting.mkdir(exist_ok=True)
+            with connect_ranks(rank, len(sizes), meeting, "localhost"):
+                results[world] = {
+                    name: learn(case, sizes, rank, device) for name, case in CASES.items()
+                }
+                results[world]["message"] = lonely_message(rank, device)
+                if min(sizes) > 0:  # the algorithm sends no empty share through its network
+                    results[world]["images"] = learn_images(sizes, rank, device)
     torch.save(results, folder / f"{rank}.pt")
 
 

@@ -470,7 +470,7 @@ def test_a_prepared_batch_is_pinned_and_the_same_on_a_gpu(n_step: int) -> None:
         (lambda: make_buffer(batch_size=0), "batch_size must be at least 1, got 0"),
         (lambda: make_buffer(n_step=0), "n_step must be at least 1, got 0"),
         (lambda: make_buffer(device="tpu"), "device=tpu is no device; allowed: auto, cpu"),
-        (lambda: make_buffer(device="cuda:99"), "device is cuda:99, but .* try device=cpu"),
+        (lambda: make_buffer(device="cuda:99"), "device=cuda:99, but .* try device=cpu"),
         (lambda: make_buffer(obs_space=spaces.Text(3)), "the observations must be arrays"),
     ],
 )

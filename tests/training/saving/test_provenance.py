@@ -122,7 +122,7 @@ def test_any_bytes_are_attempts_or_refused_in_one_line(
     assert all(isinstance(attempt, dict) for attempt in read)
 
 
-NESTED = '{"attempts": [{"a": ' + "[" * 500 + "]" * 500 + "}]}"
+NESTED = '{"attempts": [{"a": ' + "[" * 10**5 + "]" * 10**5 + "}]}"
 
 
 @pytest.mark.parametrize(
