@@ -87,9 +87,9 @@ def explain_no_choice(words: Sequence[str]) -> str | None:
     """
     for word in words:
         group, _, choice = word.partition("=")
-        if word in ("~alg", "~env"):
-            return f"{word} leaves no {word[1:]}; choose another by {word[1:]}=..."
-        if choice == "null" and (CONF / group).is_dir():
+        if group in ("~alg", "~env"):
+            return f"{word} leaves no {group[1:]}; choose another by {group[1:]}=..."
+        if choice == "null" and group and (CONF / group).is_dir():
             return f"{word} is not a choice; '~{group}' takes none"
     return None
 

@@ -29,7 +29,7 @@ class SlurmConf(SlurmQueueConf):
 
     _target_: str = "hydra_plugins.research_lightning.slurm.SlurmLauncher"
     jobs_per_allocation: int = 1
-    remainder: Any = "spread"  # OmegaConf has no Literal
+    remainder: str = "spread"
     snapshot: bool = False
     wait: bool = True
     max_requeues: int = 10

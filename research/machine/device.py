@@ -43,10 +43,13 @@ def data_device(name: str) -> torch.device:
     """Where data is kept for a run on the device of this name: the host serves Apple's GPUs.
 
     Raises:
-        ValueError: for a name that torch does not know, or a GPU that is not there.
+        ValueError: for a name that torch does not know, a GPU that is not there, or a device of
+            another kind.
 
     """
     device = parse_device(name)
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise ValueError(f"device={name} cannot hold data; allowed: auto, cpu, cuda, cuda:1, ...")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         count = torch.cuda.device_count()
         raise ValueError(f"device={name}, but {count} GPUs are visible; try device=cpu")
@@ -63,12 +66,10 @@ def parse_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = None
-    if device is None or device.type not in ("cpu", "cuda", "mps"):
-        raise ValueError(f"device={name} is no device; allowed: auto, cpu, cuda, cuda:1, ..., mps")
-    return device
+        return torch.device(name)
+    except RuntimeError as error:
+        allowed = "auto, cpu, cuda, cuda:1, ..., mps"
+        raise ValueError(f"device={name} is no device; allowed: {allowed}") from error
 
 
 def keep_freed_memory() -> None:

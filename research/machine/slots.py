@@ -138,7 +138,7 @@ def far_apart(num: int) -> list[int]:
     return sorted(range(num), key=lambda number: f"{number:064b}"[::-1])
 
 
-def allocations(num_jobs: int, jobs_per_allocation: int, remainder: Remainder) -> list[range]:
+def allocations(num_jobs: int, jobs_per_allocation: int, remainder: str) -> list[range]:
     """The jobs of each allocation, consecutive numbers, every job in one of them.
 
     Args:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from research.errors import UserError
-from research.machine.device import choose_device
+from research.machine.device import choose_device, data_device
 
 
 @pytest.mark.parametrize(("available", "expected"), [(True, "cuda"), (False, "cpu")])
@@ -33,6 +33,26 @@ def test_an_unknown_name_is_told_what_there_is(name: str) -> None:
 def test_a_device_that_is_not_there_is_named_in_one_line() -> None:
     with pytest.raises(UserError, match=r"^device=cuda:99 cannot be used: .+; try device=auto$"):
         choose_device("cuda:99")
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("cpu", "cpu"), ("mps", "cpu"), ("cuda:0", "cuda"), ("auto", "cuda")]
+)
+def test_data_is_kept_on_a_gpu_that_can_or_on_the_host(
+    monkeypatch: pytest.MonkeyPatch, name: str, kind: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert data_device(name).type == kind
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("gpu", "is no device"), ("meta", "cannot hold data"), ("cuda:99", "GPUs are visible")],
+)
+def test_data_is_not_kept_where_nothing_is(name: str, reason: str) -> None:
+    with pytest.raises(ValueError, match=rf"^device={name}.*{reason}"):
+        data_device(name)
 
 
 COUNT_PAGE_FAULTS = """

@@ -224,3 +224,8 @@ def test_gpus_are_named_by_the_drivers_files(here: Machine) -> None:
         here.write(f"proc/driver/nvidia/gpus/{bus}/information", information)
     assert gpu_models(here.root) == ["NVIDIA H200"] * 2
     assert driver_version(here.root) == "550.54.15"
+
+
+def test_a_driver_that_hides_its_files_names_no_gpu(here: Machine) -> None:
+    (here.root / "proc/driver/nvidia/gpus/0000:01:00.0/information").mkdir(parents=True)
+    assert gpu_models(here.root) == []
