@@ -37,9 +37,9 @@ from research.explain import (
 from research.files import read_text, write_whole
 from research.hydra_versions import VERSION_BASE, execution_whitelist
 from research.launchers.plan.store import share_config_store
-from research.parallel.ranks import Node, this_node
+from research.parallel.ranks import Node, TorchrunRank, this_node, torchrun_rank
 from research.process import collect_seldom, error_line
-from research.rank import train_in_parallel
+from research.rank import devices_override, follow, leading, train_in_parallel
 from research.rehearsal import Task, rehearsing
 from research.status import BLANK, Status, read_status, sole_process
 from research.training.run import Run
@@ -89,6 +89,13 @@ def command(task: Task) -> Callable[[], None]:
 
     @functools.wraps(task)
     def main() -> None:
+        place = torchrun_rank()
+        if place and place.rank > 0:
+            sys.exit(follow(task, place))
+        with leading(place):
+            start(place)
+
+    def start(place: TorchrunRank | None) -> None:
         collect_seldom()
         outlive_readers()
         os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints the error in its own words
@@ -104,6 +111,8 @@ def command(task: Task) -> Callable[[], None]:
         if not __debug__:
             keep_asserts_of_parser()
         try:
+            if place:
+                sys.argv.insert(1, devices_override(place, typed))
             with execution_whitelist(TRUSTED_MODULES):  # each run adds its trusted_modules
                 program()
         except (Exception, KeyboardInterrupt) as error:

@@ -1,24 +1,40 @@
-"""A data-parallel run: the command starts its ranks, each of which trains as a run of one would."""
+"""A data-parallel run: the command starts its ranks, each of which trains as a run of one would.
 
+Or torchrun has started the command once for each rank: then that of rank 0 alone reads the command
+line, and tells the others what to train.
+"""
+
+import os
+import pickle
 import signal
 import time
 import traceback
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
+import cloudpickle
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import configure_log
 from omegaconf import DictConfig, OmegaConf
 
 from research.console import outlive_readers
 from research.crash import crash_told
+from research.errors import UserError
 from research.explain import exit_status, log_traceback, one_line
 from research.launchers.plan.job import hydra_state, restore
-from research.parallel.ranks import Failure, Node, RankAddress, run_ranks
+from research.machine.gpus import slot_environment
+from research.parallel.ranks import (
+    Failure,
+    Node,
+    TorchrunRank,
+    first_failure,
+    rank_slots,
+    run_ranks,
+    torchrun_rank,
+)
 from research.process import error_line
 from research.status import Status
 from research.training.interruption import StopRequest
@@ -26,6 +42,9 @@ from research.training.run import Run
 
 SIGNALS = {None: None, "SIGINT": signal.SIGINT}
 """What rank 0 gets for what this process got; SIGTERM for all others, some of which it ignores."""
+
+RUN = "run"
+"""Under this name rank 0 puts what to train into the store; nothing, if it has come to an end."""
 
 
 def train_in_parallel(task: Callable[[DictConfig, Run], float], run: Run, node: Node) -> float:
@@ -36,18 +55,21 @@ def train_in_parallel(task: Callable[[DictConfig, Run], float], run: Run, node: 
         Preempted: a signal came, and the run saved its work.
 
     """
-    with StopRequest() as stop:
-        try:
+    rank = Rank(task, run.config, run.folder, hydra_state())
+    try:
+        if place := torchrun_rank():
+            return lead(rank, place)
+        with StopRequest() as stop:
             return run_ranks(
-                partial(Rank, task, run.config, run.folder, hydra_state()),
+                rank,
                 devices=run.config["trainer"]["devices"],
                 device=run.config["device"],
                 node=node,
                 log_folder=run.folder,
                 told=lambda: SIGNALS.get(stop.made, signal.SIGTERM),
             )
-        finally:
-            run.status.read()  # rank 0 has written it meanwhile
+    finally:
+        run.status.read()  # rank 0 has written it meanwhile
 
 
 @dataclass
@@ -59,7 +81,6 @@ class Rank:
         config: the resolved config of the run.
         folder: the run directory.
         state: of Hydra, by ``hydra_state``.
-        address: among the ranks.
 
     """
 
@@ -67,18 +88,21 @@ class Rank:
     config: dict[str, Any]
     folder: Path
     state: dict[Any, Any]
-    address: RankAddress
 
     def __call__(self) -> float | Failure:
         """The score, or what came between."""
         outlive_readers()
         restore(self.state)
-        if self.address.rank == 0:
+        self.is_first = os.environ["RANK"] == "0"
+        if self.is_first:
             hydra: Any = HydraConfig.get()
             configure_log(hydra.job_logging, hydra.verbose)
+        else:
+            os.environ["WANDB_MODE"] = "disabled"
         try:
             return self.train()
         except BaseException as error:
+            ignore_signals()  # torchrun tells all to end as soon as one has failed
             log_traceback(error)
             line = one_line(error)
             trace = None if line else "".join(traceback.format_exception(error))
@@ -91,10 +115,94 @@ class Rank:
         run = Run(self.folder, Status(self.folder), self.config["seed"], self.config)
         try:
             with ExitStack() as stack:
-                if self.address.rank == 0:
+                if self.is_first:
                     stack.enter_context(crash_told(self.folder))
-                stack.enter_context(connect_ranks(*self.address))
+                stack.enter_context(connect_ranks())
                 return self.task(OmegaConf.create(self.config), run)
         finally:
-            if self.address.rank == 0:
+            if self.is_first:
                 run.status.write()  # the last of it may have waited for its second
+
+
+def devices_override(place: TorchrunRank, words: Sequence[str]) -> str:
+    """The override that torchrun's number of processes stands for.
+
+    Raises:
+        UserError: the words of the command line say otherwise, or start a sweep.
+
+    """
+    own = f"trainer.devices={place.num_local}"
+    given = [word for word in words if word.lstrip("+").startswith("trainer.devices=")]
+    if given and given[-1].lstrip("+") != own:
+        raise UserError(f"torchrun --nproc-per-node={place.num_local} is {own}, got {given[-1]}")
+    if {"-m", "--multirun"} & set(words):
+        raise UserError(
+            f"torchrun starts the ranks of one run; a sweep starts them itself by {own} -m"
+        )
+    return own
+
+
+@contextmanager
+def leading(place: TorchrunRank | None) -> Iterator[None]:
+    """Let the other ranks that torchrun started end, if this one comes to no run for them."""
+    try:
+        yield
+    finally:
+        if place:
+            from research.parallel.process_group import rank_store
+
+            if not rank_store().check([RUN]):
+                rank_store().set(RUN, "")
+
+
+def lead(rank: Rank, place: TorchrunRank) -> float:
+    """Train as rank 0 of those that torchrun started; returns the score."""
+    from research.parallel.process_group import rank_store
+
+    take_device(rank.config, place)
+    store = rank_store()
+    told = cloudpickle.dumps((rank.config, rank.folder, rank.state))
+    store.set(RUN, told)  # type: ignore[reportArgumentType]  bytes are taken
+    result = rank()
+    if isinstance(result, Failure):
+        raise first_failure(Node(place.rank, place.num_ranks), {place.rank: result}, store)
+    return result
+
+
+def follow(task: Callable[[DictConfig, Run], float], place: TorchrunRank) -> int:
+    """Train as another rank that torchrun started, as rank 0 tells; the exit status.
+
+    From then on it ignores signals that ask for an end: all ranks end at the same step of rank 0.
+    """
+    from research.parallel.process_group import PATIENCE, rank_store
+
+    store = rank_store()
+    store.wait([RUN], PATIENCE)
+    if not (told := store.get(RUN)):
+        return 0
+    rank = Rank(task, *pickle.loads(told))
+    ignore_signals()
+    path = rank.folder / f"rank_{place.rank}.log"
+    with path.open("a") as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+    take_device(rank.config, place)
+    result = rank()
+    if path.stat().st_size == 0:
+        path.unlink(missing_ok=True)
+    if isinstance(result, Failure):
+        first_failure(Node(place.rank, place.num_ranks), {place.rank: result}, store)
+        return result.status
+    return 0
+
+
+def ignore_signals() -> None:
+    """Leave it to rank 0, or to what this process has to say, when it ends."""
+    for number in StopRequest.NUMBERS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def take_device(config: dict[str, Any], place: TorchrunRank) -> None:
+    """Leave this process the GPU of its rank, if there are any; torchrun lets each see all."""
+    slot = rank_slots(place.num_local, config["device"])[place.local_rank]
+    os.environ.update(slot_environment(slot, os.environ))

@@ -4,63 +4,72 @@ Every rank holds the same weights and optimizers, learns from its share of each 
 same step with the average of all gradients. Rank 0 alone writes the run directory.
 """
 
+import functools
 import os
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed import TCPStore  # type: ignore[reportPrivateImportUsage]
+from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[reportPrivateImportUsage]
+from torch.distributed.rendezvous import rendezvous
 
 from research.errors import UserError
-from research.files import write_whole
+from research.parallel.ranks import Node
 
-MEETING_S = 600.0
-"""How long a rank waits for rank 0, which may be on a node that starts later."""
+MEETING = timedelta(minutes=10)
+"""How long the processes of a run wait for each other, whose nodes may start at different times."""
 
 PATIENCE = timedelta(days=1)
 """A rank that reads slowly is no error, and one that ended is noticed at once by who started it."""
 
 
-@contextmanager
-def connect_ranks(rank: int, num_ranks: int, meeting: Path, host: str) -> Iterator[None]:
-    """Connect the ranks of a run: over NCCL for tensors on GPUs, else over gloo.
-
-    Args:
-        rank: of this process.
-        num_ranks: how many there are.
-        meeting: a folder that all of them see, where rank 0 says how it is reached; of no other
-            run or attempt.
-        host: the name of this machine.
+def open_store(node: Node) -> TCPStore:
+    """The store where the ranks of a run find each other, kept by the process of the first node.
 
     Raises:
-        UserError: rank 0 did not come.
+        UserError: its port is taken, or the first node did not come.
 
     """
-    if host == "localhost" and sys.platform == "linux":
+    is_first = node.index == 0
+    try:
+        return TCPStore(
+            node.host, node.port, is_master=is_first, timeout=MEETING, wait_for_workers=False
+        )
+    except RuntimeError as error:
+        where = f"port {node.port}" if is_first else f"port {node.port} of {node.host}"
+        raise UserError(
+            f"{where} cannot be used for the ranks to meet: {str(error).splitlines()[0]}; choose "
+            "another one by MASTER_PORT"
+        ) from error
+
+
+@functools.cache
+def rank_store() -> Store:
+    """The store of the run that this process is a rank of, by the variables that torchrun sets."""
+    store, _, _ = next(rendezvous("env://", timeout=MEETING))
+    return store
+
+
+@contextmanager
+def connect_ranks() -> Iterator[None]:
+    """Connect this rank to the others: over NCCL for tensors on GPUs, else over gloo."""
+    if sys.platform == "linux" and os.environ["LOCAL_WORLD_SIZE"] == os.environ["WORLD_SIZE"]:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # else it looks up this machine's name
     backend = "gloo"
     if torch.cuda.is_available() and dist.is_nccl_available():
         torch.cuda.set_device(0)  # the only one it sees
         backend = "cpu:gloo,cuda:nccl"
-    address = meeting / "address"
-    if rank == 0:
-        store = TCPStore(host, 0, num_ranks, is_master=True, wait_for_workers=False)
-        write_whole(address, f"{host} {store.port}")
-    else:
-        deadline = time.monotonic() + MEETING_S
-        while not address.exists():
-            if time.monotonic() > deadline:
-                raise UserError(f"rank {rank} waited {MEETING_S:.0f} s for rank 0 in vain")
-            time.sleep(0.02)
-        name, port = address.read_text().split()
-        store = TCPStore(name, int(port), num_ranks, is_master=False)
-    dist.init_process_group(backend, store=store, rank=rank, world_size=num_ranks, timeout=PATIENCE)
+    dist.init_process_group(
+        backend,
+        store=PrefixStore("group", rank_store()),
+        rank=int(os.environ["RANK"]),
+        world_size=int(os.environ["WORLD_SIZE"]),
+        timeout=PATIENCE,
+    )
     yield
     dist.barrier()  # not after an error: the others may be anywhere
     dist.destroy_process_group()

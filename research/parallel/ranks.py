@@ -4,25 +4,25 @@ import json
 import math
 import os
 import signal
-import socket
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from itertools import cycle, islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from research.errors import PREEMPTED, Preempted, UserError
-from research.files import write_whole
 from research.machine.cpus import usable_cpus
 from research.machine.gpus import slot_environment, usable_gpus
 from research.machine.slots import Slot, make_slots
-from research.process import Process, make_call
+from research.process import Call, Process, make_call
+
+if TYPE_CHECKING:
+    from torch.distributed import Store  # type: ignore[reportPrivateImportUsage]
 
 NODE = "RESEARCH_LIGHTNING_NODE"
-"""Set for each node's process of a run on several: ``<index>/<count>:<meeting folder>``."""
+"""Set for each node's process of a run on several: ``<index>/<count>:<host>:<port>``."""
 
 GRACE_S = 2.0
 """How long the other ranks may take to fail as well, or to end behind rank 0."""
@@ -39,35 +39,32 @@ class Node(NamedTuple):
     Attributes:
         index: of this one; 0 has rank 0.
         count: how many there are.
-        meeting: a folder that all of them see; None if there is one node.
+        host: the name or address of the first one.
+        port: of the first one, where the ranks meet; 0 for any that is free.
 
     """
 
     index: int
     count: int
-    meeting: Path | None
-
-    @property
-    def host(self) -> str:
-        """Under which the ranks of this node are reached by the others."""
-        return "localhost" if self.count == 1 else socket.gethostname()
+    host: str = "localhost"
+    port: int = 0
 
 
-class RankAddress(NamedTuple):
-    """What a rank needs to know to find the others.
+class TorchrunRank(NamedTuple):
+    """What torchrun tells each process that it starts.
 
     Attributes:
-        rank: its own.
+        rank: of this process.
         num_ranks: how many there are.
-        meeting: the folder where rank 0 says how it is reached.
-        host: the name of this machine.
+        local_rank: among those of this node.
+        num_local: how many this node has.
 
     """
 
     rank: int
     num_ranks: int
-    meeting: Path
-    host: str
+    local_rank: int
+    num_local: int
 
 
 class Failure(NamedTuple):
@@ -90,14 +87,26 @@ class Failure(NamedTuple):
 def this_node(environ: Mapping[str, str] = os.environ) -> Node:
     """The node that this process runs on, as the launcher has told it."""
     if NODE not in environ:
-        return Node(0, 1, None)
-    place, _, meeting = environ[NODE].partition(":")
+        return Node(0, 1)
+    place, _, address = environ[NODE].partition(":")
     index, count = map(int, place.split("/"))
-    return Node(index, count, Path(meeting))
+    host, _, port = address.rpartition(":")
+    return Node(index, count, host, int(port))
+
+
+def torchrun_rank(environ: Mapping[str, str] = os.environ) -> TorchrunRank | None:
+    """The rank of a process that torchrun started; None where it has no other, or did not.
+
+    Its variables: https://docs.pytorch.org/docs/stable/elastic/run.html.
+    """
+    if "TORCHELASTIC_RUN_ID" not in environ or environ["WORLD_SIZE"] == "1":
+        return None
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+    return TorchrunRank(*(int(environ[name]) for name in names))
 
 
 def run_ranks(
-    make_rank: Callable[[RankAddress], Callable[[], Any]],
+    rank: Callable[[], Any],
     *,
     devices: int,
     device: str,
@@ -108,7 +117,7 @@ def run_ranks(
     """Run the ranks of this node to their end, which one of them that fails makes the end of all.
 
     Args:
-        make_rank: what the process of a rank calls; it returns its result, or a ``Failure``.
+        rank: what the process of each calls; it returns its result, or a ``Failure``.
         devices: ranks of each node.
         device: ``auto``, ``cpu`` or ``cuda``; each rank sees one GPU, if there are any to see.
         node: where this is.
@@ -123,29 +132,31 @@ def run_ranks(
         KeyboardInterrupt: rank 0 was told to end; Preempted if it has saved its work.
 
     """
+    from research.parallel.process_group import open_store
+
     slots = rank_slots(devices, device)
+    store = open_store(node)
+    call = make_call(rank)
     processes: list[Process] = []
-    with meeting_folder(node) as meeting:
-        try:
-            for slot in slots:
-                rank = node.index * devices + slot.number
-                place = RankAddress(rank, node.count * devices, meeting, node.host)
-                processes.append(start(make_rank(place), slot, rank, log_folder))
-            results = wait(processes, told if node.index == 0 else lambda: None)
-        finally:
-            for process in processes:
-                if not process.has_ended():
-                    process.kill()
-            for path in log_folder.glob("rank_*.log"):
-                if path.stat().st_size == 0:
-                    path.unlink(missing_ok=True)
-        failures = {
-            node.index * devices + number: result
-            for number, result in results.items()
-            if isinstance(result, Failure)
-        }
-        if failures:
-            raise first_failure(node, failures, meeting)
+    try:
+        for slot in slots:
+            environ = rank_environment(slot, devices, node, store.port)
+            processes.append(start(call, environ, log_folder))
+        results = wait(processes, told if node.index == 0 else lambda: None)
+    finally:
+        for process in processes:
+            if not process.has_ended():
+                process.kill()
+        for path in log_folder.glob("rank_*.log"):
+            if path.stat().st_size == 0:
+                path.unlink(missing_ok=True)
+    failures = {
+        node.index * devices + number: result
+        for number, result in results.items()
+        if isinstance(result, Failure)
+    }
+    if failures:
+        raise first_failure(node, failures, store)
     return results[0]
 
 
@@ -181,19 +192,34 @@ def rank_slots(devices: int, device: str) -> list[Slot]:
     return [slot._replace(cpus=()) for slot in slots]
 
 
-def start(call: Callable[[], Any], slot: Slot, rank: int, log_folder: Path) -> Process:
+def rank_environment(slot: Slot, devices: int, node: Node, port: int) -> dict[str, str]:
+    """The environment of a rank's process: torchrun's variables, and the GPU of its slot."""
+    places = {
+        "RANK": node.index * devices + slot.number,
+        "WORLD_SIZE": node.count * devices,
+        "LOCAL_RANK": slot.number,
+        "LOCAL_WORLD_SIZE": devices,
+        "MASTER_ADDR": node.host,
+        "MASTER_PORT": port,
+        "TORCHELASTIC_USE_AGENT_STORE": True,  # torch's name for one that no rank keeps
+        "TORCHELASTIC_RESTART_COUNT": 0,
+    }
+    told = {name: str(value) for name, value in places.items()}
+    return {**os.environ, **slot_environment(slot, os.environ), **told}
+
+
+def start(call: Call, environ: dict[str, str], log_folder: Path) -> Process:
     """The process of a rank.
 
     Rank 0 prints where this process does, and is the only one to obey signals: a batch system tells
     every process to end, but all must do so at the same step.
     """
-    environ = {**os.environ, **slot_environment(slot, os.environ)}
+    rank = int(environ["RANK"])
     if rank == 0:
         err, out = sys.stderr.fileno(), sys.stdout.fileno()
-        return Process(make_call(call), log=err, out=out, environ=environ)
-    environ["WANDB_MODE"] = "disabled"
+        return Process(call, log=err, out=out, environ=environ)
     with (log_folder / f"rank_{rank}.log").open("a") as log:
-        return Process(make_call(call), log=log.fileno(), environ=environ, obeys=False)
+        return Process(call, log=log.fileno(), environ=environ, obeys=False)
 
 
 def wait(processes: Sequence[Process], told: Callable[[], int | None]) -> dict[int, Any]:
@@ -225,31 +251,22 @@ def result(process: Process) -> Any:
     return Failure(killed or ending.error, None, status=1, at_s=0.0)
 
 
-@contextmanager
-def meeting_folder(node: Node) -> Iterator[Path]:
-    """Where the ranks of an attempt meet."""
-    if node.meeting is not None:
-        node.meeting.mkdir(parents=True, exist_ok=True)
-        yield node.meeting
-        return
-    with tempfile.TemporaryDirectory(prefix="ranks-") as folder:
-        yield Path(folder)
-
-
-def first_failure(node: Node, failures: Mapping[int, Failure], meeting: Path) -> BaseException:
+def first_failure(node: Node, failures: Mapping[int, Failure], store: "Store") -> BaseException:
     """What to raise for the failures of this node's ranks, by number: the first of all nodes.
 
     Those behind it only follow, because their connections break.
     """
     rank, failure = min(failures.items(), key=lambda item: item[1].at_s)
     if node.index > 0:
-        write_whole(meeting / f"failure_{node.index}", json.dumps([rank, *failure]))
+        with suppress(RuntimeError):  # the first node has ended
+            store.set(f"failure_{node.index}", json.dumps([rank, *failure]))
     elif node.count > 1 and failure.status not in STOPPED:
         time.sleep(GRACE_S)  # the other nodes' ranks end as soon, and say so
-        for path in meeting.glob("failure_*"):
-            other, *fields = json.loads(path.read_text())
-            if fields[-1] < failure.at_s:
-                rank, failure = other, Failure(*fields)
+        for index in range(1, node.count):
+            if store.check([f"failure_{index}"]):
+                other, *fields = json.loads(store.get(f"failure_{index}"))
+                if fields[-1] < failure.at_s:
+                    rank, failure = other, Failure(*fields)
     if failure.status in STOPPED:
         return STOPPED[failure.status](failure.line)
     if failure.trace is not None:

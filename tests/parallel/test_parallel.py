@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import signal
+import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,10 @@ import PIL.Image
 import pytest
 import torch
 from torch import Tensor
+from torch.distributed import HashStore  # type: ignore[reportPrivateImportUsage]
 
+from research.errors import UserError
+from research.parallel.process_group import open_store
 from research.parallel.ranks import Failure, Node, first_failure, this_node
 from tests.commands import train
 
@@ -22,6 +26,8 @@ DIGITS = (
     *("network=mlp", "network.hidden_dims=[32]", "dataset.batch_size=100"),
 )
 CNN = (*DIGITS[:4], "dataset.batch_size=100")
+"""With the network of the dataset's own choice, which has batch normalisation."""
+
 SGD = ("alg.optim._target_=torch.optim.SGD", "alg.optim.lr=0.1", "~alg.optim.fused")
 TWO = "trainer.devices=2"
 LIMIT_S = 120.0
@@ -76,9 +82,9 @@ def wait_until_learning(folder: Path) -> dict[int, int]:
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A convolutional network with batch normalisation, by one process."""
+    """Digits learned by one process."""
     folder = tmp_path_factory.mktemp("alone") / "run"
-    finish(folder, *CNN, *SGD)
+    finish(folder, *DIGITS, *SGD)
     return folder
 
 
@@ -86,7 +92,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same by two."""
     folder = tmp_path_factory.mktemp("together") / "run"
-    finish(folder, *CNN, *SGD, TWO)
+    finish(folder, *DIGITS, *SGD, TWO)
     return folder
 
 
@@ -203,17 +209,35 @@ def test_environments_are_not_shared(folder: Path) -> None:
     assert "a ReplayBuffer cannot be shared by several; set trainer.devices=1" in line
 
 
-def test_the_first_failure_of_all_nodes_is_told(tmp_path: Path) -> None:
+def test_batch_normalisation_is_not_shared_by_processes_of_a_cpu(folder: Path) -> None:
+    process = train(folder, *CNN, TWO, "device=cpu")
+    process.join(LIMIT_S)
+    assert process.exitcode == 1
+    (line,) = folder.with_suffix(".txt").read_text().splitlines()
+    assert "batch normalisation over several processes needs GPUs; set trainer.devices=1" in line
+
+
+def test_the_first_failure_of_all_nodes_is_told() -> None:
     late = Failure("connection lost", None, 1, at_s=20.0)
     early = Failure("no space left", None, 1, at_s=10.0)
-    beside, first = Node(1, 2, tmp_path), Node(0, 2, tmp_path)
-    assert str(first_failure(beside, {2: late, 3: early}, tmp_path)) == "rank 3: no space left"
-    assert str(first_failure(first, {0: late}, tmp_path)) == "rank 3: no space left"
+    beside, first, store = Node(1, 2), Node(0, 2), HashStore()
+    assert str(first_failure(beside, {2: late, 3: early}, store)) == "rank 3: no space left"
+    assert str(first_failure(first, {0: late}, store)) == "rank 3: no space left"
     killed = Failure("killed by SIGKILL", None, 1, at_s=0.0)
-    assert str(first_failure(first, {0: late, 1: killed}, tmp_path)) == "rank 1: killed by SIGKILL"
+    assert str(first_failure(first, {0: late, 1: killed}, store)) == "rank 1: killed by SIGKILL"
 
 
 def test_a_node_is_told_its_place() -> None:
-    told = {"RESEARCH_LIGHTNING_NODE": "1/3:/sweep/.submitit/7_0_meeting"}
-    assert this_node(told) == Node(1, 3, Path("/sweep/.submitit/7_0_meeting"))
-    assert this_node({}) == Node(0, 1, None)
+    assert this_node({"RESEARCH_LIGHTNING_NODE": "1/3:10.0.0.1:7"}) == Node(1, 3, "10.0.0.1", 7)
+    assert this_node({"RESEARCH_LIGHTNING_NODE": "0/2:fe80::1:7"}) == Node(0, 2, "fe80::1", 7)
+    assert this_node({}) == Node(0, 1)
+
+
+def test_a_port_that_is_taken_is_told_in_one_line() -> None:
+    with socket.socket() as other:
+        other.bind(("", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with pytest.raises(UserError, match=rf"^port {port} cannot be used.*MASTER_PORT") as caught:
+            open_store(Node(0, 2, "localhost", port))
+    assert "\n" not in str(caught.value)

@@ -97,9 +97,9 @@ class Allocation:
         count = int(os.environ.get("SLURM_NNODES", 1))
         if count == 1:
             return {}
-        attempt = f"{task_name(os.environ)}_{os.environ.get('SLURM_RESTART_COUNT', 0)}_meeting"
-        meeting = (self.sweep / SUBMITIT / attempt).resolve()
-        return {NODE: f"{os.environ['SLURM_NODEID']}/{count}:{meeting}"}
+        host = os.environ["SLURM_LAUNCH_NODE_IPADDR"]  # the first node: sbatch's script runs there
+        port = os.environ.get("MASTER_PORT") or 10_000 + int(os.environ["SLURM_JOB_ID"]) % 20_000
+        return {NODE: f"{os.environ['SLURM_NODEID']}/{count}:{host}:{port}"}
 
     def requeue(self, num_unfinished: int) -> None:
         """Queue this task again, if that is still allowed."""
