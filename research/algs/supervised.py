@@ -10,7 +10,6 @@ import gymnasium
 import torch
 from gymnasium.spaces import Box, Discrete
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
 from research.algs.base import Algorithm, Metrics
@@ -20,6 +19,7 @@ from research.errors import UserError
 from research.networks.mlp import EnsembleLayerNorm
 from research.networks.predictor import Predictor
 from research.networks.targets import frozen_copy, polyak_update
+from research.parallel.batch_norm import has_batch_norm, synchronise_batch_norm
 from research.parallel.sums import count_examples, is_parallel, sum_over_ranks
 
 GroupedOptimFactory: TypeAlias = Callable[[list[dict[str, Any]]], Optimizer]
@@ -47,8 +47,8 @@ class Supervised(Algorithm):
     norms, embeddings, tokens and positions.
 
     With several ranks each learns from a share of the batch. Their gradients and the statistics of
-    batch normalisation are those of the whole; with ``accumulate`` above 1 the latter are those of
-    a part, which then consists of other examples than on one rank.
+    batch normalisation, which needs GPUs then, are those of the whole; with ``accumulate`` above 1
+    the latter are those of a part, which then consists of other examples than on one rank.
 
     Args:
         network: maps observations (B, ...) to scores or values (B, D).
@@ -101,9 +101,7 @@ class Supervised(Algorithm):
 
     def make_optimizers(self) -> None:
         if is_parallel():
-            from research.networks.batch_norm import synchronise_batch_norm  # seconds
-
-            synchronise_batch_norm(self.network)
+            synchronise_batch_norm(self.network, self.device)
         self.network_optim = self.optim(group_parameters(self.network))
         for network in (self.network, self.average):
             if self.is_compiled and network is not None:
@@ -260,8 +258,3 @@ def group_parameters(network: nn.Module) -> list[dict[str, Any]]:
             "weight_decay": 0.0,
         },
     ]
-
-
-def has_batch_norm(network: nn.Module) -> bool:
-    """Whether a network normalises over a batch, for which one example may be too few."""
-    return any(isinstance(module, _BatchNorm) for module in network.modules())

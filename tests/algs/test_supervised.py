@@ -21,7 +21,6 @@ from research.errors import UserError
 from research.networks.cnn import CNN
 from research.networks.predictor import FlatMLP, Predictor
 from research.networks.resnet import ResNet
-from research.networks.vit import VisionTransformer
 from tests.commands import start
 from tests.networks.test_predictor import images
 
@@ -150,25 +149,13 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], set[str]]] = {
         ),
         {"stem.0.weight", "blocks.0.body.0.weight", "blocks.0.body.3.weight", "head.weight"},
     ),
-    "vit": (
-        lambda: VisionTransformer(
-            images(1, 8, 8),
-            VALUES,
-            patch_size=4,
-            dim=8,
-            depth=1,
-            num_heads=2,
-            mlp_dim=8,
-            dropout=0.0,
-            pooling="cls",
-        ),
+    "transformer": (
+        lambda: nn.TransformerEncoderLayer(8, 2, 8),
         {
-            "patches.weight",
-            "encoder.layers.0.self_attn.in_proj_weight",
-            "encoder.layers.0.self_attn.out_proj.weight",
-            "encoder.layers.0.linear1.weight",
-            "encoder.layers.0.linear2.weight",
-            "head.weight",
+            "self_attn.in_proj_weight",
+            "self_attn.out_proj.weight",
+            "linear1.weight",
+            "linear2.weight",
         },
     ),
     "others": (
