@@ -24,6 +24,7 @@ TRUSTED_MODULES = (
     "torch.nn",
     "torch.optim",
     "torchvision",
+    "timm.models.vision_transformer.VisionTransformer",
     "gymnasium",
     "dm_control",
     "numpy",

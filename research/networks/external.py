@@ -1,6 +1,8 @@
 """Models of other libraries, such as torchvision's and timm's."""
 
+import inspect
 from collections.abc import Callable
+from typing import Any
 
 import gymnasium
 import torch
@@ -12,8 +14,10 @@ from research.networks.predictor import Predictor, float_shape
 class External(Predictor):
     """A model whose factory takes ``num_classes``, its head sized for the targets.
 
-    The library must be installed (``pip install torchvision``, ``pip install timm``), and trusted:
-    torchvision is, for timm say ``trusted_modules=[timm]``.
+    Where the factory also takes ``img_size`` and ``in_chans``, as timm's models do, it gets those
+    of the observations. The library must be installed (``pip install torchvision``,
+    ``pip install timm``), and trusted: torchvision is, for all of timm say
+    ``trusted_modules=[timm]``.
 
     Args:
         observation_space: a Box of floats that the model takes.
@@ -34,11 +38,12 @@ class External(Predictor):
         model: Callable[..., nn.Module],
     ) -> None:
         super().__init__(observation_space, action_space)
+        shape = float_shape(observation_space)
         try:
-            self.model = model(num_classes=self.output_dim)
+            self.model = model(num_classes=self.output_dim, **image_options(model, shape))
         except Exception as error:  # libraries raise many kinds
             raise ValueError(f"model cannot be made: {one_line(error)}") from error
-        self.check_shapes(float_shape(observation_space))
+        self.check_shapes(shape)
 
     def forward(self, obs: Tensor) -> Tensor:
         return self.model(obs)
@@ -51,13 +56,22 @@ class External(Predictor):
             output = self.model(torch.zeros(2, *shape))
         except Exception as error:
             raise ValueError(
-                f"model does not take observations {shape}: {one_line(error)}; timm's take another "
-                "number of channels by network.model.in_chans=1"
+                f"model does not take observations {shape}: {one_line(error)}; timm.create_model "
+                "takes another number of channels by network.model.in_chans=1"
             ) from error
         self.model.train()
         if not isinstance(output, Tensor) or output.shape != (2, self.output_dim):
             found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
             raise ValueError(f"model must return (2, {self.output_dim}), got {found}")
+
+
+def image_options(model: Callable[..., nn.Module], shape: tuple[int, ...]) -> dict[str, Any]:
+    """What ``model`` takes of the sizes of images (C, H, W) and is not told yet."""
+    if len(shape) != 3:
+        return {}
+    open_names = set(inspect.signature(model).parameters) - set(getattr(model, "keywords", ()))
+    sizes = {"img_size": shape[1:], "in_chans": shape[0]}
+    return {name: size for name, size in sizes.items() if name in open_names}
 
 
 def one_line(error: BaseException) -> str:

@@ -1,5 +1,6 @@
 """Models of other libraries: their heads, what is said of misfits, and of missing packages."""
 
+import importlib
 import sys
 from collections.abc import Callable
 from types import ModuleType
@@ -26,6 +27,14 @@ def make_model(num_classes: int, channels: int = 3) -> nn.Module:
 
 def make(model: Callable[..., nn.Module], *shape: int) -> External:
     return External(images(*shape), Discrete(5), model=model)
+
+
+def require(package: str) -> None:
+    """Skip the test where a package is not there, or was made for another torch."""
+    try:
+        importlib.import_module(package)
+    except Exception as error:  # torchvision's is a RuntimeError
+        pytest.skip(f"{package} cannot be imported: {error}")
 
 
 def test_the_head_is_sized_by_the_targets() -> None:
@@ -68,6 +77,23 @@ def test_other_answers_than_one_per_class_are_refused(model: nn.Module, found: s
         make(lambda num_classes: model, 3, 8, 8)
 
 
+@pytest.mark.parametrize("shape", [(3, 8, 8), (1, 8, 12)])
+def test_vit_is_shaped_by_the_images(load: Load, shape: tuple[int, ...]) -> None:
+    require("timm")
+    network = build(load("network=vit").network, images(*shape), Discrete(5))
+    assert network(torch.randn(2, *shape)).shape == (2, 5)
+    tokens = 1 + shape[1] // 4 * shape[2] // 4
+    assert network.get_parameter("model.pos_embed").shape == (1, tokens, 192)
+
+
+def test_the_size_of_images_is_the_configs_where_it_says_one(load: Load) -> None:
+    require("timm")
+    cfg = load("network=vit", "+network.model.img_size=16")
+    with pytest.raises(UserError, match=r"does not take observations \(3, 8, 8\)") as caught:
+        build(cfg.network, images(3, 8, 8), Discrete(5))
+    assert "\n" not in str(caught.value)
+
+
 def build_timm(load: Load, *overrides: str) -> External:
     return build(load("network=timm", *overrides).network, images(3, 8, 8), Discrete(5))
 
@@ -98,10 +124,7 @@ def test_without_its_package_one_line_names_it(load: Load, monkeypatch: pytest.M
 
 
 def test_torchvisions_models_run(load: Load) -> None:
-    try:
-        import torchvision  # type: ignore[import-not-found]  # noqa: F401
-    except Exception as error:  # it raises RuntimeError beside a torch that it was not made for
-        pytest.skip(f"torchvision cannot be imported: {error}")
+    require("torchvision")
     cfg = load("network=torchvision")
     with open_dict(cfg):
         cfg.network.model._target_ = "torchvision.models.squeezenet1_1"
