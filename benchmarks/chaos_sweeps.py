@@ -68,7 +68,11 @@ def training_sweep() -> Sweep:
     overrides = (
         *("env=pendulum", "device=cpu", "seed=0,1", "network.hidden_dims=[16]"),
         *("trainer.total_steps=600", "trainer.collector.warmup_steps=100", "trainer.log_every=50"),
-        *("trainer.checkpoint_every=100", "trainer.eval_every=600", "trainer.eval_episodes=1"),
+        *(
+            "trainer.checkpoints.every=100",
+            "trainer.evaluation.every=600",
+            "trainer.evaluation.episodes=1",
+        ),
     )
     command = [sys.executable, str(ROOT / "train.py"), "-m", *overrides]
     return Sweep("train.py", command, 2, HERE, check_training)

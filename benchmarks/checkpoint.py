@@ -122,8 +122,8 @@ def measure_training(folder: Path, arguments: argparse.Namespace) -> Rows:
             f"trainer.total_steps={PERIODS * period}",
             f"trainer.collector.warmup_steps={period}",
             f"trainer.log_every={period // 10}",
-            *(f"trainer.eval_every={period}", "trainer.eval_episodes=1"),
-            f"trainer.checkpoint_every={period}",
+            *(f"trainer.evaluation.every={period}", "trainer.evaluation.episodes=1"),
+            f"trainer.checkpoints.every={period}",
         )
         run_python([ROOT / "train.py", *overrides], threads=arguments.threads, log=folder / "log")
         spent = seconds_of_phases(run_dir / "time.csv", after=period)

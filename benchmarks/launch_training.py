@@ -100,8 +100,11 @@ class Training:
         overrides = (
             *("alg=td3", "env=cheetah", f"seed={slot.number}", f"hydra.run.dir={folder}"),
             *(f"device={'cuda' if self.gpu else 'cpu'}", "trainer.log_every=25"),
-            *(f"trainer.collector.warmup_steps={WARMUP_STEPS}", "trainer.eval_every=1_000_000"),
-            "trainer.checkpoint_every=1_000_000",
+            *(
+                f"trainer.collector.warmup_steps={WARMUP_STEPS}",
+                "trainer.evaluation.every=1_000_000",
+            ),
+            "trainer.checkpoints.every=1_000_000",
         )
         free = {name: value for name, value in os.environ.items() if name not in THREAD_VARIABLES}
         environ = {**free, **variables}

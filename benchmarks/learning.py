@@ -121,8 +121,8 @@ def make_jobs(arguments: argparse.Namespace) -> Iterator[Job]:
             "device=cpu",
             f"trainer.total_steps={arguments.steps}",
             f"trainer.collector.warmup_steps={arguments.warmup_steps}",
-            f"trainer.eval_every={arguments.eval_every}",
-            f"trainer.eval_episodes={EVAL_EPISODES}",
+            f"trainer.evaluation.every={arguments.eval_every}",
+            f"trainer.evaluation.episodes={EVAL_EPISODES}",
         )
         folder = arguments.work.resolve() / f"{system}_{arguments.alg}_{task}_{seed}"
         yield Job(system, task, seed, folder, overrides)

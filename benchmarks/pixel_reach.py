@@ -35,7 +35,7 @@ OVERRIDES = (
     ),
     *("network.hidden_dims=[64,64]", "alg.optim.lr=1e-3", "alg.noise_steps=2000"),
     *("dataset.batch_size=64", "dataset.capacity=10000", "trainer.collector.warmup_steps=200"),
-    *("trainer.eval_every=500", "trainer.eval_episodes=20"),
+    *("trainer.evaluation.every=500", "trainer.evaluation.episodes=20"),
 )
 """What is smaller or faster than DrQ-v2's own settings."""
 

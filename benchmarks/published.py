@@ -96,7 +96,7 @@ def sweep(method: Method, work: Path, tasks: Sequence[str], options: argparse.Na
         *(sys.executable, ROOT / "train.py", "-m", f"experiment={method.experiment}"),
         *(f"env={','.join(tasks)}", f"seed={','.join(map(str, range(options.seeds)))}"),
         f"trainer.total_steps={options.frames // method.action_repeat}",
-        f"trainer.eval_every={EVAL_EVERY // method.action_repeat}",
+        f"trainer.evaluation.every={EVAL_EVERY // method.action_repeat}",
         *("hydra/launcher=local", f"hydra.launcher.jobs_per_gpu={len(tasks) * options.seeds}"),
         *(f"hydra.sweep.dir={work}", "hydra.sweep.subdir=${hydra:runtime.choices.env}_${seed}"),
     )

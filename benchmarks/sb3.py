@@ -79,10 +79,10 @@ def train(cfg: DictConfig, folder: Path) -> None:
     logger.rewind(0)
     start = time.monotonic()
     while (left := cfg.trainer.total_steps - model.num_timesteps) > 0:
-        model.learn(min(cfg.trainer.eval_every, left), reset_num_timesteps=False)
+        model.learn(min(cfg.trainer.evaluation.every, left), reset_num_timesteps=False)
         step = model.num_timesteps
         metrics = evaluate(
-            policy, eval_env, num_episodes=cfg.trainer.eval_episodes, seed=cfg.seed, step=step
+            policy, eval_env, num_episodes=cfg.trainer.evaluation.episodes, seed=cfg.seed, step=step
         )
         clock = Clock(step, step, model._n_updates, 0, time.monotonic() - start)
         logger.log("eval", metrics, clock)

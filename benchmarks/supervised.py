@@ -182,9 +182,9 @@ def time_window(
         "trainer.total_epochs=null",
         f"trainer.total_steps={steps}",
         f"trainer.log_every={case.num_batches}",
-        f"trainer.eval_every={steps}",
-        f"trainer.checkpoint_every={steps}",
-        "trainer.checkpoint_minutes=null",
+        f"trainer.evaluation.every={steps}",
+        f"trainer.checkpoints.every={steps}",
+        "trainer.checkpoints.minutes=null",
     ]
     log_file = data / "log"
     if system == "ours":

@@ -130,9 +130,9 @@ class Bench:
             "env.report=REPORT",
             "device=cpu",
             f"trainer.collector.warmup_steps={warmup}",
-            "trainer.eval_every=1_000_000",
-            "trainer.checkpoint_every=1_000_000",
-            "trainer.checkpoint_minutes=null",
+            "trainer.evaluation.every=1_000_000",
+            "trainer.checkpoints.every=1_000_000",
+            "trainer.checkpoints.minutes=null",
             *overrides,
         )
         folder = "hydra.run.dir=FOLDER" if system == "ours" else "FOLDER"

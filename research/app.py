@@ -205,7 +205,7 @@ def run_in(run_dir: Path, task: Task, cfg: DictConfig, node: Node) -> float:
                     write_whole(path, content)
         raise
     at_end = status.fields["step"] == status.fields["total_steps"]
-    status.end("completed", "reached its length" if at_end else "stopped by trainer.patience")
+    status.end("completed", "reached its length" if at_end else "stopped by trainer.score.patience")
     return score
 
 

@@ -31,9 +31,9 @@ SMALL = [
     "dataset.batch_size=8",
     "trainer.collector.warmup_steps=20",
     "trainer.log_every=20",
-    "trainer.eval_every=30",
-    "trainer.checkpoint_every=40",
-    "trainer.eval_episodes=1",
+    "trainer.evaluation.every=30",
+    "trainer.checkpoints.every=40",
+    "trainer.evaluation.episodes=1",
 ]
 EXAMPLES = ["alg=classification", "trainer.total_epochs=1"]
 
@@ -200,7 +200,10 @@ def test_another_config_is_refused_with_the_difference(cli: Cli, tmp_path: Path)
             ["env=none", "env.observation_space.shape=[3]", "env.action_space.shape=[1]"],
             ["dataset: a replay buffer needs an environment"],
         ),
-        (["trainer.metric=eval/retrn"], ["trainer.metric", "did you mean 'eval/return'?"]),
+        (
+            ["trainer.score.metric=eval/retrn"],
+            ["trainer.score.metric", "did you mean 'eval/return'?"],
+        ),
         (["device=gpu"], ["device=gpu"]),
         (["resume=must"], ["resume=must"]),
         (["foo"], ["'foo' is no override, which is key=value"]),
@@ -235,7 +238,10 @@ def test_bad_input_ends_in_one_line(
         (["dataset.num_classes=5"], ["example 5 of digits has label 5; allowed are 0 to 4"]),
         (["trainer.total_epochs=0"], ["trainer: total_epochs must be above 0, got 0"]),
         (["trainer.total_steps=9"], ["one of total_steps and total_epochs", "got 9 and 1"]),
-        (["trainer.metric=eval/acuracy"], ["trainer.metric", "did you mean 'eval/accuracy'?"]),
+        (
+            ["trainer.score.metric=eval/acuracy"],
+            ["trainer.score.metric", "did you mean 'eval/accuracy'?"],
+        ),
         (["processor=identity"], ["network: observations must be floats", "try processor=image"]),
         (["dataset=replay"], ["dataset: a replay buffer needs an environment"]),
         (
@@ -324,7 +330,7 @@ def test_a_run_that_failed_before_its_first_checkpoint_starts_anew(
     cli: Cli, tmp_path: Path
 ) -> None:
     run_dir = f"hydra.run.dir={tmp_path}"
-    assert cli("trainer.total_steps=40", "trainer.metric=eval/none", run_dir).status == 1
+    assert cli("trainer.total_steps=40", "trainer.score.metric=eval/none", run_dir).status == 1
     status = json.loads((tmp_path / "status.json").read_text())
     assert status["state"] == "failed"
     assert "eval/none" in status["exit_reason"]
@@ -456,7 +462,7 @@ def test_a_full_disk_is_one_line_and_damages_nothing(cli: Cli, tmp_path: Path) -
             "network.hidden_dims=[64,64]",
             "trainer.total_steps=20000",
             "trainer.collector.warmup_steps=19990",
-            "trainer.checkpoint_every=500",
+            "trainer.checkpoints.every=500",
         )
         assert outcome.status == 1
         assert "No space left on device" in outcome.err

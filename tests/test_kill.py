@@ -31,9 +31,9 @@ def lengths(num_steps: int) -> list[str]:
         f"trainer.total_steps={num_steps}",
         f"trainer.collector.warmup_steps={num_steps // 6}",
         f"trainer.log_every={num_steps // 24}",
-        f"trainer.checkpoint_every={num_steps // 8}",
-        f"trainer.eval_every={num_steps // 2}",
-        "trainer.eval_episodes=1",
+        f"trainer.checkpoints.every={num_steps // 8}",
+        f"trainer.evaluation.every={num_steps // 2}",
+        "trainer.evaluation.episodes=1",
     ]
 
 
@@ -225,7 +225,11 @@ def test_learning_from_what_is_there_ends_as_if_it_had_not_been_killed(
 ) -> None:
     alg, *changes = case
     overrides = [*small(alg, tmp_path, batch_size=10, capacity=400), *changes]
-    overrides += ["trainer.log_every=10", "trainer.checkpoint_every=40", "trainer.eval_episodes=1"]
+    overrides += [
+        "trainer.log_every=10",
+        "trainer.checkpoints.every=40",
+        "trainer.evaluation.episodes=1",
+    ]
     cfg = load(*overrides)
     dataset = build(cfg.dataset, build(cfg.env), 0)
     per_epoch = dataset.batches_per_epoch

@@ -37,7 +37,7 @@ def test_every_algorithm_can_be_rehearsed_and_leaves_nothing(
 @pytest.mark.parametrize(
     ("overrides", "reason"),
     [
-        (["trainer.metric=train/q"], "trainer: metric must be one of the"),
+        (["trainer.score.metric=train/q"], "trainer: score.metric must be one of the"),
         (["trainer.total_steps=9000"], "trainer: total_steps=9000 leaves nothing"),
         (["env=gymnasium", "env.id=Pendulum-v7"], "env: 'Pendulum-v7' cannot be made"),
         (["init_from=away"], "init_from=away does not exist"),

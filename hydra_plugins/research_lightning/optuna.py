@@ -42,7 +42,7 @@ class OptunaConf:
     _recursive_: bool = False  # the sampler is made anew for every trial
     defaults: list[Any] = field(default_factory=lambda: ["_self_", {"optional sampler": "tpe"}])
     sampler: Any = None
-    direction: str = "${oc.select:trainer.mode,minimize}"
+    direction: str = "${oc.select:trainer.score.mode,minimize}"
     n_trials: int = 20
     n_jobs: int | None = None
     max_failure_rate: float = 1.0

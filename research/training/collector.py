@@ -26,11 +26,11 @@ class Collector:
         policy: acts once the warm-up is over.
         dataset: gets every step.
         seed: the run's.
-        overlap: whether environments in processes of their own step while the updates are made,
-            which changes no number; None where there are such.
         warmup_steps: environment steps with uniformly random actions, before any update.
         updates_per_step: updates due per environment step, at least 1.
         steps_per_update: environment steps per update, at least 1; one of the two is 1.
+        overlap: whether environments in processes of their own step while the updates are made,
+            which changes no number; None where there are such.
 
     Raises:
         ValueError: for a number outside its range, an environment that resets itself, or
@@ -44,11 +44,11 @@ class Collector:
         policy: Policy,
         dataset: OnlineDataset,
         seed: int,
-        overlap: bool | None,
         *,
         warmup_steps: int,
         updates_per_step: int,
         steps_per_update: int,
+        overlap: bool | None,
     ) -> None:
         if warmup_steps < 0:
             raise ValueError(f"warmup_steps must be at least 0, got {warmup_steps}")

@@ -17,6 +17,7 @@ from research.training.episodes import Episodes, mean_metrics
 from research.training.meter import check_metric
 from research.training.observations import find_fault
 from research.training.policy import Policy
+from research.training.requirements import check_positive
 from research.training.seed import derive_seed, preserve_random_state, seed_everything
 
 LONG_EPISODE = 30_000
@@ -28,6 +29,26 @@ LOOK_EVERY = 1000
 log = logging.getLogger(__name__)
 ALWAYS_EVALUATED = ("return", "length", "return_std")
 """Metrics of every evaluation in environments; all others are their infos'."""
+
+
+class Evaluation:
+    """When and on how much a run is evaluated.
+
+    Args:
+        every: steps between two; the last step has one too. None for an epoch.
+        episodes: of each, in environments, at least 1.
+        batches: of examples held out, each time the next ones in turn; None for all.
+
+    Raises:
+        ValueError: for a number that is not above 0.
+
+    """
+
+    def __init__(self, *, every: int | None, episodes: int, batches: int | None) -> None:
+        check_positive("evaluation.", every=every, episodes=episodes, batches=batches)
+        self.every = every
+        self.episodes = episodes
+        self.batches = batches
 
 
 def evaluate(

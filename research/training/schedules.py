@@ -76,7 +76,7 @@ def make_plateau(
 
     Args:
         optim: whose rate it is.
-        mode: whether a larger (``max``) or smaller (``min``) ``trainer.metric`` is better.
+        mode: whether a larger (``max``) or smaller (``min``) ``trainer.score.metric`` is better.
         factor: in (0, 1).
         patience: evaluations, at least 0.
 

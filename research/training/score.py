@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from research.errors import UserError, did_you_mean
+from research.training.requirements import check_positive
 
 SAVED = ("best_score", "evaluated_step", "evaluations_since_best")
 
@@ -18,7 +19,8 @@ class Score:
     Args:
         metric: its name, such as ``eval/return``.
         mode: whether a larger (``max``) or smaller (``min``) value is better.
-        patience: evaluations without a better one after which it is exhausted; None for never.
+        patience: evaluations without a better one after which it is exhausted, at least 1; None
+            for never.
 
     Attributes:
         best_score: None before the first evaluation.
@@ -30,13 +32,18 @@ class Score:
 
     """
 
-    def __init__(self, metric: str, mode: Literal["max", "min"], *, patience: int | None) -> None:
+    def __init__(self, *, metric: str, mode: Literal["max", "min"], patience: int | None) -> None:
+        check_positive("score.", patience=patience)
         if mode not in ("max", "min"):
-            raise ValueError(f"mode must be max or min, got {mode}")
+            raise ValueError(f"score.mode must be max or min, got {mode}")
         if not metric.startswith("eval/"):
-            raise ValueError(f"metric must be one of the evaluation's, eval/..., got {metric}")
+            raise ValueError(
+                f"score.metric must be one of the evaluation's, eval/..., got {metric}"
+            )
         if mode == "max" and metric.endswith("loss"):
-            raise ValueError(f"mode is max, but the best {metric} is the lowest; set mode=min")
+            raise ValueError(
+                f"score.mode is max, but the best {metric} is the lowest; set it to min"
+            )
         self.metric = metric
         self.mode = mode
         self.patience = patience
@@ -71,7 +78,7 @@ class Score:
         names = [f"eval/{name}" for name in metrics]
         if self.metric not in names:
             raise UserError(
-                f"trainer.metric={self.metric} is none of the evaluation's; "
+                f"trainer.score.metric={self.metric} is none of the evaluation's; "
                 f"allowed: {', '.join(names)}{did_you_mean(self.metric, names)}"
             )
         return metrics[self.metric.removeprefix("eval/")]

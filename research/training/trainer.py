@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 from gymnasium.vector import VectorEnv
 
@@ -23,7 +23,7 @@ from research.parallel.process_group import copy_from_first
 from research.processors.base import Processor
 from research.training.collector import Collector
 from research.training.episodes import mean_metrics
-from research.training.evaluation import ALWAYS_EVALUATED, evaluate, validate
+from research.training.evaluation import ALWAYS_EVALUATED, Evaluation, evaluate, validate
 from research.training.interruption import StopRequest
 from research.training.learner import Learner, ScheduleFactory
 from research.training.meter import Phases
@@ -32,12 +32,14 @@ from research.training.records.logger import Clock, Logger
 from research.training.records.progress import Progress
 from research.training.requirements import (
     check_parts,
+    check_positive,
     count_steps,
     epoch_steps,
     share_dataset,
 )
 from research.training.run import Run
-from research.training.saving.checkpoint import Checkpoint, load_newest, save_checkpoint
+from research.training.saving.checkpoint import Checkpoint, load_newest
+from research.training.saving.checkpoints import Checkpoints
 from research.training.saving.retention import holds_checkpoints
 from research.training.score import Score
 from research.training.seed import (
@@ -79,24 +81,16 @@ class Trainer:
         run: the run directory, its status, the seed.
         total_steps: when training ends; exactly, so a multiple of the number of environments.
         total_epochs: the same in passes over the dataset, if ``total_steps`` is None.
-        patience: evaluations that may pass without a better one before training ends; None for any.
         collector: makes the collector; None for learning from the dataset as it is.
         schedule: makes a learning-rate schedule for each optimizer, stepped once per update.
         max_grad_norm: bound on the norm of each optimizer's gradients, above 0; None for none.
-        overlap: whether environments in processes of their own step while the updates are made,
-            which changes no number; None where there are such.
         prefetch: whether the next batch is gathered in a thread meanwhile, which changes no number;
             None for with a GPU.
         log_every: steps between rows of metrics; an evaluation has one too.
-        eval_every: steps between evaluations; the last step has one too. None for an epoch.
-        eval_episodes: episodes of an evaluation, at least 1.
-        eval_batches: batches of a validation, each time the next ones in turn; None for all.
-        checkpoint_every: steps between checkpoints; an evaluation has one too. None for no others.
-        checkpoint_minutes: a checkpoint is made when the last is older than that; None for never.
-        keep_last: how many checkpoints to keep beside the best, at least 1. If the last is damaged,
-            the one before is gone on from.
-        metric: what makes a checkpoint the best, such as ``eval/return``.
-        mode: whether a larger (``max``) or smaller (``min``) metric is better.
+        evaluation: when, and on how much.
+        score: the metric that makes a checkpoint the best, and when training ends for want of a
+            better one.
+        checkpoints: when, and how many are kept.
         devices: GPUs of each node, or processes without GPUs, that share a batch; ``train.py``
             starts a process for each.
 
@@ -117,39 +111,23 @@ class Trainer:
         *,
         total_steps: int | None,
         total_epochs: int | None,
-        patience: int | None,
         collector: CollectorFactory | None,
         schedule: ScheduleFactory | None,
         max_grad_norm: float | None,
-        overlap: bool | None,
         prefetch: bool | None,
         log_every: int,
-        eval_every: int | None,
-        eval_episodes: int,
-        eval_batches: int | None,
-        checkpoint_every: int | None,
-        checkpoint_minutes: float | None,
-        keep_last: int,
-        metric: str,
-        mode: Literal["max", "min"],
+        evaluation: Evaluation,
+        score: Score,
+        checkpoints: Checkpoints,
         devices: int,
     ) -> None:
-        positive = {
-            "total_steps": total_steps,
-            "total_epochs": total_epochs,
-            "patience": patience,
-            "log_every": log_every,
-            "eval_every": eval_every,
-            "eval_episodes": eval_episodes,
-            "eval_batches": eval_batches,
-            "checkpoint_every": checkpoint_every,
-            "checkpoint_minutes": checkpoint_minutes,
-            "keep_last": keep_last,
-            "devices": devices,
-        }
-        for name, value in positive.items():
-            if value is not None and value <= 0:
-                raise ValueError(f"{name} must be above 0, got {value}")
+        check_positive(
+            "",
+            total_steps=total_steps,
+            total_epochs=total_epochs,
+            log_every=log_every,
+            devices=devices,
+        )
         self.alg = alg
         self.processor = processor
         self.dataset = dataset
@@ -160,21 +138,18 @@ class Trainer:
         self.run = run
         self.total_steps = count_steps(dataset, total_steps, total_epochs)
         self.total_epochs = total_epochs
-        self.score = Score(metric, mode, patience=patience)
+        self.score = score
         self.log_every = log_every
-        self.eval_every = eval_every or epoch_steps(dataset, "eval_every=null")
-        self.eval_episodes = eval_episodes
-        self.eval_batches = eval_batches
-        self.checkpoint_every = checkpoint_every
-        self.checkpoint_minutes = checkpoint_minutes
-        self.keep_last = keep_last
+        self.evaluation = evaluation
+        self.eval_every = evaluation.every or epoch_steps(dataset, "evaluation.every=null")
+        self.checkpoints = checkpoints
         self.rank, self.num_ranks = share_dataset(dataset, devices)
         check_parts(alg, dataset, env, collects=collector is not None)
         self.policy = Policy(alg, processor)
         self.collector: Collector | None = None
         self.step_size = 1
         if collector is not None:
-            self.collector = collector(env, self.policy, dataset, run.seed, overlap)
+            self.collector = collector(env, self.policy, dataset, run.seed)
             self.step_size = env.num_envs
         if self.total_steps % self.step_size:
             raise ValueError(
@@ -202,7 +177,6 @@ class Trainer:
         )
         self.step = 0
         self.seconds = 0.0
-        self.saved_step = 0
         self.finished: list[dict[str, float]] = []
 
     def train(self) -> float:
@@ -260,8 +234,8 @@ class Trainer:
         if self.collector is not None:
             self.collector.start()
         self.phases = Phases()
-        self.saved_at = time.monotonic()
-        self.started = self.saved_at - self.seconds
+        self.checkpoints.begin(self.step)
+        self.started = time.monotonic() - self.seconds
         self.logged = self.clock()
 
     def find_metric(self) -> None:
@@ -298,14 +272,14 @@ class Trainer:
             self.log_training()
         if evaluates:
             self.evaluate_and_save()
-        elif self.reached(self.checkpoint_every) or self.is_time_to_save():
+        elif self.reached(self.checkpoints.every) or self.checkpoints.is_overdue():
             self.save(is_best=False)
 
     def halt_if_asked(self) -> None:
         """When a signal has come, save what the last checkpoint lacks, and end."""
         if not self.stop.made:
             return
-        if self.saved_step < self.step:
+        if self.checkpoints.saved_step < self.step:
             self.save(is_best=False)
         raise Preempted(
             f"{self.stop.made}: stopped at step {self.step} of {self.total_steps}; go on with "
@@ -316,11 +290,6 @@ class Trainer:
         """Whether the last step reached a multiple of ``every``, or the end."""
         crossed = every and self.step // every > (self.step - self.step_size) // every
         return bool(crossed) or self.step >= self.total_steps
-
-    def is_time_to_save(self) -> bool:
-        """Whether the last checkpoint is older than ``checkpoint_minutes``."""
-        limit = self.checkpoint_minutes
-        return limit is not None and time.monotonic() - self.saved_at >= 60 * limit
 
     def learn(self) -> None:
         """Make the updates that belong to the next step."""
@@ -372,14 +341,15 @@ class Trainer:
         """The evaluation's metrics by name."""
         if not isinstance(self.env, VectorEnv):
             evaluations = (self.step - 1) // self.eval_every  # that should have been before
-            return self.validate(evaluations * (self.eval_batches or 0), self.eval_batches)
+            batches = self.evaluation.batches
+            return self.validate(evaluations * (batches or 0), batches)
         if self.eval_env is None:
             with preserve_random_state():
                 self.eval_env = self.make_env()
         return evaluate(
             self.policy,
             self.eval_env,
-            num_episodes=self.eval_episodes,
+            num_episodes=self.evaluation.episodes,
             seed=self.run.seed,
             step=self.step,
             interruptible=self.stop.at_once,
@@ -433,15 +403,8 @@ class Trainer:
             "random": random_state(),
         }
         self.logger.flush()  # first, so that what it refers to outlives a power cut
-        save_checkpoint(
-            self.run.folder,
-            self.step,
-            Checkpoint(weights, state),
-            is_best=is_best,
-            keep_last=self.keep_last,
-            files=dataset.get("files", []),
-        )
-        self.saved_step, self.saved_at = self.step, time.monotonic()
+        checkpoint, files = Checkpoint(weights, state), dataset.get("files", [])
+        self.checkpoints.save(self.run.folder, self.step, checkpoint, is_best=is_best, files=files)
         self.run.status.update(step=self.step, score=self.score.best_score)
         self.phases.lap("checkpoint")
 
@@ -469,7 +432,6 @@ class Trainer:
         self.finished = state["finished"]
         self.step, self.seconds = state["step"], state["seconds"]
         self.score.load_state_dict(state)
-        self.saved_step = self.step
         restore_random_state(state["random"])  # last, since environments may use the generators
 
     @property

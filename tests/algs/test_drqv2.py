@@ -287,7 +287,7 @@ def test_three_updates_are_those_of_plain_pytorch_to_rounding() -> None:
 def test_learns_from_images_what_only_they_tell(tmp_path: Path) -> None:
     """By command line, trainer and replay of images."""
     folder = tmp_path / "run"
-    process = train(folder, *OVERRIDES, "trainer.total_steps=2500", "trainer.eval_every=2500")
+    process = train(folder, *OVERRIDES, "trainer.total_steps=2500", "trainer.evaluation.every=2500")
     process.join(300)
     assert process.exitcode == 0, folder.with_suffix(".txt").read_text()
     idle, best = mean_return(lambda _: np.zeros(2)), mean_return(move_straight)

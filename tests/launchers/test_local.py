@@ -291,7 +291,8 @@ def test_the_parent_of_a_sweep_imports_no_torch(tmp_path: Path) -> None:
     code = (
         "import sys; sys.argv = ['train.py', '-m', 'seed=0,1', 'trainer.total_steps=20', "
         "'trainer.collector.warmup_steps=10', "
-        f"'trainer.eval_episodes=1', 'hydra.sweep.dir={tmp_path}']; import train; train.main(); "
+        f"'trainer.evaluation.episodes=1', 'hydra.sweep.dir={tmp_path}']; "
+        "import train; train.main(); "
         "sys.exit('torch' in sys.modules)"
     )
     answer = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)

@@ -350,7 +350,7 @@ def test_a_value_reaches_the_job_as_it_was_typed(tmp_path: Path) -> None:
 def test_the_trainer_says_whether_more_is_better() -> None:
     with initialize_config_dir(str(ROOT / "conf"), **VERSION_BASE):
         for mode in ("max", "min"):
-            overrides = ["hydra/sweeper=optuna", f"trainer.mode={mode}"]
+            overrides = ["hydra/sweeper=optuna", f"trainer.score.mode={mode}"]
             cfg = compose("config", overrides, return_hydra_config=True)
             assert cfg.hydra.sweeper.direction == mode
 

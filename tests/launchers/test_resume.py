@@ -33,8 +33,8 @@ INTERRUPTED = (400, 700)
 SMALL = (
     *("alg=td3", "env=pendulum", "device=cpu", f"trainer.total_steps={STEPS}"),
     "trainer.collector.warmup_steps=100",
-    *("trainer.log_every=50", "trainer.checkpoint_every=200"),
-    *("trainer.eval_every=300", "trainer.eval_episodes=1"),
+    *("trainer.log_every=50", "trainer.checkpoints.every=200"),
+    *("trainer.evaluation.every=300", "trainer.evaluation.episodes=1"),
     *("dataset.capacity=1000", "dataset.batch_size=16"),
 )
 LOCAL = ("gpus=[]", "cpus_per_job=1", "stagger_s=0", "retries=1")

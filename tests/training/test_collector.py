@@ -27,10 +27,10 @@ def make_collector(
         make_policy(Toy()),
         tape,
         seed,
-        None,
         warmup_steps=warmup_steps,
         updates_per_step=updates_per_step,
         steps_per_update=steps_per_update,
+        overlap=None,
     )
     collector.start()
     return collector, tape

@@ -93,7 +93,7 @@ def test_fewer_epochs_than_there_were_are_refused(tmp_path: Path) -> None:
 
 
 def test_the_highest_loss_is_never_the_best(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="the best eval/loss is the lowest; set mode=min"):
+    with pytest.raises(ValueError, match="the best eval/loss is the lowest; set it to min"):
         make(tmp_path, total_epochs=3, metric="eval/loss", mode="max")
 
 
@@ -165,7 +165,10 @@ def test_lengths_that_cannot_be_are_refused(
     ("options", "message"),
     [
         ({"total_epochs": 2}, "total_epochs needs a dataset with epochs, but a ReplayBuffer"),
-        ({"total_steps": 20, "eval_every": None}, "eval_every=null needs a dataset with epochs"),
+        (
+            {"total_steps": 20, "eval_every": None},
+            "evaluation.every=null needs a dataset with epochs",
+        ),
     ],
 )
 def test_epochs_of_a_replay_buffer_are_refused(

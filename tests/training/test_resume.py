@@ -338,7 +338,7 @@ def test_time_makes_checkpoints_and_no_rows(
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"checkpoint_minutes": 0.0}, r"checkpoint_minutes must be above 0, got 0\.0"),
+        ({"checkpoint_minutes": 0.0}, r"checkpoints.minutes must be above 0, got 0\.0"),
         ({"keep_last": 0}, "keep_last must be above 0, got 0"),
     ],
 )

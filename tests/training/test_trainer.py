@@ -33,9 +33,12 @@ from research.errors import UserError
 from research.processors.base import Identity, Processor
 from research.status import Status
 from research.training.collector import Collector
+from research.training.evaluation import Evaluation
 from research.training.records.logger import Clock, Logger
 from research.training.run import Run
 from research.training.saving.checkpoint import load_checkpoint
+from research.training.saving.checkpoints import Checkpoints
+from research.training.score import Score
 from research.training.seed import seed_everything
 from research.training.trainer import Trainer
 from tests.training.toys import (
@@ -75,7 +78,6 @@ def make_trainer(
     collector: Callable[..., Collector] | None = None,
     schedule: Callable[[torch.optim.Optimizer], LRScheduler] | None = None,
     max_grad_norm: float | None = None,
-    overlap: bool | None = None,
     prefetch: bool | None = None,
     log_every: int = 10,
     eval_every: int | None = 10,
@@ -98,21 +100,16 @@ def make_trainer(
         Run(folder, Status(folder), seed, {}),
         total_steps=total_steps,
         total_epochs=total_epochs,
-        patience=patience,
         collector=collector,
         schedule=schedule,
         max_grad_norm=max_grad_norm,
-        overlap=overlap,
         prefetch=prefetch,
         log_every=log_every,
-        eval_every=eval_every,
-        eval_episodes=eval_episodes,
-        eval_batches=eval_batches,
-        checkpoint_every=checkpoint_every,
-        checkpoint_minutes=checkpoint_minutes,
-        keep_last=keep_last,
-        metric=metric,
-        mode=mode,
+        evaluation=Evaluation(every=eval_every, episodes=eval_episodes, batches=eval_batches),
+        score=Score(metric=metric, mode=mode, patience=patience),
+        checkpoints=Checkpoints(
+            every=checkpoint_every, minutes=checkpoint_minutes, keep_last=keep_last
+        ),
         devices=1,
     )
 
@@ -121,12 +118,14 @@ def collecting(
     warmup_steps: int = 4,
     updates_per_step: int = 1,
     steps_per_update: int = 1,
+    overlap: bool | None = None,
 ) -> Callable[..., Collector]:
     return partial(
         Collector,
         warmup_steps=warmup_steps,
         updates_per_step=updates_per_step,
         steps_per_update=steps_per_update,
+        overlap=overlap,
     )
 
 
@@ -365,7 +364,7 @@ def test_environments_in_subprocesses_change_no_number(tmp_path: Path) -> None:
         trainer = make_online(
             tmp_path / name,
             env=vector(2) if name == "here" else subprocesses(Count, num_envs=2),
-            overlap=overlap,
+            collector=collecting(overlap=overlap),
             total_steps=40,
             log_every=1,
         )
@@ -411,7 +410,7 @@ def test_updates_are_made_while_environments_in_subprocesses_step(tmp_path: Path
 def test_environments_of_this_process_cannot_overlap(tmp_path: Path) -> None:
     message = "overlap is true, .*; try env.subprocesses=true"
     with pytest.raises(ValueError, match=message):
-        make_online(tmp_path, overlap=True, total_steps=6)
+        make_online(tmp_path, collector=collecting(overlap=True), total_steps=6)
 
 
 def test_without_warm_up_the_first_updates_wait_for_a_transition(tmp_path: Path) -> None:
@@ -659,9 +658,9 @@ class WideTape(Tape):
         ({"mode": "maximum"}, "mode must be max or min, got maximum"),
         ({"total_steps": 0}, "total_steps must be above 0, got 0"),
         ({"log_every": 0}, "log_every must be above 0, got 0"),
-        ({"eval_every": -1}, "eval_every must be above 0, got -1"),
-        ({"eval_episodes": 0}, "eval_episodes must be above 0, got 0"),
-        ({"checkpoint_every": 0}, "checkpoint_every must be above 0, got 0"),
+        ({"eval_every": -1}, "evaluation.every must be above 0, got -1"),
+        ({"eval_episodes": 0}, "evaluation.episodes must be above 0, got 0"),
+        ({"checkpoint_every": 0}, "checkpoints.every must be above 0, got 0"),
         ({"max_grad_norm": 0.0}, r"max_grad_norm must be above 0, got 0\.0"),
     ],
 )

@@ -113,7 +113,7 @@ class Batch:
     @property
     def score_mode(self) -> Any:
         """Whether a high (``max``) or a low (``min``) score is better, if the config tells."""
-        return OmegaConf.select(self.program.config, "trainer.mode")
+        return OmegaConf.select(self.program.config, "trainer.score.mode")
 
     def unique_jobs(self) -> list[Job]:
         """The jobs, each once."""

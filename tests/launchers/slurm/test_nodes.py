@@ -16,7 +16,7 @@ from tests.test_kill import last_step, logs, weights
 SMALL = (
     *("alg=classification", "dataset=digits", "device=cpu", "network=mlp", "seed=0"),
     *("network.hidden_dims=[32]", "dataset.batch_size=100", "alg.mixup_alpha=0.4"),
-    *("trainer.total_epochs=20", "trainer.log_every=10", "trainer.checkpoint_every=60"),
+    *("trainer.total_epochs=20", "trainer.log_every=10", "trainer.checkpoints.every=60"),
 )
 OPTIONS = ("nodes=2", "setup=[]", "timeout_min=10", "cpus_per_task=2")
 LAUNCHER = ("hydra/launcher=slurm", *(f"hydra.launcher.{option}" for option in OPTIONS))
