@@ -41,6 +41,7 @@ from research.parallel.ranks import Node, TorchrunRank, this_node, torchrun_rank
 from research.process import collect_seldom, error_line
 from research.rank import devices_override, follow, leading, train_in_parallel
 from research.rehearsal import Task, rehearsing
+from research.signals import OF_A_RUN, hear
 from research.status import BLANK, Status, read_status, sole_process
 from research.training.run import Run
 from research.training.saving.provenance import write_provenance
@@ -103,9 +104,7 @@ def command(task: Task) -> Callable[[], None]:
         typed = sys.argv[1:]
         # Hydra's parser takes overrides on one side of an option only.
         sys.argv[1:] = sorted(sys.argv[1:], key=is_override, reverse=True)
-        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
-            if signal.getsignal(number) is not signal.SIG_IGN:
-                signal.signal(number, signal.default_int_handler)
+        hear(OF_A_RUN, signal.default_int_handler)
         if line := explain_no_choice(typed):
             fail(line, status=1)
         if not __debug__:

@@ -23,6 +23,8 @@ from typing import Any, NamedTuple, NoReturn
 
 import cloudpickle
 
+from research.signals import OF_A_RUN, ignore
+
 ROOT = Path(__file__).parents[1]
 PR_SET_PDEATHSIG = 1
 ALWAYS = {"PYTHONFAULTHANDLER": "1", "PYTHONUNBUFFERED": "1"}  # the log of a killed job is whole
@@ -155,11 +157,9 @@ def main(call_file: int, result_file: int) -> NoReturn:
     with open(call_file, "rb") as file:
         header = json.loads(file.readline())
         die_with(header["parent"])
-        for number in (signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(number, interrupt if header["obeys"] else signal.SIG_IGN)
-        if not header["obeys"]:
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # SLURM's warning, which is for the pool
+        ignore([signal.SIGUSR2] if header["obeys"] else OF_A_RUN)  # SLURM warns the pool by it
+        for number in (signal.SIGTERM, signal.SIGUSR1) if header["obeys"] else ():
+            signal.signal(number, interrupt)
         if header["cpus"] and hasattr(os, "sched_setaffinity"):
             os.sched_setaffinity(0, header["cpus"])
         os.chdir(header["folder"])

@@ -36,8 +36,8 @@ from research.parallel.ranks import (
     torchrun_rank,
 )
 from research.process import error_line
+from research.signals import OF_A_RUN, StopRequest, ignore
 from research.status import Status
-from research.training.interruption import StopRequest
 from research.training.run import Run
 
 SIGNALS = {None: None, "SIGINT": signal.SIGINT}
@@ -102,7 +102,7 @@ class Rank:
         try:
             return self.train()
         except BaseException as error:
-            ignore_signals()  # torchrun tells all to end as soon as one has failed
+            ignore(OF_A_RUN)  # torchrun tells all to end as soon as one has failed
             log_traceback(error)
             line = one_line(error)
             trace = None if line else "".join(traceback.format_exception(error))
@@ -181,7 +181,7 @@ def follow(task: Callable[[DictConfig, Run], float], place: TorchrunRank) -> int
     if not (told := store.get(RUN)):
         return 0
     rank = Rank(task, *pickle.loads(told))
-    ignore_signals()
+    ignore(OF_A_RUN)
     path = rank.folder / f"rank_{place.rank}.log"
     with path.open("a") as log:
         os.dup2(log.fileno(), 1)
@@ -194,12 +194,6 @@ def follow(task: Callable[[DictConfig, Run], float], place: TorchrunRank) -> int
         first_failure(Node(place.rank, place.num_ranks), {place.rank: result}, store)
         return result.status
     return 0
-
-
-def ignore_signals() -> None:
-    """Leave it to rank 0, or to what this process has to say, when it ends."""
-    for number in StopRequest.NUMBERS:
-        signal.signal(number, signal.SIG_IGN)
 
 
 def take_device(config: dict[str, Any], place: TorchrunRank) -> None:

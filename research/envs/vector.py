@@ -19,6 +19,7 @@ from research.envs.resumable import Resumable
 from research.envs.wrappers import standardise
 from research.errors import UserError
 from research.load_order import load_triton
+from research.signals import OF_A_RUN, ignore
 
 CLOSE_S = 10
 """How long an environment may take to close itself before its process is killed."""
@@ -185,8 +186,7 @@ def make_in_child(make_env: Callable[[], gymnasium.Env], parent_pid: int) -> gym
     # AsyncVectorEnv builds one more in the parent, to read its spaces.
     if os.getpid() != parent_pid:
         # They reach the whole group, or all of a batch job; the parent alone decides when to end.
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
-            signal.signal(number, signal.SIG_IGN)
+        ignore(OF_A_RUN)
         threading.Thread(target=exit_with_parent, daemon=True).start()
     env = make_env()
     load_triton()  # the environment itself may have brought torch

@@ -21,10 +21,10 @@ from research.datasets.base import (
 from research.errors import Preempted, UserError, override
 from research.parallel.process_group import copy_from_first
 from research.processors.base import Processor
+from research.signals import StopRequest
 from research.training.collector import Collector
 from research.training.episodes import mean_metrics
 from research.training.evaluation import ALWAYS_EVALUATED, Evaluation, evaluate, validate
-from research.training.interruption import StopRequest
 from research.training.learner import Learner, ScheduleFactory
 from research.training.meter import Phases
 from research.training.policy import Policy

@@ -6,8 +6,8 @@ import select
 import signal
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -19,6 +19,7 @@ from research.launchers.pool.guard import Guard
 from research.machine.gpus import slot_environment
 from research.machine.slots import Slot
 from research.process import Call, Ending, Process, error_line
+from research.signals import OF_A_LAUNCHER, hearing
 from research.status import BLANK, Status, read_status
 
 log = logging.getLogger(__name__)
@@ -29,11 +30,6 @@ TERMINATION_S = 30.0
 TICK_S = 0.2
 WATCH_S = 0.5
 LOG = "output.log"
-TOLD_TO_STOP = (
-    *(signal.SIGINT, signal.SIGTERM, signal.SIGHUP),
-    *(signal.SIGUSR1, signal.SIGUSR2),
-)
-"""Signals that end a process which has not come far enough to take them as an interruption."""
 
 
 class Task(NamedTuple):
@@ -105,7 +101,7 @@ class Pool:
     timeout_s: float | None
     environ: Mapping[str, str]
     watch: Watcher
-    stop_signals: Sequence[signal.Signals] = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    stop_signals: Sequence[signal.Signals] = OF_A_LAUNCHER
     second_kills: bool = True
     stop_reason: str = ""
     """Why no job is started any more; empty while jobs are."""
@@ -126,7 +122,7 @@ class Pool:
         self.free = deque(self.slots)
         self.next_start = self.next_watch = -float("inf")
         with ExitStack() as stack:
-            stack.enter_context(self.handle_signals())
+            stack.enter_context(hearing(self.stop_signals, self.note))
             self.guard = Guard()
             stack.callback(self.guard.close)
             stack.callback(self.kill_all)
@@ -227,27 +223,16 @@ class Pool:
         for run in self.running.values():
             run.process.kill()
 
+    def note(self, number: int, frame: FrameType | None) -> None:
+        """Take a signal that asks for an end."""
+        self.received.append(number)
+
     def show(self) -> None:
         """Show the running jobs when it is time to, and after the last."""
         now = time.monotonic()
         if now >= self.next_watch or not self.running:
             self.next_watch = now + WATCH_S
             self.watch({number: run.slot for number, run in self.running.items()})
-
-    @contextmanager
-    def handle_signals(self) -> Iterator[None]:
-        """Note the signals that ask for an end, until the pool is done; nohup's stay ignored."""
-
-        def note(number: int, frame: FrameType | None) -> None:
-            self.received.append(number)
-
-        heard = [n for n in self.stop_signals if signal.getsignal(n) is not signal.SIG_IGN]
-        before = {number: signal.signal(number, note) for number in heard}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
 
 def outcome_of(run: Run, ending: Ending, *, stopping: bool) -> Outcome:
@@ -261,7 +246,7 @@ def outcome_of(run: Run, ending: Ending, *, stopping: bool) -> Outcome:
     if ending.status < 0:
         name = signal.Signals(-ending.status).name
         hint = "; out of memory?" if name == "SIGKILL" and not stopping else ""
-        stopped = stopping or -ending.status in TOLD_TO_STOP
+        stopped = stopping or -ending.status in OF_A_LAUNCHER  # before it hears them
         return Outcome("preempted" if stopped else "failed", None, f"killed by {name}{hint}")
     reason = own["exit_reason"] or ending.error or f"exit status {ending.status}"
     if ending.status in (PREEMPTED, 130):

@@ -22,10 +22,10 @@ from research.machine.gpus import slot_environment, usable_gpus
 from research.machine.slots import Slot, make_slots
 from research.parallel.ranks import NODE, TICK_S
 from research.process import Process
+from research.signals import OF_A_SLURM_TASK, ignore
 from research.status import BLANK, read_status
 
 log = logging.getLogger(__name__)
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 
 
 @dataclass
@@ -80,12 +80,11 @@ class Allocation:
             timeout_s=None,
             environ=self.place(),
             watch=progress,
-            stop_signals=STOP_SIGNALS,
+            stop_signals=OF_A_SLURM_TASK,
             second_kills=False,
         )
         outcomes = pool.run(to_do)
-        for number in STOP_SIGNALS:  # they are repeated, and submitit has its own idea of SIGUSR2
-            signal.signal(number, signal.SIG_IGN)
+        ignore(OF_A_SLURM_TASK)  # they are repeated, and submitit has its own idea of SIGUSR2
         progress.close()
         unfinished = [job for job in jobs if state(job) not in ("completed", "failed")]
         if unfinished and signal.SIGUSR2 in pool.received and signal.SIGTERM not in pool.received:
@@ -122,8 +121,7 @@ def run_beside(tasks: Sequence[Task], slot: Slot, place: Mapping[str, str]) -> i
     What asks for an end is heard by the first alone. A reason to fail is told by it too, so the
     status is 0 unless there is none: SLURM ends all nodes at another.
     """
-    for number in STOP_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
+    ignore(OF_A_SLURM_TASK)
     for task in tasks:
         environ = {**os.environ, **slot_environment(slot, os.environ), **place}
         process = Process(

@@ -27,7 +27,7 @@ from research.datasets.examples.sources import Source, TensorSource
 from research.datasets.examples.workers import num_cpus
 from research.errors import Preempted, UserError
 from research.machine import memory
-from research.training.interruption import StopRequest
+from research.signals import StopRequest
 
 ROOT = Path(__file__).parents[3]
 UNUSED = Path()
@@ -354,7 +354,7 @@ READ_ALL = """
 import torch
 from research.datasets.examples.sources import TensorSource
 from research.errors import Preempted, UserError
-from research.training.interruption import StopRequest
+from research.signals import StopRequest
 from tests.datasets.examples.test_dataset import make
 torch.manual_seed(0)
 source = TensorSource("some", torch.randn(40, 2000), torch.arange(40) % 2)

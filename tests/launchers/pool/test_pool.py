@@ -282,7 +282,7 @@ def begin(process: "subprocess.Popen[str]", folder: Path) -> None:
     assert process.poll() is None
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
 def test_a_signal_stops_the_jobs_in_order(
     parent: Callable[..., Any], tmp_path: Path, number: signal.Signals
 ) -> None:
