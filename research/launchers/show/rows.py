@@ -90,7 +90,7 @@ def amount(count: float) -> str:
 
 def span(seconds: float) -> str:
     """A length of time in at most five characters: 45s, 9m30s, 59m, 9h59m, 23h, 9d23h, 99d."""
-    seconds = int(seconds)
+    seconds = int(min(seconds, 1e9))
     minutes, hours, days = seconds // 60, seconds // 3600, seconds // 86400
     if minutes < 10:
         return f"{minutes}m{seconds % 60:02}s" if minutes else f"{seconds}s"

@@ -127,6 +127,7 @@ def test_wide_characters_keep_the_columns_aligned() -> None:
         ({"speed": 118.0, "step": 10**6}, "0s"),
         ({"speed": 118.0, "state": "preempted"}, "-"),
         ({"speed": 1e-9}, ">999d"),
+        ({"speed": 5e-324}, ">999d"),
     ],
 )
 def test_the_time_left_follows_from_speed_and_steps_left(status: dict[str, Any], eta: str) -> None:
