@@ -1,4 +1,4 @@
-"""Imports flow one way, so data does too; and what must start fast imports no torch."""
+"""Imports flow one way, so data does too; what must start fast imports no torch and no rich."""
 
 import ast
 import subprocess
@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "training": {"algs", "datasets", "processors", "parallel", "machine"},
 }
 SHARED = {
-    *("batches", "crash", "differences", "errors", "files"),
+    *("batches", "console", "crash", "differences", "errors", "files"),
     *("hydra_versions", "load_order", "process", "signals", "status"),
 }
 MAY_IMPORT_HYDRA = {
@@ -69,6 +69,6 @@ def test_packages_export_nothing(path: Path) -> None:
         ),
     ],
 )
-def test_start_up_imports_no_torch(module: str) -> None:
-    code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
+def test_start_up_imports_neither_torch_nor_rich(module: str) -> None:
+    code = f"import sys, {module}; sys.exit(bool({{'torch', 'rich'}} & {{*sys.modules}}))"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

@@ -1,6 +1,7 @@
 """What is known of a job, and its progress in a few characters."""
 
 import math
+import re
 import textwrap
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -90,7 +91,7 @@ def amount(count: float) -> str:
 
 def span(seconds: float) -> str:
     """A length of time in at most five characters: 45s, 9m30s, 59m, 9h59m, 23h, 9d23h, 99d."""
-    seconds = int(seconds)
+    seconds = int(min(seconds, 1e9))
     minutes, hours, days = seconds // 60, seconds // 3600, seconds // 86400
     if minutes < 10:
         return f"{minutes}m{seconds % 60:02}s" if minutes else f"{seconds}s"
@@ -113,3 +114,9 @@ def seconds_between(start: str | None, end: str | None) -> float | None:
         return (times[1] - times[0]).total_seconds() if len(times) == 2 else None
     except (ValueError, TypeError):  # not written by Status
         return None
+
+
+def printable(text: str) -> str:
+    """``text`` without colours, and with ``?`` for whatever else would move a cursor."""
+    plain = re.sub(r"\x1b\[[0-9;?]*[ -/]*[@-~]", "", text)
+    return "".join(character if character.isprintable() else "?" for character in plain)

@@ -1,134 +1,163 @@
 """Shows a sweep while it runs: a table that stays in place on a terminal, plain lines elsewhere."""
 
+import logging
 import os
+import sys
 import time
-from collections.abc import Sequence
-from typing import TextIO
+from collections.abc import Mapping, Sequence
+from typing import IO, TYPE_CHECKING, TextIO, cast
 
+from research.console import Printed
 from research.launchers.plan.names import labels
-from research.launchers.show.columns import display_width, printable, shorten
-from research.launchers.show.rows import Row, counts, keys_of, number, progress, speed, time_left
+from research.launchers.show.rows import (
+    Row,
+    counts,
+    keys_of,
+    number,
+    printable,
+    progress,
+    speed,
+    time_left,
+)
 from research.launchers.show.table import table, written
+
+if TYPE_CHECKING:
+    from rich.live import Live
 
 REDRAW_S = 0.5
 REPORT_S = 60.0
-CLEAR_LINE, CLEAR_BELOW = "\x1b[K", "\x1b[J"
+COLOURS = r"\b(?:(?P<green>completed)|(?P<red>failed))\b"
 
 
 class Screen:
     """The table of a sweep on ``stream``.
 
     On a terminal it is redrawn in place, twice a second at most, and fits the window as it is
-    then. Elsewhere each change of state is a line, and so is each running job's progress once a
-    minute. When nobody reads the stream any more, it falls silent: the jobs go on.
+    then; what is logged to a terminal appears above it. Elsewhere each change of state is a line,
+    and so is each running job's progress once a minute. When nobody reads the stream any more, it
+    falls silent: the jobs go on.
     """
 
     def __init__(self, stream: TextIO) -> None:
-        self.stream = stream
-        self.is_terminal = stream.isatty() and os.environ.get("TERM") != "dumb"
-        self.colour = self.is_terminal and not os.environ.get("NO_COLOR")
-        self.is_read = True
-        self.rows: Sequence[Row] | None = None
+        self.stream = Printed(stream)
+        self.handlers: list[logging.StreamHandler] = []
+        is_terminal = stream.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
+        self.live = self.start() if is_terminal else None
+        self.rows: Sequence[Row] = ()
         self.drawn: list[str] = []
         self.next_draw = -float("inf")
         self.seen: dict[int, tuple[str, int]] = {}
         self.reported: dict[int, tuple[float, object]] = {}
 
+    def start(self) -> "Live":
+        """Begin to draw in place; what is logged to a terminal from now on stands above."""
+        from rich.console import Console
+        from rich.file_proxy import FileProxy
+        from rich.live import Live
+
+        console = Console(
+            file=cast(IO[str], self), force_terminal=True, force_interactive=True, soft_wrap=True
+        )
+        logged = [h for h in logging.getLogger().handlers if isinstance(h, logging.StreamHandler)]
+        printed = [h for h in logged if h.stream and h.stream in (sys.stdout, sys.stderr)]
+        self.handlers = [handler for handler in printed if handler.stream.isatty()]
+        for handler in self.handlers:
+            handler.setStream(FileProxy(console, handler.stream))
+        # No thread and no stream of others: this process starts programs and hears signals.
+        live = Live(
+            console=console, auto_refresh=False, redirect_stdout=False, redirect_stderr=False
+        )
+        live.start()
+        console.show_cursor()  # nobody would after a SIGKILL or Ctrl-Z
+        return live
+
     def show(self, rows: Sequence[Row]) -> None:
         """Show the jobs as they stand; call it as often as you like."""
         now = time.monotonic()
-        if not self.is_terminal:
+        self.rows = rows
+        if not self.live:
             self.write("".join(f"{line}\n" for line in self.news(rows, now)))
         elif now >= self.next_draw:
             # A caller that comes every half second, now and then early, is not turned away.
             self.next_draw = max(self.next_draw + REDRAW_S, now + REDRAW_S / 2)
-            self.draw(rows)
-        self.rows = rows
+            self.draw(self.live)
 
     def note(self, line: str) -> None:
         """Print what stays, above the table."""
-        lines = [printable(part) for part in line.splitlines()]
-        if self.drawn and self.rows is not None:
-            self.draw(self.rows, above=lines)
+        text = "\n".join(map(printable, line.splitlines()))
+        if self.live:
+            self.live.console.print(text, markup=False, emoji=False, highlight=False)
         else:
-            self.write("".join(f"{part}\n" for part in lines))
+            self.write(f"{text}\n")
 
     def close(self) -> None:
         """Leave the last table where it is; what is printed from now on comes below."""
-        if self.is_terminal and self.rows is not None:
-            self.draw(self.rows)
-        self.rows, self.drawn = None, []
+        if self.live and self.rows:
+            self.draw(self.live)
+        if self.live:
+            self.live.stop()
+        for handler in self.handlers:
+            handler.setStream(handler.stream.rich_proxied_file)
+        self.live, self.handlers = None, []
 
-    def draw(self, rows: Sequence[Row], above: Sequence[str] = ()) -> None:
-        """Write over the last table, in one piece so that nothing flickers."""
-        width, height = self.size()
-        # Lines that were drawn in a wider window have been folded by the terminal.
-        up = sum(max(1, -(-display_width(printable(line)) // width)) for line in self.drawn)
-        to_top = f"\r\x1b[{min(up, height - 1)}A" if up else "\r"
-        # The last place of a line is left free: there, terminals differ on when they go on.
-        lines = table(rows, width=width - 1, height=height - 1, colour=self.colour)
-        text = "".join(f"{line}{CLEAR_LINE}\n" for line in lines)
-        if above:
-            # Line by line: clearing a whole window at once would keep the old table in its history.
-            notes = "".join(f"{line}\n" for line in above)
-            text = f"{CLEAR_LINE}\n" * min(up, height - 1) + to_top + notes + text
-        self.drawn = lines
-        self.write(to_top + text + CLEAR_BELOW)
+    def draw(self, live: "Live") -> None:
+        """Replace the last table."""
+        from rich.cells import cell_len
+        from rich.text import Text
 
-    def size(self) -> tuple[int, int]:
-        """Columns and lines of the window."""
         try:
             width, height = os.get_terminal_size(self.stream.fileno())
         except OSError:
             width, height = 0, 0
-        return max(width or 80, 2), max(height or 24, 2)
+        live.console.size = width, height = max(width or 80, 2), max(height or 24, 2)
+        # The terminal has folded lines that were drawn in a wider window; rich cannot know.
+        num_folds = sum(max(cell_len(line) - 1, 0) // width for line in self.drawn)
+        self.write("\x1b[2K\x1b[A" * num_folds)
+        # The last place of a line is left free: there, terminals differ on when they go on.
+        self.drawn = table(self.rows, width=width - 1, height=height - 1)
+        text = Text("\n".join(self.drawn))
+        text.highlight_regex(COLOURS)
+        live.update(text, refresh=True)
 
     def news(self, rows: Sequence[Row], now: float) -> list[str]:
         """What changed since the last rows, a line each."""
         lines = [] if self.seen else counts(rows)
-        names = described(rows)
+        short = labels(keys_of(rows))
         for row in rows:
-            state, attempt = row.status["state"], row.status["attempt"]
+            state, attempt, step = (row.status[key] for key in ("state", "attempt", "step"))
             before = self.seen.get(row.number)
             self.seen[row.number] = state, attempt
+            reported, reported_step = self.reported.get(row.number, (-float("inf"), None))
             if before != (state, attempt) and (before or state == "running"):
-                lines.append(f"{names[row.number]} {change(row)}")
-                self.reported[row.number] = now, row.status["step"]
-            elif state == "running" and self.is_due(row, now):
-                lines.append(f"{names[row.number]} {report(row)}")
-                self.reported[row.number] = now, row.status["step"]
+                text = change(row)
+            elif state == "running" and now - reported >= REPORT_S and step != reported_step:
+                text = report(row)
+            else:
+                continue
+            lines.append(f"{described(row, short)} {text}")
+            self.reported[row.number] = now, step
         return lines
 
-    def is_due(self, row: Row, now: float) -> bool:
-        """Whether a running job has moved on and was quiet for a minute."""
-        reported, step = self.reported.get(row.number, (-float("inf"), None))
-        return now - reported >= REPORT_S and row.status["step"] != step
-
     def write(self, text: str) -> None:
-        """Write at once, if there is still somebody to read."""
+        """Write what the stream's encoding can say of ``text``."""
         encoding = self.stream.encoding or "utf-8"
-        try:
-            if self.is_read:
-                self.stream.write(text.encode(encoding, "replace").decode(encoding))
-                self.stream.flush()
-        except BlockingIOError:
-            pass  # a slow reader gets the rest with the next text
-        except OSError:
-            self.is_read = False
+        self.stream.write(text.encode(encoding, "replace").decode(encoding))
+        self.stream.flush()
+
+    def flush(self) -> None:
+        """Do nothing; ``write`` has."""
 
 
-def described(rows: Sequence[Row]) -> dict[int, str]:
-    """``job 3 (env=cheetah,seed=1)`` for each job's number."""
-    short = labels(keys_of(rows))
-    names = {}
-    for row in rows:
-        parts = [
-            f"{label}={shorten(printable(row.varies[key]), 40)}"
-            for key, label in short.items()
-            if key in row.varies
-        ]
-        names[row.number] = f"job {row.number}" + (f" ({','.join(parts)})" if parts else "")
-    return names
+def described(row: Row, short: Mapping[str, str]) -> str:
+    """``job 3 (env=cheetah,seed=1)``."""
+    values = {key: printable(row.varies[key]) for key in short if key in row.varies}
+    parts = [f"{short[key]}={without_middle(value)}" for key, value in values.items()]
+    return f"job {row.number}" + (f" ({','.join(parts)})" if parts else "")
+
+
+def without_middle(text: str) -> str:
+    """``text`` in at most 40 characters."""
+    return text if len(text) <= 40 else f"{text[:19]}..{text[-19:]}"
 
 
 def change(row: Row) -> str:

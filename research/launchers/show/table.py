@@ -4,20 +4,21 @@ import csv
 import io
 import math
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from research.files import write_whole
 from research.launchers.plan.names import labels
-from research.launchers.show.columns import Column, aligned, fits, painted
 from research.launchers.show.rows import (
     Row,
     counts,
     keys_of,
     number,
+    printable,
     progress,
     seconds_between,
     speed,
@@ -25,52 +26,84 @@ from research.launchers.show.rows import (
 )
 
 URGENCY = ("running", "failed", "preempted", "pending", "completed")
+NUMBER = re.compile(r"-|[-+]?[\d.]+(e[-+]?\d+)?", re.IGNORECASE)
+SHORT = 8
+"""Width that names keep while there are columns to leave out."""
 
 
-def table(
-    rows: Sequence[Row], *, width: int, height: int | None = None, colour: bool = False
-) -> list[str]:
+class Column(NamedTuple):
+    """The cells under a title; a table that is too wide loses its extra columns, the last first."""
+
+    title: str
+    cells: Sequence[str]
+    right: bool = True
+    is_name: bool = False
+    is_extra: bool = False
+
+
+def aligned(columns: Sequence[Column], width: int) -> list[str]:
+    """A line of titles and a line for each row, none wider than ``width``.
+
+    When the width is short, columns move together, names are shortened, then columns left out.
+    """
+    from rich.cells import cell_len
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    def total(gap: int, longest: int) -> int:
+        sizes = [(max(map(cell_len, c.cells)), longest if c.is_name else width) for c in kept]
+        return sum(gap + min(size, most) for size, most in sizes) - gap
+
+    kept = [c._replace(cells=[*map(printable, (c.title, *c.cells))]) for c in columns]
+    for column in [column for column in reversed(kept) if column.is_extra]:
+        if total(1, SHORT) > width:
+            kept.remove(column)
+    grid = Table.grid(padding=(0, 2 if total(2, width) <= width else 1, 0, 0), pad_edge=False)
+    for column in kept:
+        # What is missing is taken from the columns that may wrap; their cells then may not.
+        justify = "right" if column.right else "left"
+        grid.add_column(justify=justify, no_wrap=not column.is_name)
+    # A cell for each column: one for each line of it would take four times as long.
+    grid.add_row(*(Text("\n".join(c.cells), no_wrap=True, overflow="ellipsis") for c in kept))
+    text = io.StringIO()
+    Console(file=text, width=width, color_system=None).print(grid)
+    return [line.rstrip() for line in text.getvalue().splitlines()]
+
+
+def table(rows: Sequence[Row], *, width: int, height: int | None = None) -> list[str]:
     """A line for each job under a line of titles, then a line that counts their states.
 
     Args:
         rows: the jobs.
         width: no line is wider; names are shortened, then columns left out.
         height: no more lines than this; when there are more jobs, the running come first.
-        colour: paint what failed and completed, for a terminal.
 
     """
-
-    def counted(num_shown: int) -> list[str]:
-        return counts(rows, width=width, num_shown=num_shown)
-
-    shown = list(rows)
-    if height is not None and len(rows) + 1 + len(counted(len(rows))) > height:
-        shown = sorted(rows, key=lambda row: URGENCY.index(row.status["state"]))[:height]
-        while shown and len(shown) + 1 + len(counted(len(shown))) > height:
-            shown.pop()
-    lines = aligned(live_columns(shown, width), width=width, colour=colour) if shown else []
-    last = counted(len(shown))
-    return [*lines, *(painted(line) if colour else line for line in last)][:height]
+    shown, last = rows, counts(rows, width=width)
+    if height is not None and len(rows) + 1 + len(last) > height:
+        num_shown = max(0, height - 1 - len(counts(rows, width=width, num_shown=0)))
+        shown = sorted(rows, key=lambda row: URGENCY.index(row.status["state"]))[:num_shown]
+        last = counts(rows, width=width, num_shown=num_shown)[:height]
+    return [*(aligned(live_columns(shown), width) if shown else []), *last]
 
 
-def summary(
-    rows: Sequence[Row], *, mode: Literal["max", "min"] | None = None, width: int = 200
-) -> list[str]:
+def summary(rows: Sequence[Row], *, mode: Literal["max", "min"] | None = None) -> list[str]:
     """What varies against the score, over seeds if there are several, then the counts.
 
     Args:
         rows: the jobs.
         mode: whether a high or a low score is best; the best line is then marked.
-        width: no line is wider.
 
     """
-    columns, scores = seed_columns(rows) if has_seeds(rows) else job_columns(rows)
+    seeds = {row.varies["seed"] for row in rows if "seed" in row.varies}
+    columns, scores = seed_columns(rows) if len(seeds) > 1 else job_columns(rows)
     known = [score for score in scores if score is not None]
     if mode and known:
         best = max(known) if mode == "max" else min(known)
         marks = ["best" if score == best else "" for score in scores]
         columns.append(Column("", marks, right=False))
-    return [*(aligned(columns, width=width) if rows else []), *counts(rows, width=width)]
+    return [*(aligned(columns, width=200) if rows else []), *counts(rows)]
 
 
 def write_csv(rows: Sequence[Row], path: Path) -> None:
@@ -90,39 +123,31 @@ def write_csv(rows: Sequence[Row], path: Path) -> None:
     write_whole(path, text.getvalue())
 
 
-def live_columns(rows: Sequence[Row], width: int) -> list[Column]:
-    """What the table of a running sweep shows, devices in short where ``width`` is short."""
+def live_columns(rows: Sequence[Row]) -> list[Column]:
+    """What the table of a running sweep shows."""
     statuses = [row.status for row in rows]
-    attempts = [str(status["attempt"] or "-") for status in statuses]
     total_size = max(len(progress({**status, "step": 0})) for status in statuses)
-    columns = [
+    attempts = [str(status["attempt"] or "-") for status in statuses]
+    devices = [row.device or "-" for row in rows]
+    return [
         *name_columns(rows),
         Column("state", [status["state"] for status in statuses], right=False),
-        Column("step", [progress(status) for status in statuses], rank=5, least=4 + total_size),
-        Column("ETA", [time_left(status) for status in statuses], rank=4, least=5),
-        Column("speed", [speed(status) for status in statuses], rank=2, least=7),
+        # Wide enough from the start, so that a number that changes moves nothing.
+        Column("step".rjust(4 + total_size), [*map(progress, statuses)], is_extra=True),
+        Column("ETA".rjust(5), [*map(time_left, statuses)], is_extra=True),
+        Column("speed".rjust(7), [*map(speed, statuses)], is_extra=True),
         Column("score", written([number(status["score"]) for status in statuses])),
-        Column("device", [row.device or "-" for row in rows], right=False, is_name=True, rank=1),
-        Column("attempt", attempts, rank=3),
+        Column("device", devices, right=False, is_name=True, is_extra=True),
+        Column("attempt", attempts, is_extra={*attempts} <= {"-", "1"}),
     ]
-    if not fits(columns, width):
-        devices = [" ".join(row.device.split()[:2]) or "-" for row in rows]
-        columns[-2] = columns[-2]._replace(cells=devices)
-        if {*attempts} <= {"-", "1"}:
-            del columns[-1]
-    return columns
 
 
 def name_columns(rows: Sequence[Row]) -> list[Column]:
     """The job's number and what varies."""
     columns = [Column("job", [str(row.number) for row in rows])]
-    keys = keys_of(rows)
-    for place, (key, label) in enumerate(labels(keys).items()):
+    for key, label in labels(keys_of(rows)).items():
         cells = [row.varies.get(key, "-") for row in rows]
-        right = all(is_number(cell) or cell == "-" for cell in cells)
-        # The seed stays longest, then the first key.
-        rank = 6 + len(keys) - (0 if key == "seed" else place + 1)
-        columns.append(Column(label, cells, right, is_name=True, rank=rank))
+        columns.append(Column(label, cells, all(map(NUMBER.fullmatch, cells)), is_name=True))
     return columns
 
 
@@ -165,11 +190,6 @@ def final_scores(rows: Iterable[Row]) -> list[float]:
     return [score for score in scores if score is not None]
 
 
-def has_seeds(rows: Sequence[Row]) -> bool:
-    """Whether jobs differ in their seed."""
-    return len({row.varies["seed"] for row in rows if "seed" in row.varies}) > 1
-
-
 def written(scores: Sequence[float | None]) -> list[str]:
     """Four digits of the largest score, and as many decimals for the others; ``-`` for None."""
     largest = max((abs(score) for score in scores if score is not None), default=0.0)
@@ -178,12 +198,3 @@ def written(scores: Sequence[float | None]) -> list[str]:
         power = math.floor(math.log10(largest))
         style = f".{max(3 - power, 0)}f" if -4 <= power < 7 else ".3e"
     return [format(score, style) if score is not None else "-" for score in scores]
-
-
-def is_number(text: str) -> bool:
-    """Whether ``text`` reads as a number."""
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
