@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from research.networks.mlp import MLP, Activation, EnsembleMLP, Init
+from research.networks.mlp import MLP, Activation, EnsembleMLP, Init, Layers
 
 
 class Critics(nn.Module):
@@ -23,24 +23,12 @@ class Critics(nn.Module):
         num_critics: int,
         obs_dim: int,
         action_dim: int,
-        *,
-        hidden_dims: Sequence[int],
-        activation: Activation,
-        layer_norm: bool,
-        init: Init | None,
+        layers: Layers,
     ) -> None:
         super().__init__()
         if num_critics < 1:
             raise ValueError(f"num_critics must be at least 1, got {num_critics}")
-        self.ensemble = EnsembleMLP(
-            num_critics,
-            obs_dim + action_dim,
-            1,
-            hidden_dims=hidden_dims,
-            activation=activation,
-            layer_norm=layer_norm,
-            init=init,
-        )
+        self.ensemble = EnsembleMLP(num_critics, obs_dim + action_dim, 1, layers)
 
     def forward(self, obs: Tensor, action: Tensor) -> Tensor:
         """Every critic's value of (B, O) and (B, A), (N, B)."""
@@ -81,26 +69,9 @@ class ActorCritic(nn.Module):
     ) -> None:
         super().__init__()
         obs_dim, action_dim = flat_dim(observation_space), bounded_action_dim(action_space)
-        self.actor = nn.Sequential(
-            MLP(
-                obs_dim,
-                action_dim,
-                hidden_dims=hidden_dims,
-                activation=activation,
-                layer_norm=layer_norm,
-                init=init,
-            ),
-            nn.Tanh(),
-        )
-        self.critics = Critics(
-            num_critics,
-            obs_dim,
-            action_dim,
-            hidden_dims=hidden_dims,
-            activation=activation,
-            layer_norm=layer_norm,
-            init=init,
-        )
+        layers = Layers(hidden_dims, activation, layer_norm, init)
+        self.actor = nn.Sequential(MLP(obs_dim, action_dim, layers), nn.Tanh())
+        self.critics = Critics(num_critics, obs_dim, action_dim, layers)
 
 
 def flat_dim(space: gymnasium.Space) -> int:

@@ -10,7 +10,7 @@ from gymnasium.spaces import Box
 from torch import Tensor, nn
 
 from research.networks.actor_critic import Critics, bounded_action_dim
-from research.networks.mlp import MLP, initialise
+from research.networks.mlp import MLP, Layers, initialise
 
 NUM_FILTERS = 32
 
@@ -95,16 +95,11 @@ class DrQv2ActorCritic(nn.Module):
             raise ValueError(f"feature_dim must be at least 1, got {feature_dim}")
         self.encoder = Encoder(shape)
         trunk_dims = self.encoder.output_dim, feature_dim
-        options = {
-            "hidden_dims": hidden_dims,
-            "activation": nn.ReLU,
-            "layer_norm": False,
-            "init": nn.init.orthogonal_,
-        }
+        layers = Layers(hidden_dims, nn.ReLU, layer_norm=False, init=nn.init.orthogonal_)
         self.actor = nn.Sequential(
-            Trunk(*trunk_dims), MLP(feature_dim, action_dim, **options), nn.Tanh()
+            Trunk(*trunk_dims), MLP(feature_dim, action_dim, layers), nn.Tanh()
         )
-        critics = Critics(num_critics, feature_dim, action_dim, **options)
+        critics = Critics(num_critics, feature_dim, action_dim, layers)
         self.critics = TrunkCritics(Trunk(*trunk_dims), critics)
         for trunk in (self.actor[0], self.critics.trunk):
             initialise(trunk, nn.init.orthogonal_)

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,23 @@ from torch import Tensor, nn
 Activation: TypeAlias = Callable[[], nn.Module]
 Init: TypeAlias = Callable[[Tensor], Tensor]
 """Fills a weight matrix (outputs, inputs) in place, like those of ``torch.nn.init``."""
+
+
+class Layers(NamedTuple):
+    """What the layers of a perceptron are, all but the first input and the last output.
+
+    Attributes:
+        hidden_dims: widths of the hidden layers.
+        activation: makes the activation after each hidden layer.
+        layer_norm: whether hidden layers are normalised before their activation.
+        init: fills the weight matrices, the last one too; None leaves torch's own.
+
+    """
+
+    hidden_dims: Sequence[int]
+    activation: Activation
+    layer_norm: bool
+    init: Init | None
 
 
 class EnsembleLinear(nn.Module):
@@ -58,28 +75,18 @@ class EnsembleLayerNorm(nn.Module):
 class EnsembleMLP(nn.Module):
     """N perceptrons on one input: (B, in) to (N, B, out)."""
 
-    def __init__(
-        self,
-        num_members: int,
-        in_dim: int,
-        out_dim: int,
-        *,
-        hidden_dims: Sequence[int],
-        activation: Activation,
-        layer_norm: bool,
-        init: Init | None,
-    ) -> None:
+    def __init__(self, num_members: int, in_dim: int, out_dim: int, layers: Layers) -> None:
         super().__init__()
         self.num_members = num_members
-        dims = check_dims(in_dim, hidden_dims)
+        dims = check_dims(in_dim, layers.hidden_dims)
         self.layers = nn.ModuleList()
         for width_in, width in pairwise(dims):
             self.layers.append(EnsembleLinear(num_members, width_in, width))
-            if layer_norm:
+            if layers.layer_norm:
                 self.layers.append(EnsembleLayerNorm(num_members, width))
-            self.layers.append(activation())
+            self.layers.append(layers.activation())
         self.layers.append(EnsembleLinear(num_members, dims[-1], out_dim))
-        initialise(self, init)
+        initialise(self, layers.init)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.expand(self.num_members, *x.shape)
@@ -98,25 +105,16 @@ class EnsembleMLP(nn.Module):
 class MLP(nn.Sequential):
     """A perceptron: (B, in) to (B, out)."""
 
-    def __init__(
-        self,
-        in_dim: int,
-        out_dim: int,
-        *,
-        hidden_dims: Sequence[int],
-        activation: Activation,
-        layer_norm: bool,
-        init: Init | None,
-    ) -> None:
-        dims = check_dims(in_dim, hidden_dims)
-        layers: list[nn.Module] = []
+    def __init__(self, in_dim: int, out_dim: int, layers: Layers) -> None:
+        dims = check_dims(in_dim, layers.hidden_dims)
+        modules: list[nn.Module] = []
         for width_in, width in pairwise(dims):
-            layers.append(nn.Linear(width_in, width))
-            if layer_norm:
-                layers.append(nn.LayerNorm(width))
-            layers.append(activation())
-        super().__init__(*layers, nn.Linear(dims[-1], out_dim))
-        initialise(self, init)
+            modules.append(nn.Linear(width_in, width))
+            if layers.layer_norm:
+                modules.append(nn.LayerNorm(width))
+            modules.append(layers.activation())
+        super().__init__(*modules, nn.Linear(dims[-1], out_dim))
+        initialise(self, layers.init)
 
 
 def check_dims(in_dim: int, hidden_dims: Sequence[int]) -> list[int]:

@@ -8,7 +8,7 @@ import numpy as np
 from gymnasium.spaces import Box, Discrete
 from torch import Tensor, nn
 
-from research.networks.mlp import MLP, Activation, Init
+from research.networks.mlp import MLP, Activation, Init, Layers
 
 
 class Predictor(nn.Module):
@@ -58,14 +58,8 @@ class FlatMLP(Predictor):
         init: Init | None,
     ) -> None:
         super().__init__(observation_space, action_space)
-        self.mlp = MLP(
-            math.prod(float_shape(observation_space)),
-            self.output_dim,
-            hidden_dims=hidden_dims,
-            activation=activation,
-            layer_norm=layer_norm,
-            init=init,
-        )
+        layers = Layers(hidden_dims, activation, layer_norm, init)
+        self.mlp = MLP(math.prod(float_shape(observation_space)), self.output_dim, layers)
 
     def forward(self, obs: Tensor) -> Tensor:
         return self.mlp(obs.flatten(1))

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from research.networks.actor_critic import Critics, bounded_action_dim, flat_dim
-from research.networks.mlp import MLP, Activation, Init
+from research.networks.mlp import MLP, Activation, Init, Layers
 
 
 class SquashedGaussian(NamedTuple):
@@ -93,21 +93,6 @@ class SquashedGaussianActorCritic(nn.Module):
         self.action_dim = action_dim
         if len(log_std_bounds) != 2 or log_std_bounds[0] >= log_std_bounds[1]:
             raise ValueError(f"log_std_bounds must be two rising numbers, got {log_std_bounds}")
-        actor = MLP(
-            obs_dim,
-            2 * action_dim,
-            hidden_dims=hidden_dims,
-            activation=activation,
-            layer_norm=layer_norm,
-            init=init,
-        )
-        self.actor = SquashedGaussianActor(actor, log_std_bounds)
-        self.critics = Critics(
-            num_critics,
-            obs_dim,
-            action_dim,
-            hidden_dims=hidden_dims,
-            activation=activation,
-            layer_norm=layer_norm,
-            init=init,
-        )
+        layers = Layers(hidden_dims, activation, layer_norm, init)
+        self.actor = SquashedGaussianActor(MLP(obs_dim, 2 * action_dim, layers), log_std_bounds)
+        self.critics = Critics(num_critics, obs_dim, action_dim, layers)

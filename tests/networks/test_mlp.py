@@ -9,21 +9,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from research.networks.mlp import MLP, EnsembleLayerNorm, EnsembleLinear, EnsembleMLP
+from research.networks.mlp import MLP, EnsembleLayerNorm, EnsembleLinear, EnsembleMLP, Layers
 
 MakeNetwork: TypeAlias = Callable[..., nn.Module]
 
-OPTIONS: dict[str, Any] = {
-    "hidden_dims": [8, 6],
-    "activation": nn.ELU,
-    "layer_norm": True,
-    "init": None,
-}
+LAYERS = Layers([8, 6], nn.ELU, layer_norm=True, init=None)
 
 
 def make_ensemble(**changes: Any) -> EnsembleMLP:
     """Three members from 5 inputs to 2 outputs; gains and offsets are random too."""
-    ensemble = EnsembleMLP(3, 5, 2, **(OPTIONS | changes))
+    ensemble = EnsembleMLP(3, 5, 2, LAYERS._replace(**changes))
     for layer in ensemble.modules():
         if isinstance(layer, EnsembleLayerNorm):
             nn.init.normal_(layer.weight)
@@ -70,7 +65,7 @@ def make_network(request: pytest.FixtureRequest) -> MakeNetwork:
     """Makes a perceptron or an ensemble of them, 5 inputs and 2 outputs."""
 
     def make(**changes: Any) -> nn.Module:
-        return request.param(5, 2, **(OPTIONS | changes))
+        return request.param(5, 2, LAYERS._replace(**changes))
 
     return make
 
@@ -120,7 +115,7 @@ def test_layer_norm_begins_as_torchs() -> None:
 
 
 def test_a_perceptron_is_torchs_layers_in_order() -> None:
-    network = MLP(5, 2, **OPTIONS)
+    network = MLP(5, 2, LAYERS)
     kinds = [type(layer) for layer in network]
     assert kinds == [nn.Linear, nn.LayerNorm, nn.ELU] * 2 + [nn.Linear]
     assert [tuple(w.shape) for w in weights(network)] == [(8, 5), (6, 8), (2, 6)]
