@@ -1,6 +1,7 @@
 """What a dataset hands to a processor and an algorithm: tuples and dicts of tensors."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
 
 import torch
@@ -55,6 +56,20 @@ class Repeatable(Generic[T]):
         return iter(self.make())
 
 
+@dataclass(slots=True)
+class Uncut(Generic[T]):
+    """A batch in the memory that its parts share, which is copied to a device as a whole.
+
+    Attributes:
+        memory: tensors on the host.
+        cut: makes the batch of such tensors, wherever they are.
+
+    """
+
+    memory: Sequence[Tensor]
+    cut: Callable[[Sequence[Tensor]], T]
+
+
 def map_tensors(function: Callable[[Tensor], Tensor], batch: T) -> T:
     """Apply ``function`` to every tensor of nested dicts and (named) tuples."""
     if isinstance(batch, Tensor):
@@ -67,38 +82,12 @@ def map_tensors(function: Callable[[Tensor], Tensor], batch: T) -> T:
     raise TypeError(f"a batch holds tensors in dicts and tuples, got {type(batch).__name__}")
 
 
-def to_device(batch: T, device: torch.device) -> T:
+def to_device(batch: T | Uncut[T], device: torch.device) -> T:
     """Copy ``batch`` to ``device``, without waiting; nothing is copied that is there."""
-    move = map_tensors if device.type == "cpu" else copy_shared
-    return move(lambda tensor: tensor.to(device, non_blocking=True), batch)
 
+    def copy(tensor: Tensor) -> Tensor:
+        return tensor.to(device, non_blocking=True)
 
-def copy_shared(copy: Callable[[Tensor], Tensor], batch: T) -> T:
-    """Copy every tensor of ``batch``; parts of the same memory become parts of one copy of it.
-
-    Views with gaps between their rows would be packed first, on the host, and overlapping ones
-    copied twice. Memory that is mostly of other use is not copied as a whole.
-    """
-    used: dict[int, int] = {}
-    map_tensors(lambda tensor: count_bytes(tensor, used), batch)
-    copies: dict[int, Tensor] = {}
-
-    def copy_part(tensor: Tensor) -> Tensor:
-        memory = tensor.untyped_storage()
-        address, itemsize = memory.data_ptr(), tensor.element_size()
-        if used[address] < memory.nbytes() or memory.nbytes() % itemsize:
-            return copy(tensor)
-        if address not in copies:
-            whole = torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(memory)
-            copies[address] = copy(whole)
-        whole = copies[address].view(tensor.dtype)
-        return whole.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
-
-    return map_tensors(copy_part, batch)
-
-
-def count_bytes(tensor: Tensor, used: dict[int, int]) -> Tensor:
-    """Add the size of ``tensor`` to what is ``used`` of its memory, by address."""
-    address = tensor.untyped_storage().data_ptr()
-    used[address] = used.get(address, 0) + tensor.nbytes
-    return tensor
+    if isinstance(batch, Uncut):
+        return batch.cut([copy(tensor) for tensor in batch.memory])
+    return map_tensors(copy, batch)

@@ -8,7 +8,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 import numpy as np
 from gymnasium import Space
 
-from research.batches import Transition
+from research.batches import Transition, Uncut
 
 Batch = TypeVar("Batch", covariant=True)
 
@@ -128,9 +128,13 @@ class PreparingDataset(Protocol):
     """A dataset that can gather its next batch while other work is done."""
 
     def prepare(self, *, pinned: bool) -> None:
-        """Begin to gather what the next ``sample`` returns, to be added to only after that.
+        """Begin to gather the batch that ``sample_uncut`` returns next; only then may it grow.
 
         Args:
             pinned: whether to gather into memory that a GPU can read by itself.
 
         """
+
+    def sample_uncut(self) -> Uncut[Any]:
+        """The batch that ``sample`` would return, in memory copied to a device as a whole."""
+        ...

@@ -122,7 +122,8 @@ class Learner:
         """
         if self.optimizers is None:
             self.make_optimizers()
-        batch = self.dataset.sample()
+        preparing = self.preparing
+        batch = preparing.sample_uncut() if preparing else self.dataset.sample()
         if can_prepare:
             self.prepare()
         phases.lap("sample")

@@ -10,7 +10,7 @@ import torch
 from gymnasium import Space, spaces
 from torch import Tensor
 
-from research.batches import Transition
+from research.batches import Transition, Uncut
 from research.datasets.replay.frames import FrameStacks
 from research.datasets.replay.journal import Block, Journal
 from research.datasets.replay.returns import NStepReturns
@@ -161,7 +161,7 @@ class ReplayBuffer:
         self._generator = torch.Generator().manual_seed(seed)
         self._state_before_draw = self._generator.get_state()
         self._thread = ThreadPoolExecutor(1, "sample")
-        self._prepared: Future[Transition] | None = None
+        self._prepared: Future[Uncut[Transition]] | None = None
         self._journal: Journal | None = None
 
     def __len__(self) -> int:
@@ -240,13 +240,18 @@ class ReplayBuffer:
             UserError: there is none yet.
 
         """
+        batch = self.sample_uncut()
+        return batch.cut(batch.memory)
+
+    def sample_uncut(self) -> Uncut[Transition]:
+        """What ``sample`` would return, in memory that can be copied to a device as a whole."""
         if self._prepared is None:
             return self._reader.read(self._draw(), pinned=False)
         batch, self._prepared = self._prepared.result(), None
         return batch
 
     def prepare(self, *, pinned: bool) -> None:
-        """Begin to gather, in a thread, the batch that the next ``sample`` returns.
+        """Begin to gather, in a thread, the batch that is sampled next.
 
         If anything is added before that, the work is lost; no number changes.
 

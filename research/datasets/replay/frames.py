@@ -72,26 +72,31 @@ class FrameStacks:
                 "got frames that differ"
             )
 
-    def read(
+    def gather(
         self, frames: Tensor, starts: Tensor, num_earlier: Tensor, num_steps: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """The stacks at rows ``starts`` (B,), and those ``num_steps`` (B,) rows behind.
+    ) -> Tensor:
+        """What ``cut`` needs for the stacks at rows ``starts`` (B,), and ``num_steps`` (B,) later.
 
         Args:
             frames: (num_rows, C * H * W), an episode's one behind the other.
             starts: on the host, as all that follows.
             num_earlier: (B,), how many rows before its start an episode's first frame lies; S - 1
                 if there are more.
-            num_steps: None if ``n_step`` is 1; then the two stacks share memory.
+            num_steps: None if ``n_step`` is 1; then the two stacks share frames.
+
+        Returns:
+            frames (B, F * C, H, W).
 
         """
         offsets = self._offsets
         if num_steps is not None:
             offsets = offsets + num_steps[:, None] * self._is_next
         rows = starts[:, None] + offsets.maximum(-num_earlier[:, None])
-        window = gather(frames, rows.view(-1))
-        channels = window.view(len(starts), -1, *self.shape[1:])
-        return channels[:, : self.shape[0]], channels[:, -self.shape[0] :]
+        return gather(frames, rows.view(-1)).view(len(starts), -1, *self.shape[1:])
+
+    def cut(self, frames: Tensor) -> tuple[Tensor, Tensor]:
+        """The first and the last stacks (B, S * C, H, W) of gathered frames."""
+        return frames[:, : self.shape[0]], frames[:, -self.shape[0] :]
 
 
 def gather(frames: Tensor, rows: Tensor) -> Tensor:

@@ -219,12 +219,19 @@ class Window:
                 shapes = [storage.leaves[name].shape for name, _ in wanted]
                 self._pieces.append(make_piece(storage.groups[group], sorted(cuts), shapes))
 
-    def read(self, rows: Tensor) -> list[Tensor]:
-        """The wanted leaves (B, ...) of rows (B,), in memory that only they share."""
-        leaves = [rows] * self._num_wanted
-        for windows, sizes, wanted in self._pieces:
+    def __len__(self) -> int:
+        return len(self._pieces)
+
+    def gather(self, rows: Tensor) -> list[Tensor]:
+        """What ``cut`` needs for the wanted leaves of rows (B,), a copy of each group's."""
+        return [piece.windows.index_select(0, rows) for piece in self._pieces]
+
+    def cut(self, memory: Sequence[Tensor]) -> list[Tensor]:
+        """The wanted leaves (B, ...), which share what was gathered; more may stand behind it."""
+        leaves = [memory[0]] * self._num_wanted
+        for window, (_, sizes, wanted) in zip(memory, self._pieces, strict=False):
             # "unsafe" for gradients alone, which nothing here has
-            parts = windows.index_select(0, rows).unsafe_split_with_sizes(sizes, 1)
+            parts = window.unsafe_split_with_sizes(sizes, 1)
             for part, number, shape in wanted:
                 leaves[number] = parts[part] if len(shape) == 1 else parts[part].view(-1, *shape)
         return leaves

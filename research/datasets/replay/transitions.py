@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from research.batches import Transition, Tree, copy_shared
+from research.batches import Transition, Tree, Uncut
 from research.datasets.replay.frames import FrameStacks
 from research.datasets.replay.returns import NStepReturns
 from research.datasets.replay.rings import EpisodeRings
@@ -44,6 +44,7 @@ class TransitionReader:
         self.returns = returns
         self.obs_keys = obs_keys
         names = [] if stacks else obs_names  # stacks need rows that no window has
+        self.num_obs = len(names)
         obs = [(name, 0) for name in names]
         if returns is None:
             led_to = ["action", "reward", "continues", *names]
@@ -54,7 +55,7 @@ class TransitionReader:
             self.first = Window(storage, [*obs, ("action", 1)])
             self.last = Window(storage, obs)
 
-    def read(self, starts: Tensor, *, pinned: bool) -> Transition:
+    def read(self, starts: Tensor, *, pinned: bool) -> Uncut[Transition]:
         """The transitions (B, ...) from these rows (B,) on.
 
         Args:
@@ -63,39 +64,57 @@ class TransitionReader:
 
         """
         batch = self.one_step(starts) if self.returns is None else self.n_steps(starts)
-        return copy_shared(Tensor.pin_memory, batch) if pinned else batch
+        if pinned:
+            return Uncut([tensor.pin_memory() for tensor in batch.memory], batch.cut)
+        return batch
 
-    def read_stacks(self, starts: Tensor, num_steps: Tensor | None) -> Sequence[Tensor]:
-        """First and last stacks of frames; nothing if observations are no stacks."""
-        if self.stacks is None:
-            return ()
-        frames, num_earlier = self.storage.groups["obs"], self.rings.num_earlier(starts)
-        return self.stacks.read(frames, starts, num_earlier, num_steps)
-
-    def one_step(self, starts: Tensor) -> Transition:
+    def one_step(self, starts: Tensor) -> Uncut[Transition]:
         """Transitions of one step each."""
-        stacks = self.read_stacks(starts, None)
-        parts = self.step.read(self.on_device(starts))
-        num_obs = (len(parts) - 3) // 2
-        action, reward, continues = parts[num_obs : num_obs + 3]
-        return Transition(
-            self.tree(parts[:num_obs] or stacks[:1]),
-            action,
-            reward,
-            continues.mul_(self.gamma),
-            self.tree(parts[num_obs + 3 :] or stacks[1:]),
-        )
+        memory = self.step.gather(self.on_device(starts))
+        if self.stacks is not None:
+            memory.append(self.gather_frames(self.stacks, starts, None))
+        return Uncut(memory, self.cut_one_step)
 
-    def n_steps(self, starts: Tensor) -> Transition:
+    def cut_one_step(self, memory: Sequence[Tensor]) -> Transition:
+        """The transitions in what ``one_step`` gathered."""
+        parts = self.step.cut(memory)
+        action, reward, continues = parts[self.num_obs : self.num_obs + 3]
+        if self.stacks is not None:
+            obs, next_obs = self.stacks.cut(memory[-1])
+        else:
+            obs, next_obs = self.tree(parts[: self.num_obs]), self.tree(parts[-self.num_obs :])
+        return Transition(obs, action, reward, continues * self.gamma, next_obs)
+
+    def n_steps(self, starts: Tensor) -> Uncut[Transition]:
         """Transitions of up to n steps each."""
         assert self.returns is not None, "transitions of one step have no returns"
         num_steps = self.rings.num_steps(starts)
-        stacks = self.read_stacks(starts, num_steps)
-        *obs, action = self.first.read(self.on_device(starts))
-        next_obs = self.last.read(self.on_device(starts + num_steps))
-        reward, discount = self.on_device(self.returns.read(starts)).unbind(1)
-        next_obs = self.tree(next_obs or stacks[1:])
-        return Transition(self.tree(obs or stacks[:1]), action, reward, discount, next_obs)
+        memory = [
+            *self.first.gather(self.on_device(starts)),
+            *self.last.gather(self.on_device(starts + num_steps)),
+            self.on_device(self.returns.read(starts)),
+        ]
+        if self.stacks is not None:
+            memory.append(self.gather_frames(self.stacks, starts, num_steps))
+        return Uncut(memory, self.cut_n_steps)
+
+    def cut_n_steps(self, memory: Sequence[Tensor]) -> Transition:
+        """The transitions in what ``n_steps`` gathered."""
+        num_first, num_windows = len(self.first), len(self.first) + len(self.last)
+        *obs, action = self.first.cut(memory[:num_first])
+        reward, discount = memory[num_windows].unbind(1)
+        if self.stacks is not None:
+            first, last = self.stacks.cut(memory[-1])
+        else:
+            first, last = self.tree(obs), self.tree(self.last.cut(memory[num_first:num_windows]))
+        return Transition(first, action, reward, discount, last)
+
+    def gather_frames(
+        self, stacks: FrameStacks, starts: Tensor, num_steps: Tensor | None
+    ) -> Tensor:
+        """The frames of the first and last stacks."""
+        num_earlier = self.rings.num_earlier(starts)
+        return stacks.gather(self.storage.groups["obs"], starts, num_earlier, num_steps)
 
     def on_device(self, tensor: Tensor) -> Tensor:
         """``tensor`` where the rows are."""

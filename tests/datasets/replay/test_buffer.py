@@ -13,8 +13,9 @@ import torch
 from gymnasium import spaces
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
-from research.batches import to_device
+from research.batches import map_tensors, to_device
 from research.datasets.replay.buffer import ReplayBuffer
 from research.errors import UserError
 from research.machine import memory
@@ -454,11 +455,24 @@ def test_a_prepared_batch_is_pinned_and_the_same_on_a_gpu(n_step: int) -> None:
     for each in (buffer, other):
         fill(each, 50)
     buffer.prepare(pinned=True)
-    batch = buffer.sample()
-    assert all(part.is_pinned() for part in batch)  # type: ignore[union-attr]
+    batch = buffer.sample_uncut()
+    assert all(tensor.is_pinned() for tensor in batch.memory)
     moved = to_device(batch, torch.device("cuda:0"))
-    assert {part.device.type for part in moved} == {"cuda"}  # type: ignore[union-attr]
-    assert_same(other.sample(), type(moved)(*(part.cpu() for part in moved)))  # type: ignore
+    assert {part.device.type for part in moved} == {"cuda"}
+    assert_same(other.sample(), map_tensors(Tensor.cpu, moved))
+
+
+@pytest.mark.parametrize(("n_step", "num_copies"), [(1, 1), (3, 3)])
+def test_an_uncut_batch_has_few_parts_and_is_cut_to_the_same(n_step: int, num_copies: int) -> None:
+    buffer, other = make_buffer(n_step=n_step), make_buffer(n_step=n_step)
+    for each in (buffer, other):
+        fill(each, 50)
+    batch = buffer.sample_uncut()
+    assert len(batch.memory) == num_copies
+    expected = other.sample()
+    for _ in range(2):  # to cut changes nothing
+        assert_same(expected, batch.cut([tensor.clone() for tensor in batch.memory]))
+    assert_same(expected, to_device(batch, torch.device("cpu")))
 
 
 @pytest.mark.parametrize(

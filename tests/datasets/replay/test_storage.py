@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from torch import Tensor
 
 from research.datasets.replay.storage import Leaf, RowStorage, Window, compute_row_bytes, leaf_of
 from research.errors import UserError
@@ -31,6 +32,10 @@ def write_numbered(storage: RowStorage, rows: Sequence[int]) -> None:
         storage.write([0], [row])
 
 
+def read(window: Window, rows: Sequence[int]) -> list[Tensor]:
+    return window.cut(window.gather(torch.tensor(rows)))
+
+
 def test_leaves_of_one_type_lie_in_one_tensor() -> None:
     groups = make_storage(num_rows=6).groups
     assert {name: tuple(rows.shape) for name, rows in groups.items()} == {
@@ -51,7 +56,7 @@ def test_a_window_reads_each_leaf_from_its_own_row_in_its_own_shape(apart: list[
     storage = make_storage(apart=apart)
     write_numbered(storage, range(6))
     wanted = [("state", 2), ("pixels", 1), ("action", 1), ("state", 0), ("reward", 2)]
-    leaves = Window(storage, wanted).read(torch.tensor([3, 0]))
+    leaves = read(Window(storage, wanted), [3, 0])
     for leaf, (name, ahead) in zip(leaves, wanted, strict=True):
         assert leaf.shape == (2, *LEAVES[name].shape)
         assert leaf.dtype == LEAVES[name].dtype
@@ -62,7 +67,7 @@ def test_a_window_reads_each_leaf_from_its_own_row_in_its_own_shape(apart: list[
 def test_what_was_read_is_not_changed_by_later_writes() -> None:
     storage = make_storage()
     write_numbered(storage, range(6))
-    leaves = Window(storage, [("state", 0), ("pixels", 0)]).read(torch.tensor([1]))
+    leaves = read(Window(storage, [("state", 0), ("pixels", 0)]), [1])
     write_numbered(storage, [0])
     storage.write([0], [1])
     assert all((leaf == 1).all() for leaf in leaves)
@@ -89,7 +94,7 @@ def test_filled_rows_are_those_that_were_read() -> None:
 
     target.fill_rows([(2, 4), (5, 6)], fill)
     assert next(parts, None) is None
-    (state,) = Window(target, [("state", 0)]).read(torch.tensor([0, 2, 3, 5]))
+    (state,) = read(Window(target, [("state", 0)]), [0, 2, 3, 5])
     assert state[:, 0].tolist() == [0, 2, 3, 5]
 
 
