@@ -115,7 +115,7 @@ class Ours:
             self.trainer.logger.log(group, means, self.trainer.clock())
 
     def save(self) -> None:
-        self.trainer.save(is_best=self.trainer.saved_step == 0)
+        self.trainer.save(is_best=self.trainer.checkpoints.saved_step == 0)
 
     def flush(self) -> None:
         pass
