@@ -166,7 +166,9 @@ def explain_override(key: str) -> str:
 
 
 def first_value(override: Override) -> str:
-    """An override as the first job of a sweep gets it."""
+    """An override as the first job of a sweep gets it, or as a job of a search might."""
+    if override.is_interval_sweep():
+        return f"{override.get_key_element()}={getattr(override.value(), 'start', None)}"
     if not override.is_discrete_sweep():
         return str(override.input_line)
     return f"{override.get_key_element()}={next(iter(override.sweep_string_iterator()))}"

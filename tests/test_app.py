@@ -204,6 +204,10 @@ def test_another_config_is_refused_with_the_difference(cli: Cli, tmp_path: Path)
             ["trainer.score.metric=eval/retrn"],
             ["trainer.score.metric", "did you mean 'eval/return'?"],
         ),
+        (
+            ["-m", "hydra/sweeper=optuna", "alg.tau=interval(0,1)", "hydra.sweeper.sampler.sed=1"],
+            ["hydra.sweeper.sampler.sed is not a known key", "did you mean 'seed'?"],
+        ),
         (["device=gpu"], ["device=gpu"]),
         (["resume=must"], ["resume=must"]),
         (["foo"], ["'foo' is no override, which is key=value"]),

@@ -38,11 +38,7 @@ def test_a_command_names_what_exists(line: str) -> None:
     words = shlex.split(line.partition("train.py")[2], comments=True)
     typed = OverridesParser.create().parse_overrides(list(filter(is_override, words)))
     mine = ("trusted_modules=", "alg=mine")  # a reader's own
-    kept = [
-        each
-        for each in typed
-        if not str(each.input_line).startswith(mine) and not each.is_interval_sweep()
-    ]
+    kept = [each for each in typed if not str(each.input_line).startswith(mine)]
     with initialize_config_dir(str(CONF), **VERSION_BASE):
         overrides = ["name=test", *map(first_value, kept)]
         cfg = compose("config", overrides, return_hydra_config=True)

@@ -1,6 +1,6 @@
 """``hydra/sweeper=optuna``: an Optuna search that outlives failed trials and its own process."""
 
-from contextlib import suppress
+import logging
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -9,16 +9,14 @@ from typing import Any
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
-from hydra.plugins.config_source import ConfigLoadError
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
+from research.errors import UserError
 from research.hydra_versions import REPLACE
 from research.status import sole_process
-
-PROVIDER = "research_lightning"
 
 
 @dataclass
@@ -49,21 +47,68 @@ class OptunaConf:
     params: dict[str, str] | None = None
 
 
-class OptunaChoices(SearchPathPlugin):
-    """Makes ``hydra/sweeper=optuna`` this sweeper, and the stock one ``optuna_stock``.
+@dataclass
+class TPEConf:
+    """Options of Optuna's ``TPESampler``; null, here and below, leaves one as Optuna has it."""
 
-    Of two configs of one name the last stored counts, which the order of ``sys.path`` would decide;
-    Hydra comes here when it has found all plugins.
+    _target_: str = "optuna.samplers.TPESampler"
+    seed: int = 0
+    n_startup_trials: int | None = None
+    n_ei_candidates: int | None = None
+    multivariate: bool | None = None
+    group: bool | None = None
+    constant_liar: bool | None = None
+
+
+@dataclass
+class RandomConf:
+    """Options of Optuna's ``RandomSampler``."""
+
+    _target_: str = "optuna.samplers.RandomSampler"
+    seed: int = 0
+
+
+@dataclass
+class CMAESConf:
+    """Options of Optuna's ``CmaEsSampler``, which draws categories at random."""
+
+    _target_: str = "optuna.samplers.CmaEsSampler"
+    seed: int = 0
+    n_startup_trials: int | None = None
+    popsize: int | None = None
+    use_separable_cma: bool | None = None
+    with_margin: bool | None = None
+    lr_adapt: bool | None = None
+    warn_independent_sampling: bool = False  # else it says so in every trial
+
+
+@dataclass
+class NSGAIIConf:
+    """Options of Optuna's ``NSGAIISampler``."""
+
+    _target_: str = "optuna.samplers.NSGAIISampler"
+    seed: int = 0
+    population_size: int | None = None
+    mutation_prob: float | None = None
+    crossover_prob: float | None = None
+    swapping_prob: float | None = None
+
+
+SAMPLERS = {"tpe": TPEConf, "random": RandomConf, "cmaes": CMAESConf, "nsgaii": NSGAIIConf}
+
+
+class OptunaChoices(SearchPathPlugin):
+    """Stores the configs when Hydra has found all plugins, which is when it comes here.
+
+    Of two of one name the last counts, and an old installation may have ``hydra-optuna-sweeper``.
     """
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        """Store both configs; the search path stays as it is."""
-        store = partial(ConfigStore.instance().store, group="hydra/sweeper")
-        with suppress(ConfigLoadError):  # the extra is not installed
-            stock = ConfigStore.instance().load("hydra/sweeper/optuna.yaml")
-            if stock.provider != PROVIDER:
-                store(name="optuna_stock", node=stock.node, provider=stock.provider)
-        store(name="optuna", node=OptunaConf, provider=PROVIDER, **REPLACE)
+        """Store them; the search path stays as it is."""
+        store = partial(ConfigStore.instance().store, provider="research_lightning", **REPLACE)
+        store(group="hydra/sweeper", name="optuna", node=OptunaConf)
+        for name, node in SAMPLERS.items():
+            store(group="hydra/sweeper/sampler", name=name, node=node)
 
 
 class OptunaSweeper(Sweeper):
@@ -86,12 +131,18 @@ class OptunaSweeper(Sweeper):
         """Search; the best parameters go to ``optimization_results.yaml``.
 
         Raises:
-            UserError: an option is wrong, the sweep directory holds another search or another
-                process is at work on it, or too many trials failed.
+            UserError: the extra is not installed, an option is wrong, the sweep directory holds
+                another search or another process is at work on it, or too many trials failed.
 
         """
-        from research.launchers.search import Study
-
+        logging.getLogger("alembic").setLevel(logging.WARNING)  # else it tells of its plugins
+        try:
+            from research.launchers.search import Study
+        except ImportError as error:
+            raise UserError(
+                "hydra/sweeper=optuna needs an extra: pip install 'research-lightning[optuna]' "
+                f"({error})"
+            ) from error
         assert self.config is not None
         assert self.launcher is not None
         folder = Path(self.config.hydra.sweep.dir)
@@ -101,8 +152,9 @@ class OptunaSweeper(Sweeper):
             OmegaConf.save(self.config, folder / "multirun.yaml")
             batch_size = self.batch_size()
             while batch := study.next_batch(batch_size):
-                overrides = [entry["overrides"] for entry in batch]
-                answers = self.launcher.launch(overrides, initial_job_idx=batch[0]["number"])
+                overrides = [trial.user_attrs["overrides"] for trial in batch]
+                first = batch[0].user_attrs["job"]
+                answers = self.launcher.launch(overrides, initial_job_idx=first)
                 study.tell(batch, answers)
             study.conclude()
 

@@ -3,39 +3,52 @@
 import json
 import logging
 import math
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+import os
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from datetime import datetime
 from itertools import groupby, takewhile
-from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import optuna
 from hydra.core.utils import JobReturn, JobStatus
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
+from numpy.random import SeedSequence
 from omegaconf import DictConfig, OmegaConf
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from research.differences import differences
 from research.errors import UserError
-from research.files import write_whole
+from research.files import flush_folder, write_whole
 from research.hydra_versions import execution_whitelist
 from research.launchers.plan.job import JobError
+from research.launchers.search_space import parse
 from research.process import error_line
 
 if TYPE_CHECKING:
     from hydra_plugins.research_lightning.optuna import OptunaConf
 
 log = logging.getLogger(__name__)
+optuna.logging.set_verbosity(logging.WARNING)
 DIRECTIONS = {"max": "maximize", "min": "minimize", "maximize": "maximize", "minimize": "minimize"}
 
 
 class Study:
-    """An Optuna study in memory, made after a restart from ``study/trials.json``.
+    """The Optuna study in ``study/journal.log`` of a sweep directory, its only record.
 
-    The file has an entry for every trial: ``number``, ``batch`` (the number of the first trial
-    chosen with it), ``params``, ``overrides``, ``state`` (``waiting``, ``complete`` or ``failed``),
-    ``value`` and the ``reason`` of a failure. It is written before trials start and after they
-    end. Every trial has a sampler of its own, seeded by the trial's number, so that a search that
-    was interrupted is the same as one that was not.
+    A new trial is one line of the journal, written before it starts, with its ``overrides``, the
+    number of its ``job`` and that of its ``batch`` as user attributes. A job that failed is tried
+    again as a further trial with the same overrides and job.
+
+    The samplers work on a copy of the study in memory, and none of their own notes, some of which
+    are pickled, are in the journal. Each trial has a sampler that is seeded by its number. After a
+    restart the copy is made again by asking for the same trials, batch by batch, so that a search
+    that was interrupted is the same as one that was not.
 
     Args:
         folder: the sweep directory.
@@ -48,135 +61,160 @@ class Study:
     """
 
     def __init__(self, folder: Path, options: "OptunaConf", arguments: Sequence[str]) -> None:
-        create_study, parse = import_optuna()
         check(options)
         self.folder, self.options = folder, options
-        self.path = folder / "study" / "trials.json"
         params = [f"{key}={value}" for key, value in (options.params or {}).items()]
         self.space, self.fixed = parse([*params, *arguments])
-        if not self.space:
-            raise UserError(
-                "there is nothing to search; give a key an interval, a range or several values: "
-                "'alg.optim.lr=tag(log,interval(1e-4,1e-2))'"
-            )
-        self.search = {
-            "direction": DIRECTIONS[options.direction],
-            "sampler": OmegaConf.to_container(options.sampler),
+        self.study = self.open()
+        self.memory = optuna.create_study(direction=self.study.direction)
+        self.take_up()
+        self.repeat()
+
+    def open(self) -> optuna.Study:
+        """The study in the journal; as long as no trial is over, another may take its place."""
+        search = {
+            "direction": DIRECTIONS[self.options.direction],
+            "sampler": OmegaConf.to_container(self.options.sampler),
             "space": {key: str(values) for key, values in self.space.items()},
             "fixed": self.fixed,
         }
-        self.study = create_study(direction=DIRECTIONS[options.direction])
-        self.trials: list[Any] = []
-        self.entries = self.read()
-        for _, batch in groupby(list(self.entries), key=itemgetter("batch")):
-            self.repeat(list(batch))
-
-    def read(self) -> list[dict[str, Any]]:
-        """The entries in the file; once the search is over, those that failed wait for another try.
-
-        As long as no trial is over there is no search yet, and another may take its place.
-        """
+        path = self.folder / "study" / "journal.log"
+        lock = JournalFileOpenLock(str(path))
+        repair(path, lock)
         try:
-            content = json.loads(self.path.read_text())
-            search, entries = content["search"], content["trials"]
-        except FileNotFoundError:
-            return []
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{self.path} does not hold a search: {error}") from error
-        over = sum(entry["state"] != "waiting" for entry in entries)
-        changes = [line for _, line in differences(search, self.search)]
-        if changes and over:
+            storage = JournalStorage(JournalFileBackend(str(path), lock))
+        except (ValueError, LookupError, TypeError, AttributeError, AssertionError) as error:
+            raise UserError(f"{path} does not hold a search: {error_line(error)}") from error
+        named = {"study_name": "search", "storage": storage}
+        study = optuna.create_study(**named, direction=search["direction"], load_if_exists=True)
+        changes = [line for _, line in differences(study.user_attrs.get("search", search), search)]
+        if changes and any(trial.state.is_finished() for trial in study.trials):
             raise UserError(
                 f"{self.folder} holds another search: {'; '.join(changes)}; "
                 "choose another hydra.sweep.dir"
             )
         if changes:
-            return []
-        log.info("%s: %d of %d trials are over", self.folder, over, self.options.n_trials)
-        if over == len(entries) >= self.options.n_trials:
-            for entry in entries:
-                if entry["state"] == "failed":
-                    entry["state"] = "waiting"
-        return entries
+            optuna.delete_study(**named)
+            study = optuna.create_study(**named, direction=search["direction"])
+        if "search" not in study.user_attrs:
+            study.set_user_attr("search", search)
+        return study
 
-    def write(self) -> None:
-        """Replace the file."""
-        content = {"search": self.search, "trials": self.entries}
-        write_whole(self.path, json.dumps(content, indent=1) + "\n")
+    def take_up(self) -> None:
+        """Go on after a restart; once the search is over, jobs that failed get another try."""
+        for trial in self.waiting():
+            if "reason" in trial.user_attrs:  # the process was killed as it noted the failure
+                self.study.tell(trial.number, state=TrialState.FAIL)
+        jobs, waiting = self.jobs(), self.waiting()
+        if jobs:
+            over = len(jobs) - len(waiting)
+            log.info("%s: %d of %d trials are over", self.folder, over, self.options.n_trials)
+        ended = {trial.user_attrs["job"] for trial in self.trials() if trial.state.is_finished()}
+        if len(ended) < max(len(jobs), self.options.n_trials):
+            return
+        for trial in jobs.values():
+            if trial.state == TrialState.FAIL:
+                trial.state = TrialState.RUNNING
+                trial.datetime_start, trial.datetime_complete = datetime.now(), None
+                trial.user_attrs["batch"] = len(ended)
+                del trial.user_attrs["reason"]
+                self.study.add_trial(trial)
 
-    def next_batch(self, size: int) -> list[dict[str, Any]]:
+    def trials(self) -> list[FrozenTrial]:
+        """The trials of this search; others may have been added to the study by hand."""
+        return [trial for trial in self.study.trials if "job" in trial.user_attrs]
+
+    def jobs(self) -> dict[int, FrozenTrial]:
+        """The latest trial of every job, by the job's number."""
+        return {trial.user_attrs["job"]: trial for trial in self.trials()}
+
+    def waiting(self) -> list[FrozenTrial]:
+        """The trials without a result."""
+        return [trial for trial in self.jobs().values() if not trial.state.is_finished()]
+
+    def next_batch(self, size: int) -> list[FrozenTrial]:
         """The next trials to launch, at most ``size``; none when the search is over.
 
-        Their numbers are consecutive, because launchers that are not ours count from the first.
+        Their jobs' numbers are consecutive: launchers that are not ours count from the first.
         """
-        waiting = [entry for entry in self.entries if entry["state"] == "waiting"]
-        if not waiting:
-            return self.ask(min(size, self.options.n_trials - len(self.entries)))
-        pairs = enumerate(waiting, waiting[0]["number"])
-        run = takewhile(lambda pair: pair[0] == pair[1]["number"], pairs)
-        return [entry for _, entry in run][:size]
+        num_jobs = len(self.jobs())
+        if not self.waiting():
+            self.study.set_user_attr("asked", num_jobs + size)
+        # If a process was killed before it had added them all, none was launched yet.
+        asked = min(self.study.user_attrs["asked"], self.options.n_trials)
+        self.ask(asked - num_jobs)
+        waiting = self.waiting()
+        numbers = enumerate(waiting, waiting[0].user_attrs["job"] if waiting else 0)
+        run = takewhile(lambda pair: pair[0] == pair[1].user_attrs["job"], numbers)
+        return [trial for _, trial in run][:size]
 
-    def ask(self, count: int) -> list[dict[str, Any]]:
-        """New trials, in the file already."""
-        first = len(self.entries)
-        for number in range(first, first + count):
-            params = self.start().params
+    def repeat(self) -> None:
+        """Bring the copy in memory to where the journal is."""
+        for _, trials in groupby(self.trials(), lambda trial: trial.user_attrs["batch"]):
+            batch = list(trials)  # none of its trials knew the result of another
+            first = len(self.memory.trials)
+            for trial in batch:
+                self.start(trial.params)
+            for number, trial in enumerate(batch, first):
+                if trial.state.is_finished():
+                    self.memory.tell(number, trial.value, trial.state)
+
+    def start(self, params: Mapping[str, Any] | None = None) -> Mapping[str, Any]:
+        """Begin the next trial in memory; its parameters: ``params`` if it is in the journal."""
+        self.memory.sampler = make_sampler(self.options.sampler, len(self.memory.trials))
+        chosen = self.memory.ask(self.space).params
+        if params is None or params == chosen:
+            return chosen
+        known = self.memory.trials[:-1]  # another version of Optuna chose these
+        self.memory = optuna.create_study(direction=self.study.direction)
+        self.memory.add_trials([*known, self.running(params)])
+        return params
+
+    def running(self, params: Mapping[str, Any], **attrs: Any) -> FrozenTrial:
+        """A trial without a result, to be added to a study."""
+        return create_trial(
+            state=TrialState.RUNNING,
+            params=dict(params),
+            distributions=self.space,
+            user_attrs=attrs,
+        )
+
+    def ask(self, count: int) -> None:
+        """Add new trials, each as a whole."""
+        waiting = self.waiting()
+        batch = waiting[0].user_attrs["batch"] if waiting else len(self.memory.trials)
+        first = len(self.jobs())
+        for job in range(first, first + count):
+            params = self.start()
             overrides = as_overrides({**params, **self.fixed})
-            entry = {"number": number, "batch": first, "params": params, "overrides": overrides}
-            self.entries.append({**entry, "state": "waiting", "value": None, "reason": None})
-        self.write()
-        return self.entries[first:]
+            self.study.add_trial(self.running(params, job=job, batch=batch, overrides=overrides))
 
-    def start(self, params: Mapping[str, Any] | None = None) -> Any:
-        """Optuna's next trial, with ``params`` if it had them before a restart."""
-        self.study.sampler = make_sampler(self.options.sampler, len(self.trials))
-        if params is not None:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # it is called experimental
-                self.study.enqueue_trial(params)
-        self.trials.append(self.study.ask(self.space))
-        return self.trials[-1]
-
-    def repeat(self, batch: Sequence[Mapping[str, Any]]) -> None:
-        """Bring Optuna to where it was after a batch, of which no trial knew another's result."""
-        for entry in batch:
-            self.start(entry["params"])
-        for entry in batch:
-            self.pass_on(entry)
-
-    def tell(self, batch: Sequence[dict[str, Any]], answers: Sequence[JobReturn]) -> None:
+    def tell(self, batch: Sequence[FrozenTrial], answers: Sequence[JobReturn]) -> None:
         """Take what a launcher returned for a batch.
 
         Raises:
             UserError: it has no results yet, or more than ``max_failure_rate`` of them failed.
 
         """
-        for entry, answer in zip(batch, answers, strict=True):
-            value, reason = score_of(answer)
-            entry |= {"state": "failed" if reason else "complete", "value": value, "reason": reason}
-            self.pass_on(entry)
-            log.info("trial %d: %s", entry["number"], reason or value)
-        self.write()
+        scores = [score_of(answer) for answer in answers]
+        for trial, (value, reason) in zip(batch, scores, strict=True):
+            if reason:
+                self.study._storage.set_trial_user_attr(trial._trial_id, "reason", reason)
+            state = TrialState.FAIL if reason else TrialState.COMPLETE
+            numbers = [known.number for known in self.trials()]
+            self.memory.tell(numbers.index(trial.number), value, state)
+            self.study.tell(trial.number, value, state)
+            log.info("trial %d: %s", trial.number, reason or value)
         self.write_best()
-        reasons = [entry["reason"] for entry in batch if entry["state"] == "failed"]
+        reasons = [reason for _, reason in scores if reason]
         if len(reasons) > self.options.max_failure_rate * len(batch):
             raise UserError(
                 f"{len(reasons)} of {len(batch)} trials failed, more than hydra.sweeper."
                 f"max_failure_rate={self.options.max_failure_rate:g} allows; {reasons[0]}"
             )
 
-    def pass_on(self, entry: Mapping[str, Any]) -> None:
-        """Tell Optuna the result of a trial, if there is one."""
-        from optuna.trial import TrialState
-
-        trial = self.trials[entry["number"]]
-        if entry["state"] == "complete":
-            self.study.tell(trial, entry["value"])
-        elif entry["state"] == "failed":
-            self.study.tell(trial, state=TrialState.FAIL)
-
     def write_best(self) -> None:
-        """Write the best parameters so far, as the stock sweeper does at its end."""
+        """Write the best parameters so far, as Hydra's Optuna sweeper does at its end."""
         for best in self.study.best_trials[:1]:
             results = {"name": "optuna", "best_params": best.params, "best_value": best.value}
             write_whole(self.folder / "optimization_results.yaml", OmegaConf.to_yaml(results))
@@ -188,33 +226,15 @@ class Study:
             UserError: every trial failed.
 
         """
-        reasons = [entry["reason"] for entry in self.entries if entry["state"] == "failed"]
-        if len(reasons) == len(self.entries):
+        jobs = self.jobs()
+        reasons = [trial.user_attrs["reason"] for trial in jobs.values() if trial.value is None]
+        if len(reasons) == len(jobs):
             raise UserError(f"all {len(reasons)} trials failed; the first: {reasons[0]}")
+        self.write_best()  # the process before may have been killed as it was about to
         best = self.study.best_trial
         overrides = " ".join(as_overrides(best.params))
-        log.info("%d trials completed, %d failed", len(self.entries) - len(reasons), len(reasons))
+        log.info("%d trials completed, %d failed", len(jobs) - len(reasons), len(reasons))
         log.info("best: trial %d, %s: %.6g", best.number, overrides, best.value)
-
-
-def import_optuna() -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """What makes a study, and what makes a search space of overrides.
-
-    Raises:
-        UserError: the extra is not installed.
-
-    """
-    logging.getLogger("alembic").setLevel(logging.WARNING)  # else it tells of its plugins
-    try:
-        import optuna
-        from hydra_plugins.hydra_optuna_sweeper._impl import create_params_from_overrides
-    except ImportError as error:
-        raise UserError(
-            "hydra/sweeper=optuna needs an extra: pip install 'research-lightning[optuna]' "
-            f"({error})"
-        ) from error
-    optuna.logging.set_verbosity(logging.WARNING)
-    return optuna.create_study, create_params_from_overrides
 
 
 def check(options: "OptunaConf") -> None:
@@ -236,21 +256,44 @@ def check(options: "OptunaConf") -> None:
         raise UserError(
             f"hydra.sweeper.direction must be maximize or minimize, got {options.direction}"
         )
-    if options.sampler is None or options.sampler.get("_partial_"):
+    if options.sampler is None or options.sampler.get("_partial_"):  # the stock plugin's grid
         raise UserError(
             "hydra/sweeper/sampler must be tpe, random, cmaes or nsgaii; for a grid choose "
             "hydra/sweeper=grid"
         )
+    try:
+        make_sampler(options.sampler, 0)
+    except (InstantiationException, TypeError, ValueError) as error:
+        raise UserError(f"hydra.sweeper.sampler: {error.__cause__ or error}") from error
 
 
 def make_sampler(options: DictConfig, number: int) -> Any:
     """The sampler for a trial: its own stream of random numbers, always the same."""
-    from numpy.random import SeedSequence
-
-    seeds = SeedSequence([options.get("seed") or 0, number])
-    seed = {"seed": int(seeds.generate_state(1)[0])} if "seed" in options else {}
+    seed = SeedSequence([options.get("seed") or 0, number]).generate_state(1)[0]
+    given = {name: value for name, value in options.items() if value is not None}
     with execution_whitelist(["optuna.samplers"]):
-        return instantiate(options, **seed)
+        return instantiate(given, seed=int(seed))
+
+
+def repair(path: Path, lock: JournalFileOpenLock) -> None:
+    """Make a journal, or remove what a killed process left: its lock, and a line cut short.
+
+    ``optuna-dashboard`` may write to the journal, too, and has the lock for that moment.
+    """
+    if os.path.lexists(left := f"{path}.lock"):
+        time.sleep(1.0)
+        Path(left).unlink(missing_ok=True)
+    lock.acquire()
+    try:
+        path.touch()
+        flush_folder(path.parent)
+        *_, last = [b"", *path.read_bytes().splitlines(keepends=True)]
+        with suppress(ValueError):
+            if last.endswith(b"\n") and json.loads(last):
+                return
+        os.truncate(path, path.stat().st_size - len(last))
+    finally:
+        lock.release()
 
 
 def as_overrides(params: Mapping[str, Any]) -> list[str]:
