@@ -307,7 +307,7 @@ def check_collaborators(call: partial[Any], given: Sequence[Any], path: str) -> 
     hints = {name: hint for name, hint in type_hints(call.func).items() if hint is not Any}
     for name, part in zip(names, given, strict=False):
         wanted = hints.get(name)
-        is_ours = type(part).__module__.startswith("research.")  # a user's may be a duck
+        is_ours = type(part).__module__.startswith("research.")  # a user's may be duck-typed
         if getattr(wanted, "_is_protocol", False) or not inspect.isclass(wanted):
             continue
         if is_ours and not isinstance(part, wanted):

@@ -161,7 +161,7 @@ def read_status(run_dir: Path) -> Mapping[str, Any] | None:
 
 
 def missed_form(name: str, value: object) -> str | None:
-    """What the field ``name`` must be, if ``value`` is not that, else None."""
+    """The form that the field ``name`` must have, if ``value`` lacks it, else None."""
     if name in ("attempt", "step"):
         return None if is_count(value) else "a whole number"
     if name in ("total_steps", "pid"):

@@ -16,7 +16,7 @@ from research.envs.vector import Vector, require_limit, vectorize
 from research.errors import UserError, did_you_mean
 
 UNBOUNDED = 1e10
-"""A bound of this size or larger means to MuJoCo that there is none (mjMAXVAL)."""
+"""MuJoCo treats a bound of this size or larger as no bound (mjMAXVAL)."""
 
 
 class DMControl(gymnasium.Env[Any, np.ndarray]):

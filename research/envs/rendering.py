@@ -117,7 +117,7 @@ def try_library(library: str) -> str | None:
 
 
 def one_line(error: Exception) -> str:
-    """What an error says, without line breaks."""
+    """The message of an error, without line breaks."""
     return " ".join(str(error).split()) or type(error).__name__
 
 

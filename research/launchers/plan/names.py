@@ -1,4 +1,4 @@
-"""What varies between the jobs of a sweep, and directory names that show it."""
+"""The keys that vary between the jobs of a sweep, and directory names that show them."""
 
 import hashlib
 import re
