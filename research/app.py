@@ -52,17 +52,17 @@ STRUCTURE = (
     *("alg._target_", "env._target_", "env.domain", "env.num_envs", "network.", "processor."),
     *("dataset.capacity", "dataset.n_step", "dataset.storage"),
 )
-"""Keys after a change of which a checkpoint seldom fits."""
+"""If one of these keys changes, a checkpoint seldom fits."""
 
 MAX_BYTES, MAX_DEPTH = 2**18, 50
 """A longer file, or a deeper one, is no config."""
 
 
 def command(task: Task) -> Callable[[], None]:
-    """Make a program of ``task``: composed by Hydra, checked, in a run directory of its own.
+    """Make ``task`` a program: its config is composed by Hydra and checked, its directory locked.
 
-    What the user can mend ends as one line on stderr and exit status 1; a traceback is printed for
-    a programming error, and for everything with ``HYDRA_FULL_ERROR=1``.
+    An error that the user can mend is printed as one line on stderr, with exit status 1; a
+    programming error, and any error with ``HYDRA_FULL_ERROR=1``, has a traceback.
     """
     full_error = os.environ.get("HYDRA_FULL_ERROR") == "1"
     share_config_store()
@@ -75,7 +75,7 @@ def command(task: Task) -> Callable[[], None]:
             if full_error or (line := one_line(error)) is None:
                 raise
             return fail(line, status=exit_status(error))
-        except SystemExit as error:  # of a part: it has no say in how this program ends
+        except SystemExit as error:  # a part does not decide how this program ends
             traceback.print_exc()
             return fail(error_line(error), status=exit_status(error))
 
@@ -128,7 +128,7 @@ def command(task: Task) -> Callable[[], None]:
 def keep_asserts_of_parser() -> None:
     """Let Hydra's parser read functions and dicts under ``python -O``, too.
 
-    Up to Hydra 1.3 it steps on in what it reads within asserts.
+    Up to Hydra 1.3 it advances through its input inside ``assert`` statements.
     """
     from hydra.core.override_parser import overrides_parser, overrides_visitor
 
@@ -153,7 +153,7 @@ def forecast_memory(cfg: DictConfig) -> int:
 
 
 def run_task(task: Task, cfg: DictConfig) -> float:
-    """Check the config, claim the run directory, run, and leave the truth in its status file."""
+    """Check the config, lock the run directory, run, and write the outcome to its status file."""
     check(cfg)
     run_dir = Path(HydraConfig.get().runtime.output_dir)
     node = this_node()
@@ -164,7 +164,7 @@ def run_task(task: Task, cfg: DictConfig) -> float:
 
 
 def run_in(run_dir: Path, task: Task, cfg: DictConfig, node: Node) -> float:
-    """Run in a directory that is this process's alone."""
+    """Run in a directory that this process has locked."""
     status = Status(run_dir)
     changes = compare(cfg, run_dir)
     reached, score = status.fields["step"], status.fields["score"]
@@ -173,7 +173,7 @@ def run_in(run_dir: Path, task: Task, cfg: DictConfig, node: Node) -> float:
         log.info("%s is complete (score %s); nothing to do", run_dir, score)
         return score
     before = read_files(run_dir / ".hydra")
-    if status.fields["state"] == "running":  # its process is gone, since the directory is ours
+    if status.fields["state"] == "running":  # its process is gone: we have the lock
         name = fatal_signal(run_dir)
         how = f"by {name}; its stack is in {LOG}" if name else "without a word, by SIGKILL perhaps"
         log.warning("the attempt before was killed %s", how)
@@ -209,19 +209,19 @@ def run_in(run_dir: Path, task: Task, cfg: DictConfig, node: Node) -> float:
 
 
 def is_as_long(cfg: DictConfig, run_dir: Path) -> bool:
-    """Whether the run in a directory was to be as long as this one."""
+    """Whether the run in a directory was configured to be as long as this one."""
     stored = read_config(run_dir)["trainer"]
     names = [key.removeprefix("trainer.") for key in LENGTHS]
     return all(stored.get(name) == cfg.trainer.get(name) for name in names)
 
 
 def compare(cfg: DictConfig, run_dir: Path) -> list[str]:
-    """In what ``cfg`` differs from the run in a directory, if there is one; ``resume`` allows it.
+    """The differences of ``cfg`` from the run in a directory, as far as ``resume`` allows them.
 
-    A run without a checkpoint is no run yet: it starts anew.
+    A run without a checkpoint does not count: it starts again from the beginning.
 
     Raises:
-        UserError: ``resume`` does not allow to go on, or the run has come further than
+        UserError: ``resume`` does not allow the run to continue, or the run has come further than
             ``trainer.total_steps``.
 
     """
@@ -232,7 +232,7 @@ def compare(cfg: DictConfig, run_dir: Path) -> list[str]:
     if cfg.resume == "never":
         raise UserError(f"resume=never, but {run_dir} holds a run; choose another hydra.run.dir")
     stored = read_config(run_dir)
-    # As written first, since nothing that a file says is resolved; then as it is now.
+    # First as written, since the stored file is not resolved; then with values resolved.
     written = dict(differences(stored, OmegaConf.to_container(cfg)))
     resolved = dict(differences(stored, to_plain(cfg)))
     free = {"resume", *LENGTHS}
@@ -313,7 +313,7 @@ def claim(cfg: DictConfig, run_dir: Path) -> None:
 
 def fail(line: str, *, status: int) -> NoReturn:
     """Print one line on stderr and end the program."""
-    # A run directory may be anybody's, and a terminal obeys what is not printable.
+    # A run directory may be anybody's, and a terminal obeys control characters.
     printable = "".join(letter if letter.isprintable() else "?" for letter in line)
     sys.stderr.write(f"{Path(sys.argv[0]).name}: {printable}\n")
     sys.exit(status)

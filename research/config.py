@@ -1,4 +1,4 @@
-"""From config nodes to objects: each is checked, then built, and only from trusted modules."""
+"""Builds objects from config nodes, which are checked first, out of trusted modules only."""
 
 import collections.abc
 import importlib.util
@@ -80,7 +80,7 @@ def check(cfg: DictConfig) -> None:
 
 
 def check_experiment() -> None:
-    """Refuse an experiment with another algorithm than its own, whose numbers it would get."""
+    """Refuse an experiment with another algorithm than the one that its numbers are for."""
     if not HydraConfig.initialized():
         return
     chosen = HydraConfig.get().runtime.choices
@@ -93,7 +93,7 @@ def check_experiment() -> None:
 
 
 def check_alg_env() -> None:
-    """Refuse a choice that is none: Hydra passes over it, since a pair may have no such file."""
+    """Refuse an unknown ``alg_env``: Hydra ignores it, since a pair need not have a file."""
     if not (HydraConfig.initialized() and GlobalHydra.instance().is_initialized()):
         return
     chosen = HydraConfig.get().runtime.choices
@@ -123,7 +123,7 @@ def chosen_alg(experiment: str) -> str | None:
 
 
 def check_init(root: Mapping[str, Any]) -> None:
-    """Refuse what has no effect; whether ``init_from`` is there matters to a new run alone."""
+    """Refuse values without effect; only a new run checks whether ``init_from`` exists."""
     if root["init_parts"] == []:
         raise UserError("init_parts is empty; null takes all parts")
     if root["init_from"] is None and root["init_parts"] is not None:
@@ -133,7 +133,7 @@ def check_init(root: Mapping[str, Any]) -> None:
 
 
 def build(node: DictConfig, *collaborators: Any) -> Any:
-    """The object that ``node`` describes, by ``construct_part`` or what stands for it meanwhile."""
+    """The object that ``node`` describes, from ``construct_part`` or a rehearsal in its place."""
     return builder(node, *collaborators)
 
 
@@ -161,7 +161,7 @@ def construct_part(node: DictConfig, *collaborators: Any) -> Any:
             check_env(part)
         return part
     except ValueError as error:
-        if not is_deliberate(error):  # a bug of the constructor's, whose place has to be shown
+        if not is_deliberate(error):  # a bug in the constructor: show its traceback
             raise
         raise UserError(f"{path}: {error}") from error
 
@@ -171,7 +171,7 @@ builder: Callable[..., Any] = construct_part
 
 
 def construct(value: Any, trusted: Sequence[str]) -> Any:
-    """The object for a plain node; lists, dicts and scalars pass through."""
+    """The object that a plain node describes; lists, dicts and scalars pass through."""
     if isinstance(value, list):
         return [construct(item, trusted) for item in value]
     if not isinstance(value, dict):
@@ -260,7 +260,7 @@ def iterate_causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def check_node(value: Any, path: str, trusted: Sequence[str]) -> None:
-    """Check a plain config value and all that lies in it."""
+    """Check a plain config value and everything in it."""
     if value == "???":
         raise UserError(f"{path} has no value; give it: {path}=...")
     if isinstance(value, list):
@@ -299,7 +299,7 @@ def check_call(node: dict[str, Any], path: str, target: Callable[..., Any]) -> N
 
 
 def check_collaborators(call: partial[Any], given: Sequence[Any], path: str) -> None:
-    """Refuse a part for which a constructor is not made, such as another algorithm's network."""
+    """Refuse a part of a class that a constructor does not take, such as an unsuitable network."""
     try:
         names = list(inspect.signature(call).parameters)
     except (TypeError, ValueError):
@@ -307,7 +307,7 @@ def check_collaborators(call: partial[Any], given: Sequence[Any], path: str) -> 
     hints = {name: hint for name, hint in type_hints(call.func).items() if hint is not Any}
     for name, part in zip(names, given, strict=False):
         wanted = hints.get(name)
-        is_ours = type(part).__module__.startswith("research.")  # a user's may only look alike
+        is_ours = type(part).__module__.startswith("research.")  # a user's may be duck-typed
         if getattr(wanted, "_is_protocol", False) or not inspect.isclass(wanted):
             continue
         if is_ours and not isinstance(part, wanted):
@@ -318,7 +318,7 @@ def check_collaborators(call: partial[Any], given: Sequence[Any], path: str) -> 
 
 
 def check_env(env: Any) -> None:
-    """Refuse an environment that is not of the vector kind, which has ``num_envs``."""
+    """Refuse an environment that is not a vector environment, which has ``num_envs``."""
     if not hasattr(env, "num_envs"):
         name = env.__name__ if inspect.isclass(env) else type(env).__name__
         raise UserError(
@@ -328,7 +328,7 @@ def check_env(env: Any) -> None:
 
 
 def check_keys(given: Mapping[str, Any], known: set[str], path: str) -> None:
-    """Refuse a key that is not known, with the nearest one that is."""
+    """Refuse an unknown key; the message names the nearest known one."""
     for key in given:
         if key not in known:
             allowed = ", ".join(sorted(known))
@@ -383,7 +383,7 @@ def name_type(annotation: Any) -> str:
 
 
 def matches(value: Any, annotation: Any) -> bool:
-    """Whether a plain config value may stand for ``annotation``; true where that cannot be told."""
+    """Whether a plain config value fits ``annotation``; true if that cannot be known."""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin in (typing.Union, types.UnionType):
         return any(matches(value, argument) for argument in arguments)

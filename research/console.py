@@ -1,4 +1,4 @@
-"""Standard streams that nobody reads: a run goes on without them."""
+"""Standard streams whose reader is gone: a run continues without them."""
 
 import os
 import sys
@@ -6,7 +6,7 @@ from typing import Any, TextIO
 
 
 def outlive_readers() -> None:
-    """Let what is printed go nowhere once a stream is closed, or where it was from the start."""
+    """Discard what is printed to a stream without a reader, or one closed from the start."""
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:
             null = os.open(os.devnull, os.O_RDWR)  # gets the lowest free number: the stream's
@@ -18,9 +18,9 @@ def outlive_readers() -> None:
 
 
 class Printed:
-    """A stream, all that it is, whose writing never fails.
+    """Wraps a stream so that writing to it never fails.
 
-    When its reader is gone, what is written goes nowhere; what a full disk does not take is lost.
+    Text is lost when the reader of the stream is gone or the disk is full.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -45,7 +45,7 @@ class Printed:
             self.give_up(error)
 
     def give_up(self, error: OSError) -> None:
-        """Point a pipe that nobody reads at nothing, so that Python's end finds nothing amiss."""
+        """Redirect a pipe without a reader to the null device, so that Python can flush at exit."""
         if isinstance(error, BrokenPipeError):
             null = os.open(os.devnull, os.O_WRONLY)
             os.dup2(null, self.stream.fileno())

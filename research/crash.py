@@ -1,4 +1,4 @@
-"""What a process that a signal ends leaves behind: its Python stack, on stderr and in the log."""
+"""Writes the Python stack of a process that a signal kills to stderr and to its log."""
 
 import faulthandler
 import re
@@ -20,15 +20,15 @@ SIGNALS = {
     "Floating-point exception": "SIGFPE",
     "Floating point exception": "SIGFPE",
 }
-"""By the words with which faulthandler begins."""
+"""The signals, by the words with which faulthandler begins."""
 
 
 @contextmanager
 def crash_told(run_dir: Path) -> Iterator[None]:
-    """While it is entered, a fatal signal writes the stack of every thread to stderr and the log.
+    """In this context, a fatal signal writes the stack of every thread to stderr and the log.
 
-    faulthandler has one file; ``tee`` makes three of it. It outlives this process by a moment, and
-    the signals that a batch system sends to all processes of a job.
+    faulthandler writes to one file; ``tee`` copies that to three. It ends shortly after this
+    process, and ignores the signals that a batch system sends to all processes of a job.
     """
     files = [run_dir / LOG, run_dir / CRASH]
     files[1].unlink(missing_ok=True)

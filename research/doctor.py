@@ -1,4 +1,4 @@
-"""Prints what a job would find on this machine, and what to do where it would not run.
+"""Prints what this machine offers to a job, and what to do if a job would not run.
 
 ``python -m research.doctor``; the exit status is 1 if something that every training run needs is
 broken.
@@ -25,16 +25,16 @@ PIXEL_SIZE = 84
 RENDERING_S = 120
 """Time limit of the trial of the renderer: a broken driver may hang."""
 MIN_DISK = 10**9
-"""Bytes; a few checkpoints of a network for pixels."""
+"""Bytes for a few checkpoints of a network for pixels."""
 NO_LIMIT = "no limit of the control group"
 
 
 class Broken(Exception):
-    """What every training run needs is missing; the message says what to do."""
+    """Something that every training run needs is missing; the message says what to do."""
 
 
 def main() -> int:
-    """Print a line for each check; the exit status."""
+    """Print a line for each check; returns the exit status."""
     status = 0
     for name, check in CHECKS.items():
         try:
@@ -43,7 +43,7 @@ def main() -> int:
             line, status = f"BROKEN: {one_line(error)}", 1
         except UserError as error:
             line = f"PROBLEM: {one_line(error)}"
-        except Exception as error:  # a machine that differs from all known ones gets no traceback
+        except Exception as error:  # an unknown kind of machine gets no traceback
             line = f"cannot tell: {type(error).__name__}: {one_line(error)}"
         sys.stdout.write(f"{name:<10} {line}\n")
         sys.stdout.flush()
@@ -58,7 +58,7 @@ def check_cpus() -> str:
 
 
 def check_memory(root: Path = ROOT) -> str:
-    """Memory of the machine, what is left for this process and the least limit."""
+    """Memory of the machine, how much is available to this process, and the lowest limit."""
     from research.machine.memory import available_memory  # imports torch, which may be broken
 
     size = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -68,7 +68,7 @@ def check_memory(root: Path = ROOT) -> str:
 
 
 def memory_limits(root: Path) -> Iterator[int]:
-    """Bytes that this process's control groups grant, as far as they limit anything."""
+    """The limits of this process's control groups, in bytes."""
     from research.machine.memory import GROUP_FILES
 
     for kind, folders in control_groups("memory", root):
@@ -77,7 +77,7 @@ def memory_limits(root: Path) -> Iterator[int]:
                 limit = (folder / GROUP_FILES[kind][0]).read_text().strip()
             except OSError:
                 limit = "max"
-            if limit != "max" and int(limit) < 2**60:  # version 1 says so that there is none
+            if limit != "max" and int(limit) < 2**60:  # version 1 writes a huge number for no limit
                 yield int(limit)
 
 
@@ -98,7 +98,7 @@ def check_gpus() -> str:
 
 
 def check_torch() -> str:
-    """Versions of torch, CUDA and the driver, and whether they compute together."""
+    """Versions of torch, CUDA and the driver, and whether they work together."""
     try:
         import torch
     except Exception as error:  # a library that it loads may fail in any way
@@ -146,13 +146,13 @@ def check_rendering() -> str:
         raise UserError(speed)
     note = ""
     if not os.environ.get("MUJOCO_GL") and library == HEADLESS[-1]:
-        note = f"; on the CPU, for egl does not work ({try_library('egl')})"
+        note = f"; on the CPU, since egl does not work ({try_library('egl')})"
     size = f"{PIXEL_SIZE}x{PIXEL_SIZE}"
     return f"{library}, {speed:.0f} frames per second at {size} (cheetah){note}"
 
 
 def write_speed() -> None:
-    """Write frames per second as JSON to standard output, or why there are none."""
+    """Write frames per second as JSON to standard output, or why rendering failed."""
     from research.envs.dm_control import DMControl
 
     env = DMControl(
@@ -179,7 +179,7 @@ def write_speed() -> None:
 
 
 def check_disk() -> str:
-    """Free space where the outputs go."""
+    """Free disk space in the current folder, where runs write."""
     folder, free = os.getcwd(), shutil.disk_usage(".").free
     if not os.access(".", os.W_OK):
         raise Broken(f"{folder} cannot be written to; start runs from another folder")
@@ -200,7 +200,7 @@ def check_slurm() -> str:
     answer = subprocess.run(["sinfo", "--version"], capture_output=True, text=True, timeout=60)
     if answer.returncode:
         reason = (answer.stderr.strip().splitlines() or ["no reason given"])[-1]
-        raise UserError(f"sinfo is here but no cluster ({reason})")
+        raise UserError(f"sinfo is installed but finds no cluster ({reason})")
     return answer.stdout.strip()
 
 

@@ -13,7 +13,7 @@ LIBRARIES = tuple(Path(sysconfig.get_path(name)).resolve() for name in ("stdlib"
 
 
 class UserError(Exception):
-    """Something the user can mend; ``train.py`` prints it as one line and exits with status 1."""
+    """An error the user can mend; ``train.py`` prints it as one line and exits with status 1."""
 
 
 class DamagedFile(UserError):
@@ -21,15 +21,15 @@ class DamagedFile(UserError):
 
 
 class Misfit(UserError):
-    """A checkpoint is whole, but the parts of this run cannot take it over."""
+    """A checkpoint is whole, but the parts of this run cannot load it."""
 
 
 PREEMPTED = 75
-"""Exit status of a run that was told to stop and goes on later: EX_TEMPFAIL of sysexits.h."""
+"""Exit status of a run that was stopped and can be resumed: EX_TEMPFAIL of sysexits.h."""
 
 
 class Preempted(KeyboardInterrupt):
-    """A signal ended a run, which saved its work; the same command goes on from there."""
+    """A signal ended a run, which saved its work; the same command resumes it."""
 
 
 def did_you_mean(name: object, choices: Iterable[object]) -> str:
@@ -40,7 +40,7 @@ def did_you_mean(name: object, choices: Iterable[object]) -> str:
 
 
 def override(key: str, value: object) -> str:
-    """``key=value`` as Hydra's parser takes it, quoted if need be; a shell needs its own quotes."""
+    """``key=value`` for Hydra's parser, quoted if necessary; a shell needs its own quotes."""
     text = str(value)
     if not re.fullmatch("[A-Za-z0-9_./-]+", text):
         text = re.sub(r'(\\*)("|$)', lambda end: 2 * end[1] + (end[2] and '\\"'), text)
@@ -49,7 +49,7 @@ def override(key: str, value: object) -> str:
 
 
 def is_deliberate(error: BaseException) -> bool:
-    """Whether a ``raise`` statement raised it, rather than an operation that was impossible."""
+    """Whether a ``raise`` statement raised the error, not an operation that failed."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
@@ -59,7 +59,7 @@ def is_deliberate(error: BaseException) -> bool:
 
 
 def is_ours(error: BaseException) -> bool:
-    """Whether this project raised it, or a library that it called, rather than a user's code."""
+    """Whether this project, or a library that it called, raised the error, not a user's code."""
     files = [frame.f_code.co_filename for frame, _ in walk_tb(error.__traceback__)]
     paths = [Path(file).resolve() for file in files if not file.startswith("<")]
     own = [path for path in paths if not any(map(path.is_relative_to, LIBRARIES))]

@@ -1,4 +1,4 @@
-"""What the user is told of an error: one line, with the nearest name."""
+"""Explains an error to the user in one line, with the nearest name."""
 
 import errno
 import logging
@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 
 def one_line(error: BaseException) -> str | None:
-    """What to tell the user, or None when only a programmer can mend it."""
+    """The line to show the user, or None if only a programmer can mend the error."""
     for cause in iterate_causes(error):
         if isinstance(cause, UserError):
             return " ".join(str(cause).split())
@@ -51,7 +51,7 @@ def one_line(error: BaseException) -> str | None:
 
 
 def explain_file(error: OSError) -> str | None:
-    """One line for a file that cannot be used; None when that is a user's code's own affair."""
+    """One line for a file that cannot be used; None for other errors, or in a user's own code."""
     if error.errno not in CANNOT_USE or error.filename is None or not is_ours(error):
         return None
     return f"{error.filename}: {error.strerror}"
@@ -81,9 +81,9 @@ def explain_choice(error: MissingConfigException) -> str:
 
 
 def explain_no_choice(words: Sequence[str]) -> str | None:
-    """One line for the first group that is left without the choice that it needs, if one is.
+    """One line for the first group that is left without the choice that it needs, if there is one.
 
-    Hydra would speak of what is composed from the choices.
+    Hydra's own message would be about keys that are composed from the choices.
     """
     for word in words:
         group, _, choice = word.partition("=")
@@ -95,7 +95,7 @@ def explain_no_choice(words: Sequence[str]) -> str | None:
 
 
 def explain_word(wrong: str, typed: Sequence[str]) -> str:
-    """One line for a word that Hydra's parser does not take, with the form that it does.
+    """One line for a word that Hydra's parser rejects, with a form that it accepts.
 
     Args:
         wrong: the word.
@@ -120,7 +120,7 @@ def explain_word(wrong: str, typed: Sequence[str]) -> str:
 
 
 def is_parsed(word: str) -> bool:
-    """Whether Hydra takes this for an override of some key."""
+    """Whether Hydra parses this as an override of a key."""
     try:
         return bool(OverridesParser.create().parse_override(word).key_or_group)
     except HydraException:
@@ -128,12 +128,12 @@ def is_parsed(word: str) -> bool:
 
 
 def is_override(word: str) -> bool:
-    """Whether a word of the command line changes the config, rather than being an option's."""
+    """Whether a word of the command line is an override, not an option or its value."""
     return word.startswith("~") or ("=" in word and not word.startswith("-"))
 
 
 def explain_override(key: str) -> str:
-    """One line for a key that no config has, found among those that are there without it."""
+    """One line for an unknown key, with the keys of the config without that override."""
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import ConfigCompositionException
@@ -175,7 +175,7 @@ def first_value(override: Override) -> str:
 
 
 def exit_status(error: BaseException) -> int:
-    """What the program exits with, which launchers read as well."""
+    """The program's exit status for an error; launchers read it, too."""
     if isinstance(error, Preempted):
         return PREEMPTED
     return 130 if isinstance(error, KeyboardInterrupt) else 1

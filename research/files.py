@@ -9,8 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
-"""How deep a JSON file may be nested: what writes it again needs stack for each level."""
-
 
 def write_whole(path: Path, content: str | bytes | Callable[[IO[bytes]], object]) -> None:
     """Replace ``path`` by ``content`` (text, bytes, or a function that writes to a binary file).

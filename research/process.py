@@ -1,7 +1,7 @@
 """One call in a fresh process: ``python -m research.process``, pinned and never orphaned.
 
-The callable comes by cloudpickle through a file without a name, its result goes back through
-another, so that nothing is unpickled from a folder that others could write to.
+The callable is passed by cloudpickle in a file without a name, and its result in another, so that
+nothing is unpickled from a folder that others could write to.
 """
 
 import ctypes
@@ -27,11 +27,11 @@ from research.signals import OF_A_RUN, ignore
 
 ROOT = Path(__file__).parents[1]
 PR_SET_PDEATHSIG = 1
-ALWAYS = {"PYTHONFAULTHANDLER": "1", "PYTHONUNBUFFERED": "1"}  # the log of a killed job is whole
+ALWAYS = {"PYTHONFAULTHANDLER": "1", "PYTHONUNBUFFERED": "1"}  # the log of a killed job is complete
 
 
 class Call(NamedTuple):
-    """A callable without arguments, and what its process needs to import what it names.
+    """A pickled callable without arguments, and what its process needs to import it.
 
     Attributes:
         pickled: the callable.
@@ -50,8 +50,8 @@ class Ending(NamedTuple):
 
     Attributes:
         status: its exit status, or minus the number of the signal that ended it.
-        result: what the callable returned; None if it did not.
-        error: one line for the exception that it raised, or for ending without a word.
+        result: the callable's result; None if it did not return.
+        error: one line on the exception that it raised, or on a missing result; None otherwise.
 
     """
 
@@ -64,12 +64,12 @@ class Process:
     """A process that makes one call, as leader of its own session.
 
     Args:
-        call: by ``make_call``.
-        log: the open file that gets everything it prints.
-        out: that for standard output, if it is another.
+        call: the call, from ``make_call``.
+        log: the file descriptor for all that it prints.
+        out: the file descriptor for standard output, if it is another.
         environ: its environment.
-        cpus: the CPUs it is pinned to; none leaves it unpinned.
-        obeys: whether signals that ask for an end interrupt it; else it ignores them.
+        cpus: the CPUs it is pinned to; empty leaves it unpinned.
+        obeys: whether signals that ask a run to end interrupt it; otherwise it ignores them.
 
     """
 
@@ -106,9 +106,9 @@ class Process:
         self.started = time.monotonic()
 
     def has_ended(self) -> bool:
-        """Whether the call is over; what it left in its process group is killed before it says so.
+        """Whether the process has ended; if so, the rest of its process group is killed.
 
-        Its number stays taken until it is waited for, so that no other group can be meant.
+        It is reaped only after that, so that its PID cannot have become another group's.
         """
         if self.popen.returncode is None:
             options = os.WEXITED | os.WNOHANG | os.WNOWAIT
@@ -119,11 +119,11 @@ class Process:
         return True
 
     def stop(self) -> None:
-        """Ask the process, not its children, to come to an orderly end."""
+        """Ask the process, but not its children, to end (SIGTERM)."""
         self.popen.send_signal(signal.SIGTERM)
 
     def kill(self) -> None:
-        """End the process and all that it started, now."""
+        """Kill the process and its process group."""
         with suppress(ProcessLookupError, PermissionError):  # macOS: a group of zombies
             os.killpg(self.pid, signal.SIGKILL)
 
@@ -152,7 +152,7 @@ def find_root(path: Sequence[str]) -> Path:
 
 
 def main(call_file: int, result_file: int) -> NoReturn:
-    """Make the call that waits in ``call_file``; exit as it did."""
+    """Make the call in ``call_file``, write its result, and exit with its status."""
     collect_seldom()
     with open(call_file, "rb") as file:
         header = json.loads(file.readline())
@@ -174,20 +174,20 @@ def main(call_file: int, result_file: int) -> NoReturn:
 def collect_seldom() -> None:
     """Let Python look for cyclic garbage after 50,000 new objects instead of 700.
 
-    PyTorch's import makes a million that stay, and takes a fifth longer when they are looked
-    through again and again.
+    Importing PyTorch makes a million that stay, and takes a fifth longer if the collector looks
+    through them again and again.
     """
     gc.set_threshold(50_000, 20, 100)
 
 
 def interrupt(number: int, frame: FrameType | None) -> NoReturn:
-    """Interrupt the call, once: SLURM repeats SIGTERM, and so does the pool."""
+    """Interrupt the call, but only once: SLURM repeats SIGTERM, and so does the pool."""
     signal.signal(number, signal.SIG_IGN)
     raise KeyboardInterrupt
 
 
 def make(call: Callable[[], Any]) -> tuple[int, tuple[Any, str | None]]:
-    """The exit status for a call, its result, and one line for what it raised."""
+    """Make a call; returns the exit status, and the result with one line on what it raised."""
     try:
         return 0, (call(), None)
     except SystemExit as error:
@@ -213,7 +213,7 @@ def error_line(error: BaseException) -> str:
 
 
 def skip_launcher(trace: TracebackType | None) -> TracebackType | None:
-    """A traceback without the frames that every job has."""
+    """A traceback without its first frames, which are the launcher's in every job."""
     own = (__file__, str(Path(__file__).parent / "launchers"))
     while trace and trace.tb_frame.f_code.co_filename.startswith(own):
         trace = trace.tb_next

@@ -1,4 +1,4 @@
-"""A task up to where it would train: every part is built as a run would build it, none is used."""
+"""Runs a task up to where it would train: every part is built as in a run, and none is used."""
 
 import json
 import traceback
@@ -24,7 +24,7 @@ SHARED = ("env", "dataset")
 """Parts that are built once for consecutive configs in which they are the same."""
 
 INDIFFERENT = ("seed", "name", "resume")
-"""Keys that every value suits which ``check`` admits."""
+"""Keys whose values need no rehearsal: any that ``check`` accepts is valid."""
 
 
 class Rehearsed(Exception):
@@ -34,12 +34,12 @@ class Rehearsed(Exception):
 class Rehearsal:
     """Builds the parts of one config after the other, on the CPU.
 
-    The trainer is the last part that is built; loggers are not, since they begin to write.
+    The trainer is the last part that is built; loggers are not built, since they would write files.
 
     Args:
         task: trains what a config names.
-        elsewhere: whether the runs are for other machines. What environments and datasets say here,
-            which lacks their GPUs and files, is then no reason to refuse a config.
+        elsewhere: whether the runs are for other machines. A config is then not refused for errors
+            of its environment or dataset, since this machine may lack their GPUs and files.
 
     """
 
@@ -50,7 +50,7 @@ class Rehearsal:
         self.seen: set[str] = set()
 
     def __call__(self, cfg: DictConfig, run_dir: Path) -> None:
-        """Rehearse a config, unless one was that differs in the seed alone.
+        """Rehearse a config, unless one that differs only in ``INDIFFERENT`` keys has been.
 
         Raises:
             UserError: a part cannot be built; for a bug, its traceback is on stderr.
@@ -75,7 +75,7 @@ class Rehearsal:
             raise UserError(line or error_line(error)) from error
 
     def build(self, node: DictConfig, *collaborators: Any) -> Any:
-        """What ``research.config.build`` does meanwhile."""
+        """Take the place of ``research.config.build`` during a rehearsal."""
         name = str(node._get_full_key(None))
         if name == "logger":
             return None
@@ -99,7 +99,7 @@ class Rehearsal:
 
 @contextmanager
 def rehearsing(task: Task, *, elsewhere: bool) -> Iterator[Rehearsal]:
-    """Let ``build`` rehearse meanwhile."""
+    """In this context, ``research.config.build`` rehearses."""
     rehearsal = Rehearsal(task, elsewhere=elsewhere)
     config.builder = rehearsal.build
     try:

@@ -1,7 +1,8 @@
-"""Who hears which signal.
+"""Which process handles which signal.
 
-A terminal sends SIGINT (Ctrl-C) to every process of a command, a batch system SIGTERM or what it is
-told to, often to every process of a job. So one process of each run decides, and the others wait:
+A terminal sends SIGINT (Ctrl-C) to every process of a command; a batch system sends SIGTERM or the
+signal it is asked for, often to every process of a job. So one process of each run decides when to
+end, and the others follow it:
 
 | process | SIGINT, SIGTERM | SIGUSR1 | SIGUSR2 | SIGHUP |
 | --- | --- | --- | --- | --- |
@@ -12,10 +13,11 @@ told to, often to every process of a job. So one process of each run decides, an
 | a job or rank 0, until it trains | KeyboardInterrupt | the same | ignored | kills it |
 | the same, while it trains | ends after the step, saved | the same | the same | kills it |
 | other ranks, environments | ignored | ignored | ignored | kills it |
-| readers of examples | SIGINT ignored, SIGTERM of the run heard | kills it | kills it | kills it |
+| readers of examples | SIGINT ignored, the run's SIGTERM ends it | kills it | kills it | kills it |
 | guard of a launcher's jobs | ignored | kills it | ignored | ignored |
 
-A second SIGINT ends a training at once. What was ignored when the command began (nohup) stays so.
+A second SIGINT ends training at once. Signals that are ignored when the command begins (nohup) stay
+ignored.
 """
 
 import signal
@@ -30,13 +32,13 @@ from research.errors import Preempted
 Handler = Callable[[int, FrameType | None], Any]
 
 OF_A_RUN = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
-"""Those that end a run, its work saved."""
+"""Signals that end a run, which saves its work first."""
 
 OF_A_LAUNCHER = (*OF_A_RUN, signal.SIGHUP)
-"""Those that end a sweep on this machine."""
+"""Signals that end a sweep on this machine."""
 
 OF_A_SLURM_TASK = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
-"""Those that end a sweep's jobs in their allocation; SIGUSR2 says that its time is nearly up."""
+"""Signals that end the jobs of an allocation; SIGUSR2 says that its time is nearly up."""
 
 
 def ignore(numbers: Sequence[int]) -> None:
@@ -46,14 +48,14 @@ def ignore(numbers: Sequence[int]) -> None:
 
 
 def hear(numbers: Sequence[int], handler: Handler) -> dict[int, Any]:
-    """Take signals, but for those that are ignored; returns what took them before."""
+    """Set the handler of the signals that are not ignored; returns their previous handlers."""
     heard = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
     return {number: signal.signal(number, handler) for number in heard}
 
 
 @contextmanager
 def hearing(numbers: Sequence[int], handler: Handler) -> Iterator[None]:
-    """Take signals meanwhile, but for those that are ignored; in the main thread alone."""
+    """In this context, ``handler`` gets the signals that are not ignored; main thread only."""
     before = {}
     if threading.current_thread() is threading.main_thread():
         before = hear(numbers, handler)
@@ -65,10 +67,10 @@ def hearing(numbers: Sequence[int], handler: Handler) -> Iterator[None]:
 
 
 class StopRequest:
-    """While it is entered, signals that end a run are noted; a second SIGINT ends it at once.
+    """In this context, signals that end a run are noted; a second SIGINT ends the run at once.
 
     Attributes:
-        made: the name of the first one that came, or None.
+        made: the name of the first signal that came, or None.
 
     """
 
@@ -90,7 +92,7 @@ class StopRequest:
         self.hearing.__exit__(None, None, None)
 
     def note(self, number: int, frame: FrameType | None) -> None:
-        """Take a signal."""
+        """Handle a signal."""
         if self.made and number == signal.SIGINT:  # batch systems repeat the others
             raise KeyboardInterrupt
         self.made = self.made or signal.Signals(number).name
@@ -99,7 +101,7 @@ class StopRequest:
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
-        """Do not wait for the end of what is done meanwhile: ``Preempted`` is raised within it."""
+        """In this context, raise ``Preempted`` as soon as a signal comes, not at the next check."""
         self.is_heard_at_once = True
         try:
             self.check()

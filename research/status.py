@@ -38,14 +38,14 @@ MAX_BYTES = 2**20
 """A longer file is no status."""
 
 RESERVE_BYTES = 4096
-"""Of the disk, kept free by a running process for the last status that it writes."""
+"""Disk space that a running process reserves for the last status that it writes."""
 
 
 class Status:
     """``status.json`` of a run directory, always whole, one writer at a time.
 
     Raises:
-        UserError: the file is there and is not a run's status.
+        UserError: the file exists and is not a run's status.
 
     """
 
@@ -56,18 +56,18 @@ class Status:
         self.read()
 
     def read(self) -> None:
-        """Take over what another process has written."""
+        """Read the file again, which another process may have replaced."""
         self.fields = dict(read_status(self.path.parent) or BLANK)
 
     def submit(self) -> None:
-        """Say that the run waits for its turn."""
+        """Set the state to ``pending``: the run waits to be started."""
         self.fields.update(
             state="pending", host=None, pid=None, started=None, ended=None, exit_reason=None
         )
         self.write()
 
     def start(self, *, total_steps: int | None = None) -> None:
-        """Say that this process makes the next attempt; step and score stay until updated."""
+        """Begin the next attempt, by this process; step and score stay until updated."""
         self.fields.update(
             state="running",
             attempt=self.fields["attempt"] + 1,
@@ -82,17 +82,17 @@ class Status:
         self.write()
 
     def expect(self, total_steps: int) -> None:
-        """Note how many steps the run is to have."""
+        """Set the number of steps that the run will have."""
         self.fields.update(total_steps=total_steps)
         self.write()
 
     def update(self, *, step: int, score: float | None = None, speed: float | None = None) -> None:
-        """Note the progress; it is written at most once a second.
+        """Update the progress; the file is written at most once a second.
 
         Args:
             step: the steps done.
-            score: the latest; None leaves the one before. No number becomes null in the file.
-            speed: in steps per second; None leaves the one before.
+            score: the latest; None keeps the previous one, NaN and infinity become null.
+            speed: in steps per second; None keeps the previous one.
 
         """
         self.fields.update(step=step)
@@ -104,7 +104,7 @@ class Status:
             self.write()
 
     def end(self, state: Literal["completed", "failed", "preempted"], exit_reason: str) -> None:
-        """Say that this attempt is over, and why."""
+        """Set the final state of this attempt, and why it ended."""
         self.fields.update(state=state, ended=utc_now(), exit_reason=exit_reason)
         try:
             self.write()
@@ -115,7 +115,7 @@ class Status:
             self.write_into_reserve()
 
     def write_into_reserve(self) -> None:
-        """Replace the file by what has its room on the disk already."""
+        """Replace the file by the reserved one, which needs no more disk space."""
         self.fields["exit_reason"] = self.fields["exit_reason"][: RESERVE_BYTES // 8]
         with self.reserve.open("r+b") as file:
             file.write(json.dumps(self.fields, indent=2).encode())  # blanks follow
@@ -130,7 +130,7 @@ class Status:
 
 
 def read_status(run_dir: Path) -> Mapping[str, Any] | None:
-    """The fields of ``status.json``, every one of them, or None if there is no such file.
+    """The fields of ``status.json``, missing ones from ``BLANK``; None if there is no such file.
 
     Raises:
         UserError: the file is not a run's status.
@@ -161,7 +161,7 @@ def read_status(run_dir: Path) -> Mapping[str, Any] | None:
 
 
 def missed_form(name: str, value: object) -> str | None:
-    """What the field ``name`` must be, if ``value`` is not."""
+    """The form that the field ``name`` must have, if ``value`` lacks it, else None."""
     if name in ("attempt", "step"):
         return None if is_count(value) else "a whole number"
     if name in ("total_steps", "pid"):
@@ -185,14 +185,14 @@ def is_number(value: object) -> bool:
 
 @contextmanager
 def sole_process(folder: Path, *, patience_s: float = 3.0) -> Iterator[None]:
-    """Keep other processes out of a run or sweep directory, until this one ends, however it ends.
+    """Keep other processes out of a run or sweep directory, until the block or this process ends.
 
     Args:
-        folder: exists.
+        folder: an existing directory.
         patience_s: how long to wait for a process that is about to end.
 
     Raises:
-        UserError: another process is at work there.
+        UserError: another process has locked the directory.
 
     """
     deadline = time.monotonic() + patience_s
@@ -208,7 +208,7 @@ def sole_process(folder: Path, *, patience_s: float = 3.0) -> Iterator[None]:
 
 
 def is_in_use(folder: Path) -> bool:
-    """Whether a process is at work in a run or sweep directory, as ``sole_process`` tells it."""
+    """Whether a process has locked a run or sweep directory by ``sole_process``."""
     try:
         with (folder / ".lock").open("r+") as lock:
             return not try_lock(lock)
@@ -217,7 +217,7 @@ def is_in_use(folder: Path) -> bool:
 
 
 def lock_owner(folder: Path) -> tuple[int, str] | None:
-    """Process number and host of whoever locked a directory last; None if nobody noted it."""
+    """PID and host of the process that locked a directory last; None if they were not written."""
     words = (folder / ".lock").read_text().split()
     return (int(words[1]), words[3]) if len(words) == 4 else None
 
@@ -232,7 +232,7 @@ def try_lock(file: IO[str]) -> bool:
 
 
 def owner(lock: IO[str]) -> str:
-    """Who wrote into a lock file, in brackets; nothing where nobody did."""
+    """The content of a lock file in brackets; empty if it has none."""
     lock.seek(0)
     text = lock.read().strip()
     return f" ({text})" if text else ""

@@ -1,4 +1,4 @@
-"""A sweep from any shell, later: ``python -m research.sweep status|wait|cancel|retry DIR``."""
+"""Commands for an existing sweep: ``python -m research.sweep status|wait|cancel|retry DIR``."""
 
 import argparse
 import logging
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Do what the command line says; the exit status."""
+    """Run the command of the command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m research.sweep", description=DESCRIPTION)
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     for verb, (_, text) in VERBS.items():
@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def show_status(sweep: Path) -> int:
-    """Print every job once."""
+    """Print the current state of every job."""
     follower = Follower(sweep, planned_jobs(sweep))
     for line in table(follower.look(), width=shutil.get_terminal_size((120, 0)).columns):
         log.info("%s", line)
@@ -51,14 +51,14 @@ def show_status(sweep: Path) -> int:
 
 
 def wait_for(sweep: Path) -> int:
-    """Wait for the end; 0 if every job completed."""
+    """Wait until all jobs have ended; returns 0 if every one completed."""
     jobs = planned_jobs(sweep)
     wait_showing(sweep, jobs)
     return 0 if report(sweep, jobs, mode=score_mode(sweep)) else 1
 
 
 def score_mode(sweep: Path) -> Literal["max", "min"] | None:
-    """Whether a high or a low score is better, if the config tells."""
+    """Whether a high or a low score is better, if the config says so."""
     plan = read_plan(sweep)
     trainer = plan["config"].get("trainer") if plan else None
     mode = trainer.get("mode") if isinstance(trainer, dict) else None
@@ -66,7 +66,7 @@ def score_mode(sweep: Path) -> Literal["max", "min"] | None:
 
 
 def cancel_jobs(sweep: Path) -> int:
-    """Tell everything that waits or runs to end; jobs save their work first."""
+    """Cancel the jobs that wait, and tell those that run to save their work and end."""
     jobs = planned_jobs(sweep)
     places = find_places(read_submissions(sweep))
     if places is None:
@@ -85,12 +85,12 @@ def cancel_jobs(sweep: Path) -> int:
     elif tasks:
         log.info("cancelled %s", ", ".join(sorted(tasks)))
     else:
-        log.info("nothing of %s waits or runs", sweep)
+        log.info("no job of %s waits or runs", sweep)
     return 0
 
 
 def retry(sweep: Path) -> int:
-    """Run what has not completed, by the command that made the sweep."""
+    """Run the jobs that have not completed, with the command that started the sweep."""
     plan = read_plan(sweep)
     planned_jobs(sweep)
     assert plan is not None
@@ -101,10 +101,10 @@ def retry(sweep: Path) -> int:
 
 
 VERBS = {
-    "status": (show_status, "print every job as it stands"),
+    "status": (show_status, "print the current state of every job"),
     "wait": (wait_for, "wait for the end, then print the results; exit status 0 if all completed"),
-    "cancel": (cancel_jobs, "tell everything that waits or runs to save its work and end"),
-    "retry": (retry, "run what has not completed, by the command that made the sweep"),
+    "cancel": (cancel_jobs, "cancel the jobs; those that run save their work and end"),
+    "retry": (retry, "run the jobs that have not completed, with the sweep's own command"),
 }
 DESCRIPTION = "Look after a sweep from any shell."
 

@@ -14,12 +14,12 @@ from omegaconf import OmegaConf
 
 @dataclass
 class GridConf(BasicSweeperConf):
-    """Options of the grid sweeper, beside Hydra's own ``params`` and ``max_batch_size``.
+    """Options of the grid sweeper, in addition to Hydra's own ``params`` and ``max_batch_size``.
 
     Attributes:
-        paired: groups of keys whose values go together, first with first, instead of being
+        paired: groups of keys that vary together, first value with first value, instead of being
             multiplied: ``[[alg.optim.lr,network.hidden_dims]]``.
-        dry_run: print and check every job, start none.
+        dry_run: check and print every job, start none.
 
     """
 
@@ -34,7 +34,7 @@ ConfigStore.instance().store(
 
 
 class GridSweeper(BasicSweeper):
-    """Every combination of the swept values, but for those that are paired."""
+    """Launches every combination of the swept values, where paired keys vary together."""
 
     def __init__(self, *, paired: Sequence[Sequence[str]], dry_run: bool, **options: Any) -> None:
         super().__init__(**options)
@@ -58,8 +58,9 @@ class GridSweeper(BasicSweeper):
         self.overrides = in_batches(combine(overrides, self.paired), self.max_batch_size)
         sweep_dir = Path(self.config.hydra.sweep.dir)
         sweep_dir.mkdir(parents=True, exist_ok=True)
-        if not (sweep_dir / "multirun.yaml").exists():  # our launchers replace it, if they take on
-            OmegaConf.save(self.config, sweep_dir / "multirun.yaml")  # the command
+        # Our launchers replace it, once they have accepted the command.
+        if not (sweep_dir / "multirun.yaml").exists():
+            OmegaConf.save(self.config, sweep_dir / "multirun.yaml")
         returns: list[Sequence[JobReturn]] = []
         for batch in self.overrides:
             first = sum(map(len, returns))

@@ -18,17 +18,18 @@ class LocalConf:
     Attributes:
         gpus: ``auto`` (those here, or those that CUDA_VISIBLE_DEVICES names), a list of indices,
             UUIDs or MIG names, or ``[]`` for none.
-        gpus_per_job: GPUs of each job, neighbours in the list; without GPUs neither this nor
-            ``jobs_per_gpu`` counts.
-        jobs_per_gpu: jobs that share a GPU; 1 if each has several.
-        cpus: ``auto`` (those this process may use), how many, or a list of them.
-        cpus_per_job: null divides them: one each without GPUs, evenly with them.
-        max_jobs: jobs at once at most; null for as many as there are slots.
-        stagger_s: least seconds between two starts.
-        retries: further attempts for a job that fails; it goes on from its last checkpoint.
+        gpus_per_job: adjacent GPUs in the list for each job; ignored without GPUs.
+        jobs_per_gpu: jobs that share a GPU, 1 if each job has several; ignored without GPUs.
+        cpus: ``auto`` (those this process may use), a number of them, or a list of them.
+        cpus_per_job: CPUs of each job; null divides them evenly among the jobs, which without GPUs
+            are as many as the CPUs, or ``max_jobs`` if that is lower.
+        max_jobs: the largest number of jobs at once, or null.
+        stagger_s: minimum seconds between two starts.
+        retries: further attempts for a job that does not complete; it resumes from its last
+            checkpoint.
         fail_fast: stop the others when a job has failed for good.
         timeout_s: seconds that an attempt may take; null for no limit.
-        mps: start NVIDIA's Multi-Process Service around the jobs.
+        mps: run the jobs under NVIDIA's Multi-Process Service.
 
     """
 
@@ -60,7 +61,7 @@ class LocalLauncher(Launcher):
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
-        """Take the program."""
+        """Store the program that ``launch`` runs."""
         from research.launchers.plan.batch import Program
 
         self.program = Program(config, hydra_context, task_function)

@@ -14,16 +14,16 @@ from omegaconf import DictConfig
 
 @dataclass
 class SlurmConf(SlurmQueueConf):
-    """Options of the SLURM launcher, beside those of ``hydra-submitit-launcher``, of their names.
+    """Options of the SLURM launcher, in addition to those of ``hydra-submitit-launcher``.
 
     Attributes:
         jobs_per_allocation: jobs that share the GPUs of an allocation and divide its CPUs.
-        remainder: where the jobs go that fill no allocation: ``spread`` over the others, or in a
-            ``new``, smaller one.
+        remainder: where the jobs go that do not fill an allocation: ``spread`` over the others, or
+            in a ``new``, smaller one.
         snapshot: run the code as it is now, from a copy in the sweep directory.
-        wait: stay until all jobs have ended, and return what they returned.
-        max_requeues: how often an allocation that ran out of time is queued again; its unfinished
-            jobs go on from their last checkpoints.
+        wait: wait until all jobs have ended, and return their results.
+        max_requeues: how often an allocation that ran out of time is requeued; its unfinished jobs
+            resume from their last checkpoints.
 
     """
 
@@ -49,7 +49,7 @@ class SlurmLauncher(Launcher):
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
-        """Take the program."""
+        """Store the program that ``launch`` runs."""
         from research.launchers.plan.batch import Program
 
         self.program = Program(config, hydra_context, task_function)
@@ -63,5 +63,5 @@ class SlurmLauncher(Launcher):
         return launch(self.program, self.options, job_overrides)
 
     def jobs_at_once(self) -> int:
-        """How many jobs run at once, of those that surely do."""
+        """How many jobs are sure to run at once: those of one allocation."""
         return self.options.jobs_per_allocation

@@ -1,4 +1,4 @@
-"""What any environment returns, held against what gymnasium promises."""
+"""Checks what an environment returns against gymnasium's API."""
 
 import copy
 import inspect
@@ -18,11 +18,11 @@ ARRAYS = (spaces.Box, spaces.MultiBinary, spaces.MultiDiscrete)
 """The spaces whose elements are arrays of one shape."""
 
 MADE = (OrderEnforcing, PassiveEnvChecker, TimeLimit)
-"""What ``gymnasium.make`` puts around an environment; it takes the promises for granted."""
+"""The wrappers that ``gymnasium.make`` adds; they assume that the environment keeps the API."""
 
 
 class Checked(gymnasium.Wrapper):
-    """Refuses in one line what an environment must not return; rewards become floats.
+    """Refuses in one line a result that violates gymnasium's API; rewards become floats.
 
     A reward may be an array of one number. The environment may write into the action, since it
     gets a copy.
@@ -61,7 +61,7 @@ class Checked(gymnasium.Wrapper):
         return obs, self.to_number(reward), bool(terminated), bool(truncated), info
 
     def check_obs(self, obs: Any) -> None:
-        """Refuse an observation that is not of the form that the space declares."""
+        """Refuse an observation whose form differs from the declared space's."""
         if difference := find_difference(self.declared, obs):
             raise UserError(f"{self.name}: {difference}")
 
@@ -75,12 +75,12 @@ class Checked(gymnasium.Wrapper):
 
     @property
     def spec(self) -> EnvSpec | None:
-        """That of the environment, which is made without this wrapper."""
+        """The spec of the environment without this wrapper."""
         return self.env.spec
 
 
 def check_env(env: gymnasium.Env) -> gymnasium.Env:
-    """``env`` with a ``Checked`` beneath what ``gymnasium.make`` has put around it."""
+    """``env`` with a ``Checked`` beneath the wrappers that ``gymnasium.make`` has added."""
     outer, inner = None, env
     while isinstance(inner, MADE):
         outer, inner = inner, inner.env
@@ -91,7 +91,7 @@ def check_env(env: gymnasium.Env) -> gymnasium.Env:
 
 
 def require_seeded_reset(reset: Callable[..., Any], name: str, mend: str = "") -> None:
-    """Refuse a ``reset`` that takes no seed or no options; ``mend`` says what else can be done."""
+    """Refuse a ``reset`` that takes no seed or no options; ``mend`` ends the message."""
     parameters = inspect.signature(reset).parameters.values()
     is_open = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
     missing = {"seed", "options"} - {parameter.name for parameter in parameters}
@@ -103,19 +103,19 @@ def require_seeded_reset(reset: Callable[..., Any], name: str, mend: str = "") -
 
 
 def copy_action(action: Any) -> Any:
-    """An action that nobody else writes into."""
+    """A copy of an action, nested parts included."""
     return action.copy() if isinstance(action, np.ndarray) else copy.deepcopy(action)
 
 
 def name_types(result: Any) -> str:
-    """What came instead of a tuple of a certain length."""
+    """The number and types of the values in ``result``, for an error message."""
     if isinstance(result, tuple):
         return f"{len(result)} values: ({', '.join(type(value).__name__ for value in result)})"
     return f"one {type(result).__name__}"
 
 
 def find_difference(space: gymnasium.Space, obs: Any, name: str = "observation") -> str | None:
-    """In what ``obs`` has another form than the elements of ``space``; None if in nothing."""
+    """How the form of ``obs`` differs from that of the elements of ``space``, or None."""
     if isinstance(space, ARRAYS):
         shape = obs.shape if isinstance(obs, np.ndarray) else np.shape(obs)
         if shape != space.shape:

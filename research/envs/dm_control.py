@@ -16,7 +16,7 @@ from research.envs.vector import Vector, require_limit, vectorize
 from research.errors import UserError, did_you_mean
 
 UNBOUNDED = 1e10
-"""The size of a bound from which on MuJoCo means that there is none (mjMAXVAL)."""
+"""MuJoCo treats a bound of this size or larger as no bound (mjMAXVAL)."""
 
 
 class DMControl(gymnasium.Env[Any, np.ndarray]):
@@ -29,7 +29,7 @@ class DMControl(gymnasium.Env[Any, np.ndarray]):
     | action | float32, the suite's box |
 
     An episode's last step is ``terminated`` if its discount is 0, otherwise ``truncated``.
-    ``render`` returns (H, W, 3) bytes and loads a rendering library at its first call.
+    ``render`` returns uint8 (H, W, 3) and loads a rendering library at its first call.
 
     Raises:
         ValueError: there is no such domain, task or camera.
@@ -68,7 +68,7 @@ class DMControl(gymnasium.Env[Any, np.ndarray]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
-        """Start an episode; ``seed`` (below 2**32) fixes it whatever happened before."""
+        """Start an episode; with ``seed`` (below 2**32) it does not depend on earlier ones."""
         super().reset(seed=seed)
         if seed is not None:
             self.dm_env.task.random.seed(seed)
@@ -88,7 +88,7 @@ class DMControl(gymnasium.Env[Any, np.ndarray]):
         return self.convert_obs(self.dm_env.task.get_observation(self.dm_env.physics))
 
     def state_dict(self) -> dict[str, Any]:
-        """What steps have changed since the reset: numbers, strings, None and arrays."""
+        """All that steps have changed since the reset, as numbers, strings, None and arrays."""
         env = self.dm_env
         _, key, position, has_gauss, gauss = env.task.random.get_state()
         return {
@@ -106,10 +106,10 @@ class DMControl(gymnasium.Env[Any, np.ndarray]):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from ``state``; a reset has just begun the same episode.
+        """Continue from ``state``; call this after a reset with the seed of the same episode.
 
         Raises:
-            ValueError: ``state`` is none of this task; nothing has changed.
+            ValueError: ``state`` is not one of this task; then nothing has changed.
 
         """
         if not (has_form(state, self.state_dict()) and is_in_range(state)):
@@ -131,7 +131,7 @@ class DMControl(gymnasium.Env[Any, np.ndarray]):
         env._step_count, env._reset_next_step = state["step_count"], state["is_over"]
 
     def render(self) -> np.ndarray:
-        """(H, W, 3) bytes.
+        """The current frame, uint8 (H, W, 3).
 
         Raises:
             UserError: no rendering library works here.
@@ -140,10 +140,10 @@ class DMControl(gymnasium.Env[Any, np.ndarray]):
         return self.render_frame(self.height, self.width)
 
     def render_frame(self, height: int, width: int) -> np.ndarray:
-        """What ``render`` returns, in another size."""
+        """The frame that ``render`` returns, in another size."""
         camera = self.cameras.get((height, width))
         if camera is None:
-            # Kept, unlike by physics.render: making one takes a seventh of a frame's time.
+            # physics.render makes one for each frame, which takes a seventh of its time.
             engine = importlib.import_module("dm_control.mujoco.engine")
             camera = engine.Camera(self.dm_env.physics, height, width, self.camera_id)
             self.cameras[height, width] = camera
@@ -168,19 +168,19 @@ def load(domain: str, task: str) -> Any:
     tasks = suite.TASKS_BY_DOMAIN
     require_choice("domain", domain, tasks)
     require_choice(f"task of {domain}", task, tasks[domain])
-    # lqr draws its model when it is made; the copies in a vector must be one and the same.
+    # lqr draws its model when it is made; the copies in a vector must have the same one.
     env = suite.load(domain, task, task_kwargs={"random": 0})
     env.task.random.seed(None)
     return env
 
 
 def import_mujoco() -> Any:
-    """MuJoCo as dm_control has loaded it; by itself it would refuse an unknown MUJOCO_GL."""
+    """MuJoCo as dm_control has imported it; on its own it would refuse an unknown MUJOCO_GL."""
     return importlib.import_module("mujoco")
 
 
 def integration_state() -> int:
-    """MuJoCo's number for all that its next step depends on."""
+    """MuJoCo's flag for the whole state that its next step depends on."""
     return import_mujoco().mjtState.mjSTATE_INTEGRATION.value
 
 
@@ -209,7 +209,7 @@ def has_form(value: Any, like: Any) -> bool:
 
 
 def is_in_range(state: dict[str, Any]) -> bool:
-    """Whether a state holds what MuJoCo and NumPy do not check themselves."""
+    """Whether those values of a state are valid that MuJoCo and NumPy do not check themselves."""
     random = state["random"]
     key = random["key"]
     return bool(
@@ -223,7 +223,7 @@ def is_in_range(state: dict[str, Any]) -> bool:
 
 
 def require_choice(what: str, name: str, choices: Iterable[str]) -> None:
-    """Refuse a ``name`` that is none of the choices, naming the nearest and all of them."""
+    """Refuse a ``name`` that is not one of the choices; the message lists them and the nearest."""
     choices = list(choices)
     if name not in choices:
         guess = did_you_mean(name, choices)
@@ -274,12 +274,12 @@ def make_dm_control(
 
     An episode is truncated after ``max_episode_steps`` frames; None for the suite's number.
 
-    With ``pixels`` they are observed as ``Pixels``, whatever ``flatten_obs``, ``height`` and
-    ``width`` say. Without, ``pixel_size`` and ``frame_stack`` change nothing.
+    With ``pixels``, observations are those of ``Pixels``, and ``flatten_obs``, ``height`` and
+    ``width`` do not affect them. Without, ``pixel_size`` and ``frame_stack`` are ignored.
 
     Raises:
         ValueError: an argument is wrong; see ``DMControl``, ``Pixels`` and ``vectorize``.
-        UserError: there are to be pixels, and no rendering library works here.
+        UserError: ``pixels`` is true, and no rendering library works here.
 
     """
     require_limit(max_episode_steps)

@@ -66,7 +66,7 @@ def how_to_import(id: str) -> str:
 
 
 def is_of_call(error: BaseException, kwargs: Mapping[str, Any]) -> bool:
-    """Whether a constructor does not take ``kwargs``, rather than having failed in its body."""
+    """Whether a TypeError means that a constructor refused ``kwargs``, not that its body failed."""
     steps = [frame for frame, _ in walk_tb(error.__traceback__)]
     is_refused = any(f"unexpected keyword argument '{name}'" in str(error) for name in kwargs)
     return is_refused or steps[-1].f_code.co_name == "make"

@@ -19,12 +19,12 @@ from research.errors import UserError, did_you_mean
 class LegacyGym(gymnasium.Env[Any, Any]):
     """An environment of gym 0.26 as one of gymnasium; the two differ in their spaces' classes.
 
-    One of the older API (``step`` returns four values) needs ``apply_api_compatibility`` among
-    its ``kwargs``, which is gym's own. gym's time limit is taken off.
+    An environment of the older API (``step`` returns four values) needs gym's own option
+    ``apply_api_compatibility`` in its ``kwargs``. gym's time limit is removed.
 
     Raises:
         ValueError: gym cannot make the environment, it is of the older API, or it has a space that
-            gymnasium has not.
+            gymnasium lacks.
         UserError: the environment needs a package that is not installed.
 
     Attributes:
@@ -35,7 +35,7 @@ class LegacyGym(gymnasium.Env[Any, Any]):
     def __init__(self, id: str, kwargs: Mapping[str, Any]) -> None:
         self.gym_env = make_gym(id, kwargs)
         self.max_episode_steps: int | None = None
-        for kind in ("TimeLimit", "OrderEnforcing"):  # they unpack what nobody has checked yet
+        for kind in ("TimeLimit", "OrderEnforcing"):  # they unpack results before they are checked
             if type(self.gym_env).__name__ == kind:
                 limit = getattr(self.gym_env, "_max_episode_steps", None)
                 self.max_episode_steps = self.max_episode_steps or limit
@@ -64,7 +64,7 @@ class LegacyGym(gymnasium.Env[Any, Any]):
         return self.id
 
     def render(self) -> Any:
-        """What the environment's ``render_mode`` shows."""
+        """The frame or text that the environment's ``render_mode`` produces."""
         return self.gym_env.render()
 
     def close(self) -> None:
@@ -79,7 +79,7 @@ def make_gym(id: str, kwargs: Mapping[str, Any]) -> Any:
     except ImportError as error:
         raise UserError("env=gym needs the package gym: pip install -e '.[gym]'") from error
     try:
-        # gym's checker uses np.bool8, which NumPy 2 has not.
+        # gym's checker uses np.bool8, which NumPy 2 lacks.
         return gym.make(id, disable_env_checker=True, **kwargs)
     except (gym.error.DependencyNotInstalled, ImportError) as error:
         raise UserError(f"env.id={id}: {error}") from error

@@ -14,10 +14,10 @@ MAX_SIZE = 480
 
 @runtime_checkable
 class HasFrames(HasState, Protocol):
-    """An environment with a state of its own that can be seen in any size."""
+    """An environment with a state of its own that can be rendered in any size."""
 
     def render_frame(self, height: int, width: int) -> np.ndarray:
-        """(H, W, 3) bytes."""
+        """The current frame, uint8 (H, W, 3)."""
         ...
 
 
@@ -28,11 +28,12 @@ class Pixels(gymnasium.Wrapper):
     | --- | --- |
     | observation | uint8 (3 * frame_stack, H, W): oldest frame first, each red, green and blue |
 
-    The first frame of an episode fills the stack. Around repeated actions a step renders only what
-    the last of them led to. The environment within must have no state but that of its innermost.
+    The first frame of an episode fills the stack. If actions are repeated, a step renders only the
+    last frame. Wrappers between this one and the innermost environment must have no state.
 
     Raises:
-        ValueError: ``pixel_size`` or ``frame_stack`` is out of range, or there are no such frames.
+        ValueError: ``pixel_size`` or ``frame_stack`` is out of range, or the innermost environment
+            cannot be rendered in any size.
 
     """
 
@@ -66,7 +67,7 @@ class Pixels(gymnasium.Wrapper):
         return self.frames, reward, terminated, truncated, info
 
     def render_newest(self) -> np.ndarray:
-        """The frame (3, H, W) of where the environment is."""
+        """The current frame (3, H, W)."""
         return self.inner.render_frame(self.pixel_size, self.pixel_size).transpose(2, 0, 1)
 
     def compute_obs(self) -> np.ndarray:
@@ -74,14 +75,14 @@ class Pixels(gymnasium.Wrapper):
         return np.concatenate([self.frames[:-3], self.render_newest()])
 
     def state_dict(self) -> dict[str, Any]:
-        """The environment's own state, and the frames that it does not tell: all but the newest."""
+        """The innermost environment's state, and all frames but the newest, which it determines."""
         return {"frames": self.frames[:-3].copy(), "env": self.inner.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from ``state``; a reset has just begun the same episode.
+        """Continue from ``state``; call this after a reset with the seed of the same episode.
 
         Raises:
-            ValueError: ``state`` is none of this environment; nothing has changed.
+            ValueError: ``state`` is not one of this environment; then nothing has changed.
 
         """
         older = state["frames"]

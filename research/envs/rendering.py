@@ -1,4 +1,4 @@
-"""Puts off dm_control's choice of a rendering library to the first frame: training needs none."""
+"""Puts off dm_control's choice of a rendering library to the first frame: runs may need none."""
 
 import functools
 import importlib
@@ -31,9 +31,9 @@ PACKAGES = (
 
 
 def import_suite() -> ModuleType:
-    """``dm_control.suite``; it looks for no rendering library before the first frame.
+    """``dm_control.suite``, changed to choose a rendering library only at the first frame.
 
-    Left alone, dm_control chooses one while it is imported. That fails when MUJOCO_GL names a
+    By default, dm_control chooses one while it is imported. That fails when MUJOCO_GL names a
     library that is not there, and without MUJOCO_GL it takes GLFW, which needs a screen.
     """
     if "dm_control._render" not in sys.modules:
@@ -117,7 +117,7 @@ def try_library(library: str) -> str | None:
 
 
 def one_line(error: Exception) -> str:
-    """What an error says, without line breaks."""
+    """The message of an error, without line breaks."""
     return " ".join(str(error).split()) or type(error).__name__
 
 

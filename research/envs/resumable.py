@@ -1,4 +1,4 @@
-"""Environments that go on in mid-episode in another process, and tell whether they do."""
+"""Environments that resume in mid-episode in another process, and report whether they did."""
 
 import struct
 from collections.abc import Iterator, Sequence
@@ -22,31 +22,31 @@ pack_outcome = struct.Struct("<d??").pack
 
 @runtime_checkable
 class HasState(Protocol):
-    """An environment that tells all that its steps have changed since a reset."""
+    """An environment that saves and restores all that its steps have changed since a reset."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Numbers, strings, None and arrays, in dicts and lists."""
+        """The state, as numbers, strings, None and arrays in dicts and lists."""
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from ``state``; a reset has just begun the same episode."""
+        """Continue from ``state``; it is called after a reset with the seed of the same episode."""
         ...
 
     def compute_obs(self) -> Any:
-        """What the last reset or step has returned, computed again."""
+        """The observation of the last reset or step, computed again."""
         ...
 
 
 class Resumable(gymnasium.Wrapper, RecordConstructorArgs):
-    """Tells where in its episode an environment is, and brings it there after a reset.
+    """Saves where in its episode an environment is, and brings it there after a reset.
 
-    An environment with a state of its own (``HasState``), in stateless wrappers at most, is set to
-    it. Any other takes the same actions again. A checksum of what was observed on the way tells
-    whether that led to the same place; if not, ``is_restored`` is False and only a reset helps.
+    An environment with a state of its own (``HasState``), in stateless wrappers at most, loads its
+    state. Any other repeats the same actions. A checksum of observations and rewards shows whether
+    that led to the same place; if not, ``is_restored`` is False and only a reset helps.
     """
 
     def __init__(self, env: gymnasium.Env) -> None:
-        RecordConstructorArgs.__init__(self)  # without it ``spec`` makes no environment
+        RecordConstructorArgs.__init__(self)  # without it, ``spec`` cannot make this
         gymnasium.Wrapper.__init__(self, env)
         inner = env
         while isinstance(inner, gymnasium.Wrapper) and type(inner) in STATELESS:
@@ -79,7 +79,7 @@ class Resumable(gymnasium.Wrapper, RecordConstructorArgs):
 
     @property
     def episode_state(self) -> dict[str, Any]:
-        """Plain values and arrays; to set it, first reset with the seed of the same episode."""
+        """The place in the episode: plain values and arrays. Reset with its seed before setting."""
         if self.stateful is not None:
             return {"checksum": self.compute_checksum(), "own": self.stateful.state_dict()}
         return {
@@ -90,7 +90,7 @@ class Resumable(gymnasium.Wrapper, RecordConstructorArgs):
 
     @episode_state.setter
     def episode_state(self, state: dict[str, Any]) -> None:
-        # Whatever fails, in a foreign environment or for a damaged state, it was not restored.
+        # Any failure, of a foreign environment or a damaged state, means that it is not restored.
         try:
             if self.stateful is not None:
                 self.stateful.load_state_dict(state["own"])
@@ -108,14 +108,14 @@ class Resumable(gymnasium.Wrapper, RecordConstructorArgs):
                 break
 
     def compute_checksum(self) -> int:
-        """Of the first and the last observation, or of all that was observed and rewarded."""
+        """The checksum of the first and the last observation, or of all steps of the episode."""
         if self.stateful is None:
             return self.checksum
         return add_to_checksum(self.checksum, self.stateful.compute_obs())
 
 
 def add_to_checksum(checksum: int, obs: Any) -> int:
-    """The checksum of what was observed before and ``obs``, nested or not."""
+    """``checksum``, extended by an observation, nested or not."""
     if isinstance(obs, (np.ndarray, np.generic)):
         return crc32(obs.tobytes(), checksum)
     if isinstance(obs, (dict, tuple)):

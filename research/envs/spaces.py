@@ -1,4 +1,4 @@
-"""No environment, for supervised and offline learning."""
+"""A stand-in for the environment in supervised and offline learning, which have none."""
 
 from typing import Any
 
@@ -6,11 +6,11 @@ import gymnasium
 
 
 class DeclaredSpaces:
-    """What a dataset needs to know of an environment, where there is none.
+    """The attributes of an environment that a dataset reads, where there is no environment.
 
     Args:
-        observation_space: None where the dataset itself knows.
-        action_space: None where the dataset itself knows.
+        observation_space: None if the dataset defines it.
+        action_space: None if the dataset defines it.
 
     """
 

@@ -39,10 +39,10 @@ def vectorize(
 ) -> Vector:
     """``num_envs`` standardised, resumable environments that never reset themselves.
 
-    So no step mixes two episodes. Whoever steps them resets the finished ones, each with a seed:
+    So no step mixes two episodes. The caller resets the finished environments, each with a seed:
     ``env.reset(seed=[...], options={"reset_mask": finished})``. ``metadata["action_repeat"]`` is
-    the number of frames per step; ``infos["action_repeat/skipped_frames"]`` tells of steps that an
-    episode's end made shorter. ``metadata["frame_stack"]`` is the number of frames that an
+    the number of frames per step; ``infos["action_repeat/skipped_frames"]`` is the number left out
+    because the episode ended. ``metadata["frame_stack"]`` is the number of frames that an
     observation shows (1: no stack), and ``metadata["is_resumable"]`` says that each is a
     ``Resumable``. ``wrap`` is put around each environment once it is standardised.
 
@@ -70,7 +70,7 @@ def vectorize(
 
 
 class Subprocesses(AsyncVectorEnv):
-    """Environments in processes of their own, the end of one of which is told in one line.
+    """Environments in processes of their own; if a process ends, the error is one line.
 
     Unlike AsyncVectorEnv's, ``close`` does not wait for an environment that is in a step.
     """
@@ -118,7 +118,7 @@ class Subprocesses(AsyncVectorEnv):
 
 
 class Pipe:
-    """The connection to the process of an environment, which tells how that has ended."""
+    """The connection to an environment's process; its errors say how the process ended."""
 
     def __init__(self, connection: Connection, process: Any, index: int) -> None:
         self.connection = connection
@@ -133,14 +133,14 @@ class Pipe:
             raise self.explain_end() from error
 
     def recv(self) -> Any:
-        """What the environment answers, when it does."""
+        """Wait for the environment's reply, and return it."""
         try:
             return self.connection.recv()
         except (EOFError, OSError) as error:
             raise self.explain_end() from error
 
     def explain_end(self) -> UserError:
-        """How the process ended."""
+        """The error that says how the process ended."""
         self.process.join(CLOSE_S)
         code = self.process.exitcode
         if code is None or code >= 0:
@@ -150,7 +150,7 @@ class Pipe:
         return UserError(f"environment {self.index} was killed by {name}{hint}")
 
     def poll(self, timeout: float | None = 0.0) -> bool:
-        """Whether there is an answer."""
+        """Whether there is a reply."""
         return self.connection.poll(timeout)
 
     def close(self) -> None:
@@ -185,16 +185,16 @@ def make_in_child(make_env: Callable[[], gymnasium.Env], parent_pid: int) -> gym
     """Build an environment in a child process that ends with its parent."""
     # AsyncVectorEnv builds one more in the parent, to read its spaces.
     if os.getpid() != parent_pid:
-        # They reach the whole group, or all of a batch job; the parent alone decides when to end.
+        # Signals reach a whole group or batch job, but the parent alone decides when to end.
         ignore(OF_A_RUN)
         threading.Thread(target=exit_with_parent, daemon=True).start()
     env = make_env()
-    load_triton()  # the environment itself may have brought torch
+    load_triton()  # the environment may have imported torch
     return env
 
 
 def exit_with_parent() -> None:
-    """Wait for the end of the parent, SIGKILL included, and end this process wherever it is."""
+    """Wait until the parent ends, even by SIGKILL, then end this process, whatever it is doing."""
     parent = multiprocessing.parent_process()
     assert parent is not None, "only a child process has a parent"
     parent.join()

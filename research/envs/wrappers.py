@@ -1,4 +1,4 @@
-"""What every environment wears: repeated actions, actions in [-1, 1], float32 observations."""
+"""The wrappers of every environment: repeated actions in [-1, 1], float32 observations."""
 
 import operator
 from collections import OrderedDict
@@ -15,10 +15,10 @@ from research.envs.checked import check_env
 
 
 def standardise(env: gymnasium.Env, *, action_repeat: int, flatten_obs: bool) -> gymnasium.Env:
-    """Check, repeat actions, scale Box actions to [-1, 1], give arrays but images as float32.
+    """``env``, checked, with repeated actions, Box actions in [-1, 1] and float32 observations.
 
-    ``flatten_obs`` makes one vector of any observation that is not an array yet; of a choice among
-    n, n numbers of which one is 1.
+    Images stay uint8. ``flatten_obs`` turns an observation that is not an array into one vector, a
+    discrete one into a one-hot vector.
 
     Raises:
         ValueError: an action has no finite bound, or ``reset`` is of the API before gym 0.26.
@@ -36,9 +36,9 @@ def standardise(env: gymnasium.Env, *, action_repeat: int, flatten_obs: bool) ->
 class ActionRepeat(gymnasium.Wrapper):
     """Applies an action ``repeats`` times, or until the episode ends, and sums the rewards.
 
-    Of the numbers in the infos ``success`` keeps its maximum, those whose name begins with
-    ``distance`` their last value, and all others their sum; anything else keeps its last value.
-    Where an episode ends before the last repeat, ``action_repeat/skipped_frames`` counts the rest.
+    Numbers in the infos are summed, except that ``success`` becomes its maximum and names that
+    begin with ``distance`` keep their last value, as does anything that is not a number. If an
+    episode ends before the last repeat, ``action_repeat/skipped_frames`` counts the rest.
     """
 
     def __init__(self, env: gymnasium.Env, repeats: int) -> None:
@@ -77,8 +77,8 @@ def is_number(value: object) -> bool:
 def rescale_action(env: gymnasium.Env) -> gymnasium.Env:
     """``env`` with float32 actions in [-1, 1], if its actions are a Box.
 
-    Unlike gymnasium's RescaleAction it does not pass a bound by a rounding error, which
-    environments that check their actions refuse.
+    Unlike gymnasium's RescaleAction it never exceeds a bound by a rounding error, which
+    environments that check their actions would refuse.
     """
     box = env.action_space
     if not isinstance(box, spaces.Box):
@@ -95,7 +95,7 @@ def is_bounded(box: spaces.Box) -> bool:
 
 
 def scale_to(box: spaces.Box, action: np.ndarray) -> np.ndarray:
-    """The point of ``box`` where ``action`` lies in [-1, 1]; what lies outside is clipped."""
+    """``action``, scaled from [-1, 1] to the bounds of ``box`` and clipped to them."""
     share = (np.asarray(action, np.float64) + 1) / 2  # float32 would round small actions away
     scaled = (1 - share) * box.low + share * box.high
     return np.clip(scaled.astype(box.dtype), box.low, box.high)
@@ -110,17 +110,17 @@ def cast_obs(env: gymnasium.Env) -> gymnasium.Env:
 
 
 def float32_space(space: spaces.Space) -> spaces.Space:
-    """``space`` with a float32 box for every other one, but for images: uint8, two or more axes."""
+    """``space`` with every Box in float32, except images: uint8, two or more axes."""
     if isinstance(space, spaces.Dict):
         return spaces.Dict(OrderedDict((key, float32_space(space[key])) for key in space))
     if not isinstance(space, spaces.Box) or space.dtype == np.float32 or is_image(space):
         return space
-    with np.errstate(over="ignore"):  # a bound beyond float32 is none
+    with np.errstate(over="ignore"):  # a bound beyond float32 becomes infinite
         return spaces.Box(space.low.astype(np.float32), space.high.astype(np.float32))
 
 
 def is_image(box: spaces.Box) -> bool:
-    """Whether a box is one of images, or of a stack of them."""
+    """Whether the elements of a box are images or stacks of images."""
     return box.dtype == np.uint8 and len(box.shape) > 1
 
 

@@ -34,10 +34,10 @@ log = logging.getLogger(__name__)
 def launch(
     program: Program, options: "LocalConf", overrides: Sequence[Sequence[str]]
 ) -> Sequence[JobReturn]:
-    """Run those jobs of the batch that have not completed, and return what all of them returned.
+    """Run the jobs of the batch that have not completed, and return the results of all its jobs.
 
     Raises:
-        UserError: an option is wrong, a config is, or another launcher is at work on the sweep.
+        UserError: an option or a config is wrong, or another launcher is running the sweep.
         KeyboardInterrupt: a signal ended the sweep.
 
     """
@@ -60,7 +60,7 @@ def launch(
 
 
 def slots_for(options: "LocalConf") -> list[Slot]:
-    """The slots that the options make of this machine.
+    """The slots into which the options divide this machine.
 
     Raises:
         UserError: an option is out of range, or asks for more than there is.
@@ -73,7 +73,7 @@ def slots_for(options: "LocalConf") -> list[Slot]:
     cpus, gpus = usable_cpus(plain(options.cpus)), usable_gpus(plain(options.gpus))
     migs = [name for name in gpus or () if name.startswith("MIG-")]
     if options.gpus_per_job > 1 and migs:
-        # CUDA shows a process one of them: https://docs.nvidia.com/datacenter/tesla/mig-user-guide.
+        # CUDA shows a process only one: https://docs.nvidia.com/datacenter/tesla/mig-user-guide.
         raise UserError(
             f"hydra.launcher.gpus_per_job={options.gpus_per_job} needs whole GPUs, got"
             f" {', '.join(migs)}; name others by hydra.launcher.gpus"
@@ -81,7 +81,7 @@ def slots_for(options: "LocalConf") -> list[Slot]:
     if options.mps:
         if not gpus:
             raise UserError("hydra.launcher.mps=true needs a GPU, and none is here")
-        gpus = gpu_uuids(gpus)  # the daemon counts the GPUs it serves anew
+        gpus = gpu_uuids(gpus)  # the daemon renumbers the GPUs it serves
     slots = make_slots(
         cpus=cpus,
         gpus=gpus,
@@ -91,7 +91,7 @@ def slots_for(options: "LocalConf") -> list[Slot]:
         max_jobs=options.max_jobs,
     )
     if options.cpus == "auto" and (cpu_quota() or inf) < len(os.sched_getaffinity(0)):
-        # Containers on one host all see all of its CPUs: pins would meet on the first of them.
+        # Containers on one host all see all of its CPUs: they would pin jobs to the same ones.
         return [slot._replace(cpus=()) for slot in slots]
     return slots
 
@@ -99,7 +99,7 @@ def slots_for(options: "LocalConf") -> list[Slot]:
 def run(
     batch: Batch, to_do: Sequence[Job], slots: Sequence[Slot], options: "LocalConf"
 ) -> tuple[dict[int, Outcome], bool]:
-    """Run jobs in the slots, showing them; their outcomes, and whether a signal ended the sweep."""
+    """Run and show jobs; returns their outcomes, and whether a signal ended the sweep."""
     progress = Progress(batch.jobs, Screen(sys.stderr))
     with ExitStack() as stack:
         stack.callback(progress.close)
@@ -133,5 +133,5 @@ def mps_for(slots: Sequence[Slot]) -> AbstractContextManager[dict[str, str]]:
 
 
 def plain(value: Any) -> Any:
-    """Lists and scalars for what may be OmegaConf's."""
+    """``value``, with a container of OmegaConf's turned into a plain one."""
     return OmegaConf.to_container(value) if OmegaConf.is_config(value) else value

@@ -11,13 +11,13 @@ ROOT = Path("/")
 
 
 def usable_cpus(choice: str | int | Sequence[int], *, root: Path = ROOT) -> list[int]:
-    """The CPUs that ``choice`` (``auto``, a number of them, or a list) means on this machine.
+    """The CPUs of this machine that ``choice`` (``auto``, a number of them, or a list) selects.
 
-    ``auto`` are those this process may run on, no more than its control group pays for, ordered so
-    that the threads of a core and the cores of a socket are neighbours.
+    ``auto`` selects those this process may run on, no more than its control groups grant, ordered
+    so that the threads of a core and the cores of a socket are adjacent.
 
     Raises:
-        UserError: a CPU is not there or not for this process.
+        UserError: ``choice`` is invalid, or names a CPU that this process may not use.
 
     """
     allowed = sorted(allowed_cpus(), key=lambda cpu: (*position(cpu, root), cpu))
@@ -41,12 +41,12 @@ def usable_cpus(choice: str | int | Sequence[int], *, root: Path = ROOT) -> list
 
 
 def checked_cpus(choice: Sequence[int], allowed: Sequence[int]) -> list[int]:
-    """The listed CPUs, each of them usable and named once."""
+    """The listed CPUs, if each of them is usable and named once."""
     wrong = [cpu for cpu in choice if cpu not in allowed or choice.count(cpu) > 1]
     if wrong or not choice:
         raise UserError(
-            f"hydra.launcher.cpus={list(choice)}: each must be named once, of those this process"
-            f" may use: {', '.join(map(str, sorted(allowed)))}"
+            f"hydra.launcher.cpus={list(choice)}: each must be named once and be one of those this"
+            f" process may use: {', '.join(map(str, sorted(allowed)))}"
         )
     return list(choice)
 
@@ -59,7 +59,7 @@ def allowed_cpus() -> set[int]:
 
 
 def position(cpu: int, root: Path) -> tuple[int, ...]:
-    """Socket, die and core of a CPU; without the kernel's files every CPU is a core."""
+    """Socket, die and core of a CPU; without the kernel's files, every CPU counts as a core."""
     folder = root / f"sys/devices/system/cpu/cpu{cpu}/topology"
     place = []
     for name, default in ("physical_package_id", 0), ("die_id", 0), ("core_id", cpu):
@@ -71,13 +71,13 @@ def position(cpu: int, root: Path) -> tuple[int, ...]:
 
 
 def cpu_quota(*, root: Path = ROOT) -> float | None:
-    """The CPUs whose time this process's control groups (v1 or v2) grant it; None: no limit."""
+    """The number of CPUs that this process's control groups (v1 or v2) grant; None: no limit."""
     folders = [folder for _, folders in control_groups("cpu", root) for folder in folders]
     return min(filter(None, map(folder_quota, folders)), default=None)
 
 
 def folder_quota(folder: Path) -> float | None:
-    """The CPUs that one control group grants; None: no limit."""
+    """The number of CPUs that one control group grants; None: no limit."""
     for names in ("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us"):
         try:
             words = " ".join((folder / name).read_text() for name in names).split()

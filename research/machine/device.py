@@ -13,13 +13,13 @@ TRIM_THRESHOLD, GROWTH, MAX_MAPPED_BLOCKS = -1, -2, -4
 
 
 def choose_device(name: str) -> torch.device:
-    """``auto`` is the first GPU, else the CPU; any other name is taken as torch writes it.
+    """The device of this name, which must work; ``auto`` is the first GPU, else the CPU.
 
-    For the CPU, the process then keeps the memory that tensors give back. Afterwards environments
-    may render: see ``load_triton``.
+    On the CPU, this process from now on keeps the memory that tensors free. Call this before an
+    environment renders: see ``load_triton``.
 
     Raises:
-        UserError: for a name that torch does not know, or a device that is not there.
+        UserError: torch does not know the name, or the device cannot be used.
 
     """
     load_triton()
@@ -40,11 +40,11 @@ def choose_device(name: str) -> torch.device:
 
 
 def data_device(name: str) -> torch.device:
-    """Where data is kept for a run on the device of this name: the host serves Apple's GPUs.
+    """The device that holds the data of a run on the device of this name; for Apple's GPUs the CPU.
 
     Raises:
-        ValueError: for a name that torch does not know, a GPU that is not there, or a device of
-            another kind.
+        ValueError: torch does not know the name, there is no such GPU, or it is a device of a kind
+            that cannot hold data.
 
     """
     device = parse_device(name)
@@ -73,9 +73,9 @@ def parse_device(name: str) -> torch.device:
 
 
 def keep_freed_memory() -> None:
-    """Let the C library reuse memory that is freed, where it is glibc; else do nothing.
+    """Let glibc reuse freed memory; do nothing with another C library.
 
-    By itself it gives every large block back to the system and gets it again page by page, each
+    By default, it returns every large block to the system and gets it back page by page, each
     filled with zeros: for the activations of convolutions that takes more than a third of an
     update's time.
     """

@@ -1,4 +1,4 @@
-"""Tensors in temporary files, for what is larger than memory."""
+"""Tensors in temporary files, for data that does not fit in memory."""
 
 import math
 import mmap
@@ -18,13 +18,13 @@ IN_MEMORY = ("tmpfs", "ramfs")
 
 
 def map_file(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """A tensor whose memory is a file in the folder for temporary files, cached as any file is.
+    """A tensor in a file in the folder for temporary files, which the system caches like any file.
 
-    The file has no name, so it is gone with the process, whatever ends that. Its blocks are
-    reserved, since a disk that fills up later would end the process in the midst of a write.
+    The file has no name, so it disappears when the process ends, however it ends. Its blocks are
+    reserved (not on macOS): otherwise a disk that fills up later would kill the process in a write.
 
     Raises:
-        OSError: the disk has not so many.
+        OSError: the disk has not enough space.
 
     """
     num_bytes = math.prod(shape) * dtype.itemsize
@@ -40,10 +40,10 @@ def map_file(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
 
 
 def require_disk(num_bytes: int, what: str) -> None:
-    """Do nothing if ``num_bytes`` will fit on a disk, in the folder for temporary files.
+    """Check that ``num_bytes`` fit on the disk of the folder for temporary files.
 
     Raises:
-        ValueError: they will not, or the folder is in memory; with the way out.
+        ValueError: they do not fit, or the folder is in memory; the message says what to do.
 
     """
     folder = Path(tempfile.gettempdir())
@@ -62,10 +62,10 @@ def require_disk(num_bytes: int, what: str) -> None:
 
 
 def file_system(folder: Path, root: Path = Path("/")) -> str | None:
-    """The type of the file system that holds ``folder``; None where that cannot be told.
+    """The type of the file system that holds ``folder``; None if it is unknown.
 
     Args:
-        folder: any.
+        folder: any folder.
         root: the folder that holds ``proc``.
 
     """

@@ -1,4 +1,4 @@
-"""The GPUs that jobs may use on this machine, and the variables that keep a job in its slot."""
+"""The GPUs that jobs may use, and the environment variables that keep a job in its slot."""
 
 import ctypes
 import functools
@@ -26,7 +26,7 @@ EGL_DEVICES = 10  # mujoco and dm_control look at no more
 
 
 class Gpu(NamedTuple):
-    """A GPU as NVIDIA's driver counts them, by PCI bus; ``migs``: the UUIDs of its MIG devices."""
+    """A GPU; ``index`` is in PCI order, as in NVIDIA's driver, ``migs`` its MIG devices' UUIDs."""
 
     index: int
     uuid: str
@@ -39,14 +39,14 @@ def usable_gpus(
     environ: Mapping[str, str] = os.environ,
     root: Path = ROOT,
 ) -> list[str] | None:
-    """The GPUs that ``choice`` (``auto`` or a list) means, as CUDA_VISIBLE_DEVICES names them.
+    """The GPUs that ``choice`` (``auto`` or a list) selects, as CUDA_VISIBLE_DEVICES names them.
 
-    ``auto`` are those of a CUDA_VISIBLE_DEVICES that is set, else all of them, each that is divided
-    by its MIG devices. Listed indices count within a CUDA_VISIBLE_DEVICES that is set, as in CUDA.
-    None: there are none; []: none are wanted, or CUDA_VISIBLE_DEVICES hides all.
+    ``auto`` selects those in CUDA_VISIBLE_DEVICES if that is set, else all GPUs, and the MIG
+    devices of a divided one. If CUDA_VISIBLE_DEVICES is set, listed indices count within it, as in
+    CUDA. The result is None if there are no GPUs, [] if none are wanted or all are hidden.
 
     Raises:
-        UserError: one of them is not there, where that can be known, or is named twice.
+        UserError: ``choice`` is invalid, or names a GPU twice or one that is known not to exist.
 
     """
     present = find_gpus(environ.get("PATH", os.defpath), root)
@@ -69,13 +69,13 @@ def usable_gpus(
 
 
 def has_driver(root: Path) -> bool:
-    """Whether there is a driver at all; in a container it may not say what it drives."""
+    """Whether there is a GPU driver; in a container it may not list its GPUs."""
     return any((root / "dev").glob("nvidia*")) or (root / "dev/dxg").exists()
 
 
 @functools.cache
 def find_gpus(search_path: str, root: Path = ROOT) -> tuple[Gpu, ...]:
-    """The NVIDIA GPUs here, by the ``nvidia-smi`` of a PATH or else by the driver's own files."""
+    """The NVIDIA GPUs here, listed by ``nvidia-smi`` on ``search_path``, else by driver files."""
     program = shutil.which("nvidia-smi", path=search_path) or "/no/nvidia-smi"
     try:
         text = subprocess.check_output(
@@ -102,7 +102,7 @@ def gpu_models(root: Path = ROOT) -> list[str]:
     files = sorted(root.glob("proc/driver/nvidia/gpus/*/information"))
     try:
         texts = [file.read_text() for file in files]
-    except OSError:  # a container may list what it does not show
+    except OSError:  # a container may list files that cannot be read
         return []
     return [name for text in texts for name in re.findall(r"Model:\s*(.+)", text)]
 
@@ -118,9 +118,9 @@ def driver_version(root: Path = ROOT) -> str | None:
 
 
 def visible_gpus(setting: str | None, present: Sequence[Gpu]) -> list[str] | None:
-    """What a CUDA_VISIBLE_DEVICES shows; None: it is not set.
+    """The GPUs that a value of CUDA_VISIBLE_DEVICES shows; None: it is not set.
 
-    As in CUDA, a word that is no GPU's hides itself and all behind it: "-1" hides every GPU.
+    As in CUDA, a word that names no GPU hides itself and all after it: "-1" hides every GPU.
     """
     if setting is None:
         return None
@@ -129,7 +129,7 @@ def visible_gpus(setting: str | None, present: Sequence[Gpu]) -> list[str] | Non
 
 
 def chosen_gpu(name: str, visible: Sequence[str] | None, present: Sequence[Gpu]) -> str:
-    """What CUDA_VISIBLE_DEVICES must be for the GPU that a user lists as ``name``."""
+    """The value of CUDA_VISIBLE_DEVICES for the GPU that a user lists as ``name``."""
     key = "hydra.launcher.gpus"
     if not is_gpu_name(name):
         allowed = "an index, a UUID (GPU-...) or a MIG name (MIG-...)"
@@ -153,7 +153,7 @@ def is_gpu_name(word: str) -> bool:
 
 
 def known_gpu(name: str, present: Sequence[Gpu], source: str) -> str:
-    """The whole name of a GPU whose UUID may be cut; the same name if none can be known."""
+    """The full name of a GPU whose UUID may be abbreviated; ``name`` if no names are known."""
     if name.isdigit():
         known = [str(gpu.index) for gpu in present]
         found = [name] if name in known else []
@@ -169,14 +169,14 @@ def known_gpu(name: str, present: Sequence[Gpu], source: str) -> str:
 
 
 def find_gpu(name: str, present: Sequence[Gpu]) -> Gpu | None:
-    """The GPU with this index or UUID; None for a MIG device and for what is not known."""
+    """The GPU with this index or UUID; None for a MIG device or an unknown name."""
     return next((gpu for gpu in present if name in (str(gpu.index), gpu.uuid)), None)
 
 
 def gpu_uuids(
     names: Sequence[str], *, environ: Mapping[str, str] = os.environ, root: Path = ROOT
 ) -> list[str]:
-    """The same GPUs by their UUIDs, which mean the same to every program; others as they are."""
+    """The UUIDs of GPUs, which mean the same to every program; unknown names stay as they are."""
     present = find_gpus(environ.get("PATH", os.defpath), root)
     found = [(name, find_gpu(name, present)) for name in names]
     return [gpu.uuid if gpu and gpu.uuid else name for name, gpu in found]
@@ -185,11 +185,11 @@ def gpu_uuids(
 def slot_environment(
     slot: Slot, environ: Mapping[str, str], *, root: Path = ROOT
 ) -> dict[str, str]:
-    """The variables that keep a job in its slot, to be set on top of ``environ``.
+    """The environment variables that keep a job in its slot, to be set on top of ``environ``.
 
-    A cap on threads that the user has set stays if it is lower. Of several GPUs, the first renders.
-    MUJOCO_EGL_DEVICE_ID is left alone unless that GPU's place among the EGL devices is known: with
-    it MuJoCo tries one device, without it each until one works.
+    A lower limit on threads in ``environ`` is kept. The first of several GPUs renders.
+    MUJOCO_EGL_DEVICE_ID is set only if that GPU's index among the EGL devices is known: if it is
+    set, MuJoCo tries that device alone, otherwise each until one works.
     """
     variables = {name: str(thread_cap(name, slot.threads, environ)) for name in THREAD_VARIABLES}
     if slot.gpu is None:
@@ -197,14 +197,14 @@ def slot_environment(
     variables |= {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": slot.gpu}
     present = find_gpus(environ.get("PATH", os.defpath), root)
     gpu = find_gpu(slot.gpu.partition(",")[0], present)
-    # With MIG, CUDA counts otherwise, and a divided GPU renders nothing.
+    # With MIG, CUDA numbers GPUs differently, and a divided GPU cannot render.
     if gpu and not any(each.migs for each in present) and gpu.index in egl_order():
         variables["MUJOCO_EGL_DEVICE_ID"] = str(egl_order()[gpu.index])
     return variables
 
 
 def thread_cap(name: str, threads: int, environ: Mapping[str, str]) -> int:
-    """The slot's threads or the user's, whichever are fewer; OMP's count for every library."""
+    """The slot's threads or the user's if fewer; OMP_NUM_THREADS is the default of the others."""
     setting = environ.get(name) or environ.get("OMP_NUM_THREADS", "")
     own = re.match(r"\s*([1-9]\d*)", setting)  # OMP's may be a list: "4,2"
     return min(threads, int(own[1])) if own else threads
@@ -212,10 +212,10 @@ def thread_cap(name: str, threads: int, environ: Mapping[str, str]) -> int:
 
 @functools.cache
 def egl_order() -> Mapping[int, int]:
-    """The EGL index of each GPU by its PCI order, as far as EGL tells.
+    """The EGL index of each GPU, by its index in PCI order, as far as EGL reports it.
 
     EGL has an order of its own, which CUDA_VISIBLE_DEVICES does not change; it may list the CPU, or
-    in a container no GPU at all. It is asked in a child process, so that no driver is loaded here.
+    in a container no GPU at all. A child process queries it, so that this one loads no driver.
     """
     environment = {**os.environ, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
     environment["PYTHONPATH"] = os.pathsep.join(sys.path)

@@ -1,4 +1,4 @@
-"""How much memory this process may use, and the refusal of what will not fit."""
+"""The memory that this process may use, and the check that data fits in it."""
 
 import os
 import resource
@@ -13,7 +13,7 @@ GROUP_FILES = {
     "cgroup2": ("memory.max", "memory.current", "inactive_file"),
     "cgroup": ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
 }
-"""By file system: limit, use, and the entry of memory.stat that the kernel gives back on demand."""
+"""By file system: limit, use, and the entry of memory.stat that the kernel can reclaim."""
 
 
 def available_memory(root: Path = Path("/")) -> int:
@@ -30,10 +30,10 @@ def available_memory(root: Path = Path("/")) -> int:
 
 
 def require_memory(num_bytes: int, what: str, device: torch.device, way_out: str) -> None:
-    """Do nothing if ``num_bytes`` will fit in the memory of ``device``.
+    """Check that ``num_bytes`` fit in the memory of ``device``.
 
     Raises:
-        ValueError: they will not; with the forecast, the limit and ``way_out``, what to do then.
+        ValueError: they do not; the message ends with ``way_out``, which says what to do.
 
     """
     if device.type == "cuda":
@@ -56,18 +56,18 @@ def format_bytes(num_bytes: int) -> str:
 
 
 def machine_memory(root: Path) -> Iterator[int]:
-    """What the machine has left."""
+    """Bytes that the machine has left."""
     try:
         lines = (root / "proc/meminfo").read_text().splitlines()
     except OSError:
-        # Not Linux: all there is, for want of a figure for what is free.
+        # Not Linux: all memory, since the free part is not known.
         yield os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         return
     yield from (int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
 
 
 def group_memory(root: Path) -> Iterator[int]:
-    """What every memory limit of the process's control groups leaves."""
+    """Bytes that each memory limit of the process's control groups leaves."""
     for kind, folders in control_groups("memory", root):
         limit_file, use_file, reclaimable_key = GROUP_FILES[kind]
         for folder in folders:
@@ -83,7 +83,7 @@ def group_memory(root: Path) -> Iterator[int]:
 
 
 def limit_memory(root: Path) -> Iterator[int]:
-    """What the process's own limits of address space and data leave."""
+    """Bytes that the process's own limits on address space and data leave."""
     try:
         pages = (root / "proc/self/statm").read_text().split()
     except OSError:

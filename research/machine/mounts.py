@@ -1,4 +1,4 @@
-"""What is mounted on this machine, and the control groups of this process, by Linux's own files."""
+"""The mounts of this machine and the control groups of this process, from Linux's own files."""
 
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -6,11 +6,11 @@ from typing import NamedTuple
 
 
 class Mount(NamedTuple):
-    """A file system in its place.
+    """A mounted file system.
 
     Attributes:
         source: the folder of the file system that is mounted.
-        folder: where.
+        folder: where it is mounted.
         kind: such as ``ext4``, ``tmpfs``, ``cgroup2``.
         options: of the file system; for ``cgroup``, its controllers are among them.
 
@@ -26,7 +26,7 @@ def read_mounts(root: Path) -> list[Mount]:
     """All mounts, in the order in which they were made; none where the system is not Linux.
 
     Args:
-        root: the folder that holds ``proc``; mounts are told as they are seen from there.
+        root: the folder that holds ``proc``; the folders of the mounts lie below it.
 
     """
     try:
@@ -72,7 +72,7 @@ def control_groups(controller: str, root: Path) -> Iterator[tuple[str, list[Path
 
 
 def path_below(path: str, source: str) -> PurePosixPath:
-    """Where a group lies under its mount; seen from a container it may lie outside of it."""
+    """The path of a group below its mount; empty if it lies outside, as in some containers."""
     whole = PurePosixPath(path)
     is_below = whole.is_relative_to(source) and ".." not in whole.parts
     return whole.relative_to(source) if is_below else PurePosixPath()

@@ -1,4 +1,4 @@
-"""Who gets which CPUs and which share of which GPU, decided from numbers alone."""
+"""The CPUs and the share of a GPU that each job gets, computed from numbers alone."""
 
 from collections.abc import Sequence
 from typing import Literal, NamedTuple, get_args
@@ -13,10 +13,10 @@ class Slot(NamedTuple):
 
     Attributes:
         cpus: the logical CPUs a job is pinned to; empty: it is not pinned.
-        threads: the cap on a job's threads, the same in every slot, so that the same job computes
-            the same numbers wherever it lands.
-        gpu: for CUDA_VISIBLE_DEVICES, "0,1" if the job has several; "" hides every GPU, None leaves
-            the variable alone.
+        threads: the limit on a job's threads, the same in every slot, so that the same job computes
+            the same numbers in any of them.
+        gpu: the value of CUDA_VISIBLE_DEVICES, such as "0,1" if the job has several; "" hides every
+            GPU, None leaves the variable unchanged.
 
     """
 
@@ -35,16 +35,16 @@ def make_slots(
     cpus_per_job: int | None,
     max_jobs: int | None,
 ) -> list[Slot]:
-    """The slots of a machine; the first ones lie as far apart as they can, for a short sweep.
+    """The slots of a machine; the first ones are as far apart as possible, for a short sweep.
 
     Args:
-        cpus: those to use, neighbours (threads of a core, cores of a socket) side by side.
-        gpus: those to share, neighbours in this order too; None: none found, []: none wanted.
-        gpus_per_job: GPUs in a slot, neighbours; without GPUs neither this nor the next counts.
-        jobs_per_gpu: slots on each GPU; 1 if a slot has several.
-        cpus_per_job: CPUs in a slot; None: the CPUs are divided evenly, or are a slot each where
-            there are no GPUs and no ``max_jobs`` below their number.
-        max_jobs: at most so many slots.
+        cpus: the CPUs to use, with the threads of a core and the cores of a socket adjacent.
+        gpus: the GPUs to share, with neighbours adjacent; None: none found, []: none wanted.
+        gpus_per_job: adjacent GPUs in a slot; ignored without GPUs.
+        jobs_per_gpu: slots on each GPU, 1 if a slot has several GPUs; ignored without GPUs.
+        cpus_per_job: CPUs in a slot; None divides them evenly among the slots, which without GPUs
+            are as many as the CPUs, or ``max_jobs`` if that is lower.
+        max_jobs: the largest number of slots, or None.
 
     Raises:
         UserError: a number is below 1, a single job needs more CPUs or GPUs than there are, or jobs
@@ -87,16 +87,16 @@ def make_slots(
 
 
 def check_positive(key: str, value: int | None) -> None:
-    """Refuse a launcher's setting below 1; None is no number and passes."""
+    """Refuse a launcher's setting below 1; None is allowed."""
     if value is not None and value < 1:
         raise UserError(f"hydra.launcher.{key} must be at least 1, got {value}")
 
 
 def gpu_groups(gpus: Sequence[str], size: int) -> list[str]:
-    """As many groups of neighbours as there can be, for CUDA_VISIBLE_DEVICES.
+    """As many groups of ``size`` neighbours as possible, as values of CUDA_VISIBLE_DEVICES.
 
-    GPUs that fill no group are left out all along the list, not at its end, so that each group
-    stays at the height of its CPUs.
+    GPUs that are left over are spread along the list, not all at its end, so that each group keeps
+    the same relative position in its list as its CPUs in theirs.
     """
     count = len(gpus) // size
     starts = [number * len(gpus) // count for number in range(count)]
@@ -106,19 +106,19 @@ def gpu_groups(gpus: Sequence[str], size: int) -> list[str]:
 def pins(
     cpus: Sequence[int], place: int, num_places: int, cpus_per_job: int | None
 ) -> tuple[int, ...]:
-    """The CPUs of one place of many; places share CPUs only where they outnumber them."""
+    """The CPUs of one place; places share CPUs only if there are more places than CPUs."""
     first, end = (number * len(cpus) // num_places for number in (place, place + 1))
     if cpus_per_job:
-        first -= first % cpus_per_job  # no pin of two CPUs holds halves of two cores
+        first -= first % cpus_per_job  # so that two CPUs are one core, not halves of two
         end = first + cpus_per_job
     return tuple(cpus[first : max(end, first + 1)])
 
 
 def places(num_slots: int, num_gpus: int) -> list[int]:
-    """Where on the line of CPUs each slot lies; ``num_gpus`` counts groups if slots have several.
+    """The place of each slot along the list of CPUs; ``num_gpus`` may count groups of GPUs.
 
-    Slots of one GPU lie side by side, in the order of the GPUs, because a GPU is mostly nearest to
-    the CPUs at its own height in the list.
+    Slots of one GPU are adjacent, in the order of the GPUs, because a GPU is mostly nearest to the
+    CPUs at the same relative position in their list.
     """
     taken, result = 0, [0] * num_slots
     for gpu in range(num_gpus):
@@ -132,23 +132,23 @@ def places(num_slots: int, num_gpus: int) -> list[int]:
 def far_apart(num: int) -> list[int]:
     """The numbers below ``num``, ordered so that those at the beginning are far apart.
 
-    Read backwards in base 2, even numbers come before odd ones, multiples of 4 before both: few
-    jobs get a core each before two of them share one.
+    They are sorted by their binary digits in reverse: multiples of 4 come first, then other even
+    numbers, then odd ones. So a few jobs get a core each before two of them share one.
     """
     return sorted(range(num), key=lambda number: f"{number:064b}"[::-1])
 
 
 def allocations(num_jobs: int, jobs_per_allocation: int, remainder: str) -> list[range]:
-    """The jobs of each allocation, consecutive numbers, every job in one of them.
+    """The numbers of the jobs in each allocation: consecutive, each in one allocation.
 
     Args:
         num_jobs: 0 or more.
         jobs_per_allocation: the size of an allocation.
-        remainder: where the jobs go that fill no allocation: ``spread`` over the full ones, whose
-            sizes then differ by at most one, or in a ``new``, smaller one.
+        remainder: where the jobs go that do not fill an allocation: ``spread`` over the full ones,
+            whose sizes then differ by at most one, or in a ``new``, smaller one.
 
     Raises:
-        UserError: the size is below 1 or there is no such rule.
+        UserError: the size is below 1, or ``remainder`` is unknown.
 
     """
     check_positive("jobs_per_allocation", jobs_per_allocation)

@@ -1,4 +1,4 @@
-"""Changes of training images that leave their meaning, each image by itself, on the device."""
+"""Augmentations of training images, each image by itself, on the device."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +12,7 @@ from research.processors.base import Processor
 
 
 class Augmentation(Processor):
-    """Changes the images (B, C, H, W) of training batches; those to act on are left alone.
+    """Changes the images (B, C, H, W) of training batches, but not observations to act on.
 
     Args:
         observation_space: a Box of images (C, H, W).
@@ -32,7 +32,7 @@ class Augmentation(Processor):
         return batch._replace(obs=self.augment(batch.obs)) if self.training else batch
 
     def augment(self, images: Tensor) -> Tensor:
-        """The images, changed."""
+        """The augmented images (B, C, H, W)."""
         raise NotImplementedError
 
 
@@ -67,10 +67,10 @@ class RandomFlip(Augmentation):
 
 
 class Cutout(Augmentation):
-    """Blackens a square, part of which may lie outside.
+    """Sets a square, part of which may lie outside the image, to 0.
 
-    DeVries and Taylor, 2017, https://arxiv.org/abs/1708.04552. Behind ``StandardiseImages`` the
-    square is as dark as the mean, as there.
+    DeVries and Taylor, 2017, https://arxiv.org/abs/1708.04552. After ``StandardiseImages``, 0 is
+    the mean of each channel, as in the paper.
 
     Args:
         observation_space: a Box of images (C, H, W).
@@ -96,7 +96,7 @@ class Cutout(Augmentation):
         return images.masked_fill((rows[:, :, None] & columns[:, None, :])[:, None], 0)
 
     def covered(self, batch: int, length: int, device: torch.device) -> Tensor:
-        """Which places along a side lie within the squares, (B, length); their middles within."""
+        """Which pixels along a side the squares cover, (B, length); their centres lie inside."""
         first = torch.randint(length, (batch, 1), device=device) - self.size // 2
         places = torch.arange(length, device=device)
         return (places >= first) & (places < first + self.size)
@@ -105,8 +105,8 @@ class Cutout(Augmentation):
 class Transform(Augmentation):
     """Any function of a batch of images, such as those of kornia or torchvision.
 
-    What a library draws at random must come from torch's generators, or runs do not repeat.
-    torchvision's draw once for the whole batch, kornia's for every image.
+    Its random numbers must come from torch's generators, or runs are not reproducible.
+    torchvision's functions draw once for the whole batch, kornia's for every image.
 
     Args:
         observation_space: a Box of images (C, H, W).

@@ -1,4 +1,4 @@
-"""Modules between dataset and algorithm: whole batches, on the device, changing the spaces."""
+"""Modules between dataset and algorithm that process whole batches on the device."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -24,7 +24,7 @@ class Processor(nn.Module):
         self.action_space = action_space
 
     def fit(self, batches: Iterable[Any]) -> None:
-        """Take in what must be known of all training batches, before the first is learned from.
+        """Compute statistics of all training batches, before the first update.
 
         Args:
             batches: may be iterated more than once; each time the dataset is read again.
@@ -40,7 +40,7 @@ class Processor(nn.Module):
         return obs
 
     def unprocess_action(self, action: Tensor) -> Tensor:
-        """The environment's actions (B, A) for the algorithm's."""
+        """The algorithm's actions (B, A) as the environment takes them."""
         return action
 
 

@@ -14,7 +14,7 @@ ProcessorFactory: TypeAlias = Callable[[gymnasium.Space, gymnasium.Space], Proce
 
 
 class Chain(Processor):
-    """Each processor is made for the spaces of the one before; actions go back the other way.
+    """Processors in order, each made for the spaces of the one before; actions pass in reverse.
 
     Args:
         observation_space: the environment's.

@@ -1,4 +1,4 @@
-"""Images of bytes as floats around 0."""
+"""uint8 images as floats around 0."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -21,8 +21,8 @@ class StandardiseImages(Processor):
     Args:
         observation_space: a Box of uint8 (C, H, W).
         action_space: left as it is.
-        mean: of every channel, (C,), where 0 is black and 1 white; None for that of the training
-            images, which is found before the first update and is part of every checkpoint.
+        mean: of every channel, (C,), where 0 is black and 1 white; None: that of the training
+            images, which is computed before the first update and saved in every checkpoint.
         std: standard deviation of every channel, above 0; None if and only if ``mean`` is.
 
     Raises:
@@ -63,7 +63,7 @@ class StandardiseImages(Processor):
         self.register_buffer("std", torch.tensor(std or [1.0] * num_channels).view(-1, 1, 1))
 
     def fit(self, batches: Iterable[Any]) -> None:
-        if self.is_known:  # given, or of the run whose weights this one begins with
+        if self.is_known:  # given, or loaded from another run's checkpoint
             return
         values = torch.arange(NUM_BYTES, dtype=torch.float64) / (NUM_BYTES - 1)
         counts = torch.zeros(len(self.mean), NUM_BYTES, dtype=torch.float64)

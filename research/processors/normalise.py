@@ -14,7 +14,7 @@ from research.processors.base import Processor
 
 
 class RunningMoments(nn.Module):
-    """Mean and variance of all that was seen, merged batch by batch.
+    """Mean and variance of all values so far, updated batch by batch.
 
     Chan, Golub and LeVeque, 1979, "Updating formulae and a pairwise algorithm for computing sample
     variances", equation 2.1. The statistics are buffers, so checkpoints hold them.
@@ -32,7 +32,7 @@ class RunningMoments(nn.Module):
 
     @torch.no_grad()
     def update(self, values: Tensor) -> None:
-        """Take in B values, (B, ...)."""
+        """Update the statistics by B values, (B, ...)."""
         values = values.double()
         count = self.count + len(values)
         difference = values.mean(dim=0) - self.mean

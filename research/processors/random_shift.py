@@ -13,15 +13,15 @@ from research.processors.base import Processor
 class RandomShift(Processor):
     """Shift every image of a training batch by up to ``pad`` pixels in each direction.
 
-    The border is repeated to fill what comes in. Yarats et al., 2021,
+    The border is repeated to fill the gap. Yarats et al., 2021,
     https://arxiv.org/abs/2107.09645, section 3.1, whose bilinear interpolation is at whole pixels
-    only and so a copy of pixels, as here. ``obs`` and ``next_obs`` are shifted independently;
-    observations to act on are left alone.
+    only, so it copies pixels as this does. ``obs`` and ``next_obs`` are shifted independently;
+    observations to act on are not shifted.
 
     Args:
         observation_space: a Box of images (C, H, W).
         action_space: left as it is.
-        pad: most pixels of a shift, at least 0 and below H and W.
+        pad: maximum shift in pixels, at least 0 and below H and W.
 
     Raises:
         ValueError: for other observations, or a number outside its range.
@@ -71,9 +71,9 @@ def shift_images(images: Tensor, down: Tensor, right: Tensor, *, pad: int) -> Te
 
 
 def repeat_border(images: Tensor, pad: int) -> Tensor:
-    """Images (B, C, H + 2 pad, W + 2 pad), whose border goes on outwards.
+    """Images (B, C, H + 2 pad, W + 2 pad), whose border pixels are repeated outwards.
 
-    ``torch.nn.functional.pad`` takes no uint8, and to gather the pixels takes several times longer.
+    ``torch.nn.functional.pad`` takes no uint8, and gathering the pixels takes several times longer.
     """
     batch, channels, height, width = images.shape
     padded = images.new_empty(batch, channels, height + 2 * pad, width + 2 * pad)

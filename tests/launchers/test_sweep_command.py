@@ -56,7 +56,7 @@ def test_a_local_sweep_is_shown_cancelled_and_goes_on(local: WaitingProgram) -> 
     answer = local.command("wait")
     assert answer.status == 0
     assert "3 jobs: 3 completed" in answer.out
-    assert "nothing of" in local.command("cancel").out
+    assert "no job of" in local.command("cancel").out
 
 
 def test_a_local_sweep_whose_launcher_was_killed_is_shown_and_goes_on(
@@ -98,7 +98,7 @@ def test_a_sweep_on_a_cluster_is_left_shown_cancelled_and_goes_on(slurm: SlurmPr
     assert slurm.command("retry").status == 0
     assert slurm.command("wait").status == 0
     assert slurm.counts()["wait 0 goes on"] == slurm.counts()["wait 1 goes on"] == 1
-    assert "nothing of" in slurm.command("cancel").out
+    assert "no job of" in slurm.command("cancel").out
 
 
 def test_jobs_cancelled_before_they_began_are_named(slurm: SlurmProgram) -> None:

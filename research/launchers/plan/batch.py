@@ -1,4 +1,4 @@
-"""The jobs that a sweeper asks for: planned, composed, checked, before the first starts."""
+"""The jobs that a sweeper launches: planned, composed and checked before the first starts."""
 
 import logging
 import os
@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Program:
-    """What Hydra hands to a launcher's ``setup``."""
+    """The arguments that Hydra passes to a launcher's ``setup``."""
 
     config: DictConfig
     context: HydraContext
@@ -57,9 +57,9 @@ class Batch:
     """The jobs for one call of ``launch``, with their configs.
 
     Args:
-        program: whose task function they run.
-        overrides: of each job.
-        command: what is typed to go on with the sweep.
+        program: the program whose task function they run.
+        overrides: the overrides of each job.
+        command: the command that resumes the sweep.
 
     Raises:
         UserError: the sweep directory holds another sweep, or two jobs share a run directory.
@@ -77,7 +77,7 @@ class Batch:
         base = {str(key): value for key, value in config.items() if key != "hydra"}
         swept = swept_keys(program)
         self.is_search = "n_trials" in program.config.hydra.sweeper
-        # A search compares equal lengths only.
+        # A search compares only jobs of equal length.
         extendable = () if self.is_search else set(LENGTHS) - set(swept)
         self.plan = Plan(program.folder, command=command, config=base, extendable=extendable)
         self.jobs = self.plan.add(overrides, swept=swept, locate=self.locate)
@@ -85,7 +85,7 @@ class Batch:
         self.configs = {job.number: self.compose(job) for job in self.jobs}
 
     def locate(self, number: int, name: str, overrides: Sequence[str]) -> str:
-        """The run directory of a new job, below the sweep's, as ``hydra.sweep.subdir`` says."""
+        """The run directory of a new job, relative to the sweep's: ``hydra.sweep.subdir``."""
         config = load(self.program, number, name, overrides)
         self.composed[number] = config
         before = HydraConfig.instance().cfg
@@ -112,7 +112,7 @@ class Batch:
 
     @property
     def score_mode(self) -> Any:
-        """Whether a high (``max``) or a low (``min``) score is better, if the config tells."""
+        """Whether a high (``max``) or a low (``min``) score is better, if the config says so."""
         return OmegaConf.select(self.program.config, "trainer.score.mode")
 
     def unique_jobs(self) -> list[Job]:
@@ -120,11 +120,11 @@ class Batch:
         return list({job.number: job for job in self.jobs}.values())
 
     def tasks(self, jobs: Iterable[Job], results: Path | None = None) -> list[Task]:
-        """The jobs with what their processes call; their status becomes ``pending``.
+        """The jobs with the calls that their processes make; their status becomes ``pending``.
 
         Args:
-            jobs: of this batch.
-            results: the folder where they leave what they return, if not to a parent.
+            jobs: jobs of this batch.
+            results: the folder where they write their results; None: a parent process gets them.
 
         """
         if self.plan.is_extended:
@@ -147,19 +147,18 @@ class Batch:
     def check(
         self, jobs: Sequence[Job], *, forecast: bool = False, elsewhere: bool = False
     ) -> list[int | None]:
-        """Check every config, in a process of its own, which may import and build what it names.
+        """Check the configs in one child process, which may import and build what they name.
 
-        A task function that has something to check carries it as its attribute ``check_config``;
-        one that can build its parts without using them carries ``rehearse``, and one that can tell
-        how much memory a job will take ``forecast_memory``.
+        The task function may have these attributes: ``check_config`` checks a config, ``rehearse``
+        builds its parts without using them, ``forecast_memory`` returns the bytes that a job needs.
 
         Args:
-            jobs: of this batch.
-            forecast: whether to tell the memory.
+            jobs: jobs of this batch.
+            forecast: whether to forecast the memory.
             elsewhere: whether the jobs run on other machines.
 
         Returns:
-            with ``forecast``, bytes for each job, as far as they are known.
+            the bytes that each job needs; None if they are unknown or there is no ``forecast``.
 
         Raises:
             UserError: for the first job that cannot run.
@@ -182,7 +181,7 @@ class Batch:
         except RuntimeError:
             if not (elsewhere and rehearse):
                 raise
-            answers = call_in_process(replace(checks, rehearse=None))  # it may have died of this
+            answers = call_in_process(replace(checks, rehearse=None))  # this may have killed it
         refused = [(job, line) for job, (line, _) in zip(jobs, answers, strict=True) if line]
         if refused:
             job, line = refused[0]
@@ -191,19 +190,19 @@ class Batch:
         return [num_bytes for _, num_bytes in answers]
 
     def returns(self, outcomes: Mapping[int, Outcome]) -> list[JobReturn]:
-        """What Hydra's sweepers expect: one ``JobReturn`` per job, in order, whatever happened."""
+        """One ``JobReturn`` per job, in order, whatever happened, as Hydra's sweepers expect."""
         return [self.answer(job, outcomes.get(job.number)) for job in self.jobs]
 
     def status(self, job: Job) -> Mapping[str, Any]:
-        """The status file of a job."""
+        """The fields of a job's status file."""
         return read_status(job.folder) or BLANK
 
     def answer_later(self, job: Job) -> JobReturn:
-        """What stands for a job that nobody waits for."""
+        """The ``JobReturn`` of a job that is not waited for; it has no status."""
         return unfinished(self.configs[job.number], job.folder)
 
     def answer(self, job: Job, outcome: Outcome | None) -> JobReturn:
-        """The ``JobReturn`` of one job; without an outcome it completed earlier."""
+        """The ``JobReturn`` of one job, from its outcome or else from its status file."""
         config, status = self.configs[job.number], self.status(job)
         if outcome and isinstance(outcome.result, JobReturn):
             return outcome.result
@@ -215,7 +214,7 @@ class Batch:
 
 @dataclass
 class Check:
-    """Checks the configs of many jobs: for each what is wrong, if anything, and its memory."""
+    """Checks the configs of many jobs; returns what is wrong with each, or "", and its memory."""
 
     check: Callable[[DictConfig], object] | None
     rehearse: Callable[[], AbstractContextManager[Callable[[DictConfig, Path], None]]] | None
@@ -226,7 +225,7 @@ class Check:
     def __call__(self) -> list[tuple[str, int | None]]:
         """Check them all."""
         restore(self.state)
-        logging.disable()  # what the jobs will say is theirs to say
+        logging.disable()  # the jobs will log this themselves
         warnings.simplefilter("ignore")
         with self.rehearse() if self.rehearse else nullcontext(lambda *_: None) as rehearse:
             return [self.check_one(config, folder, rehearse) for config, folder in self.configs]
@@ -234,7 +233,7 @@ class Check:
     def check_one(
         self, config: DictConfig, folder: Path, rehearse: Callable[[DictConfig, Path], None]
     ) -> tuple[str, int | None]:
-        """Check the config of a job, which has a run directory."""
+        """Check the config of the job whose run directory is ``folder``."""
         HydraConfig.instance().set_config(config)
         task_config = config.copy()
         with open_dict(task_config):
@@ -254,7 +253,7 @@ def state(job: Job) -> str:
 
 
 def swept_keys(program: Program) -> list[str]:
-    """The keys that the command line or the sweeper's ``params`` give several values."""
+    """The keys that the command line sweeps or that the sweeper's ``params`` name."""
     config = program.config.hydra
     parser = OverridesParser.create(config_loader=program.context.config_loader)
     overrides = parser.parse_overrides(list(config.overrides.task))
@@ -273,10 +272,10 @@ def load(program: Program, number: int, name: str, overrides: Sequence[str]) -> 
 
 
 def call_in_process(function: Callable[[], Any]) -> Any:
-    """What ``function`` returns in a process of its own.
+    """The result of ``function``, called in a child process.
 
     Raises:
-        RuntimeError: it raised; its traceback is on this process's stderr.
+        RuntimeError: it raised, with the traceback on stderr, or its process was killed.
 
     """
     process = Process(make_call(function), log=2, environ=os.environ)

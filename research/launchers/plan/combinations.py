@@ -1,4 +1,4 @@
-"""The jobs of a grid sweep: the product of the swept values, paired ones counted as one."""
+"""The jobs of a grid sweep: the product of the swept values, where paired keys count as one."""
 
 import itertools
 from collections.abc import Sequence
@@ -10,10 +10,10 @@ from research.errors import UserError, did_you_mean
 
 
 def combine(overrides: Sequence[Override], paired: Sequence[Sequence[str]]) -> list[list[str]]:
-    """The overrides of each job, the last key varying fastest, as Hydra's basic sweeper orders.
+    """The overrides of each job, in the order of Hydra's basic sweeper, the last key fastest.
 
     Args:
-        overrides: of the command line; the last one for a key counts.
+        overrides: those of the command line; the last one for a key counts.
         paired: groups of swept keys that vary together.
 
     Raises:
@@ -28,7 +28,7 @@ def combine(overrides: Sequence[Override], paired: Sequence[Sequence[str]]) -> l
         if len(set(lengths.values())) > 1:
             counts = ", ".join(f"{name} has {count} values" for name, count in lengths.items())
             raise UserError(
-                f"hydra.sweeper.paired={show(group)}: {counts}; paired keys need as many"
+                f"hydra.sweeper.paired={show(group)}: {counts}; paired keys need equally many"
             )
         for name in group:
             if names[name] in group_of:
@@ -46,7 +46,7 @@ def combine(overrides: Sequence[Override], paired: Sequence[Sequence[str]]) -> l
 
 
 def expand(override: Override) -> list[str]:
-    """An override of the command line as it is for each of its values."""
+    """An override of the command line, once for each of its values."""
     key = override.get_key_element()
     if not override.is_sweep_override():
         return [f"{key}={override.get_value_element_as_str()}"]
@@ -59,7 +59,7 @@ def expand(override: Override) -> list[str]:
 
 
 def swept_key(name: str, names: dict[str, str]) -> str:
-    """The swept key that a name in ``paired`` means."""
+    """The swept key that a name in ``paired`` refers to."""
     if name not in names:
         allowed = ", ".join(names) or "none, nothing is swept"
         guess = did_you_mean(name, names)
@@ -68,12 +68,12 @@ def swept_key(name: str, names: dict[str, str]) -> str:
 
 
 def show(group: Sequence[str]) -> str:
-    """A group as on the command line."""
+    """A group as it is written on the command line."""
     return f"[[{','.join(group)}]]"
 
 
 def in_batches(jobs: list[list[str]], size: int | None) -> list[list[list[str]]]:
-    """The jobs in launches of at most ``size``; None launches all at once."""
+    """The jobs, split into launches of at most ``size``; None launches all at once."""
     if size is not None and size < 1:
         raise UserError(f"hydra.sweeper.max_batch_size must be at least 1, got {size}")
     step = size or max(len(jobs), 1)
@@ -81,10 +81,10 @@ def in_batches(jobs: list[list[str]], size: int | None) -> list[list[list[str]]]
 
 
 def require_completion(answers: Sequence[JobReturn]) -> None:
-    """Refuse to end well when a job did not.
+    """Check that all jobs have completed.
 
     Raises:
-        UserError: names the jobs that did not complete.
+        UserError: some have not; the message says why.
 
     """
     failed = [answer for answer in answers if answer.status is JobStatus.FAILED]

@@ -1,4 +1,4 @@
-"""A job of a sweep: Hydra's own task function, run by ``run_job`` with the config of one job."""
+"""A job of a sweep: the task function, called by Hydra's ``run_job`` with the job's config."""
 
 import copy
 import math
@@ -21,12 +21,12 @@ from research.status import Status, sole_process
 
 
 class Shared(NamedTuple):
-    """What all jobs of a batch have in common.
+    """The values that all jobs of a batch have in common.
 
     Attributes:
-        task_function: Hydra's.
+        task_function: the program's.
         hydra_context: for Hydra's callbacks.
-        state: of Hydra's singletons and OmegaConf's resolvers, by ``hydra_state``.
+        state: Hydra's singletons and OmegaConf's resolvers, from ``hydra_state``.
 
     """
 
@@ -37,16 +37,16 @@ class Shared(NamedTuple):
 
 @dataclass
 class HydraJob:
-    """What the process of a job calls.
+    """The call that a job's process makes.
 
     A task function with a true attribute ``keeps_status`` writes its own ``status.json`` and keeps
-    other processes out of its run directory, as ``research.app`` does; for any other this does.
+    other processes out of its run directory, as ``research.app`` does; for others, this call does.
 
     Args:
-        shared: pickled ``Shared``, once for all jobs.
-        config: of this job, as ``load_sweep_config`` composed it.
+        shared: a ``Shared``, pickled once for all jobs.
+        config: the job's config, as ``load_sweep_config`` composed it.
         folder: the run directory.
-        result_file: gets the pickled ``JobReturn``, for a launcher that is not its parent.
+        result_file: where to write the pickled ``JobReturn``; None: the parent process gets it.
 
     """
 
@@ -65,7 +65,7 @@ class HydraJob:
             return self.run_with_status()
 
     def run(self) -> JobReturn:
-        """Run the job by ``run_job``, and keep what it returns."""
+        """Run the job by ``run_job``, and write its result to ``result_file``, if there is one."""
         answer = run_job(
             hydra_context=self.hydra_context,
             task_function=self.task_function,
@@ -82,7 +82,7 @@ class HydraJob:
         return answer
 
     def run_with_status(self) -> JobReturn:
-        """Run the job, and write its status file for it."""
+        """Run the job, and write its status file."""
         status = Status(self.folder)
         if status.fields["state"] == "completed":  # meanwhile, by another launcher
             return finished(self.config, self.folder, status.fields["score"])
@@ -101,32 +101,32 @@ class HydraJob:
 
 
 def hydra_state() -> dict[Any, Any]:
-    """What jobs need of this process: Hydra's singletons, and resolvers the program registered."""
+    """The state of this process that jobs need: Hydra's singletons and the registered resolvers."""
     return Singleton.get_state()
 
 
 def restore(state: dict[Any, Any]) -> None:
-    """Take over another process's ``hydra_state``; as Hydra does, but without finding plugins."""
+    """Restore another process's ``hydra_state``, as Hydra does, but without searching plugins."""
     Singleton._instances = state["instances"]
     BaseContainer._resolvers = state["omegaconf_resolvers"]
     setup_globals()
 
 
 def as_score(value: Any) -> float | None:
-    """What a task function returned, if it is a finite number."""
+    """The value that a task function returned, if it is a finite number, else None."""
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     return float(value) if is_number and math.isfinite(value) else None
 
 
 def finished(config: DictConfig, folder: Path, score: float | None) -> JobReturn:
-    """What a job that completed earlier returned, as far as its status file tells."""
+    """The ``JobReturn`` of a job that completed earlier, with the score of its status file."""
     answer = unfinished(config, folder)
     answer.status, answer.return_value = JobStatus.COMPLETED, score
     return answer
 
 
 def failed(config: DictConfig, folder: Path, reason: str) -> JobReturn:
-    """What stands for a job without result; asked for its value, it raises ``JobError``."""
+    """The ``JobReturn`` of a job without a result; reading its value raises ``JobError``."""
     answer = unfinished(config, folder)
     answer.status, answer.return_value = JobStatus.FAILED, JobError(reason)
     return answer

@@ -1,4 +1,4 @@
-"""The plan of a sweep, made once and never renumbered, and what came of its jobs so far."""
+"""The plan of a sweep: its jobs, which keep their numbers when more are added."""
 
 import json
 import os
@@ -39,13 +39,13 @@ class Plan:
 
     Args:
         folder: the sweep directory.
-        command: what is typed to go on with it, as ``sys.argv``.
+        command: the command that resumes it, program included.
         config: the base config that all jobs share, as plain values.
-        extendable: numbers in it that may be larger than before, such as a length of training,
-            which every job then has, after ``extend`` has written it down.
+        extendable: keys of numbers in it that may be larger than before, such as a length of
+            training; every job then gets the new value, and ``extend`` writes it.
 
     Raises:
-        UserError: the directory holds a sweep of another base config, or another file.
+        UserError: the directory holds a sweep of another base config, or ``sweep.json`` is damaged.
 
     """
 
@@ -88,15 +88,15 @@ class Plan:
         swept: Iterable[str],
         locate: Callable[[int, str, Sequence[str]], str],
     ) -> list[Job]:
-        """The jobs for the overrides in ``batch``; those that are not planned yet join the plan.
+        """The jobs for the overrides in ``batch``; those that are not planned yet are added.
 
-        It is written at once, unless it is extended: ``extend`` does it then.
+        The plan is written at once, unless its config has grown: ``extend`` writes it then.
 
         Args:
             batch: the overrides of each job.
             swept: the keys that the sweep varies, even if these jobs do not show it.
-            locate: gives the run directory's path below the sweep's, for a job's number, the name
-                that what varies gives it, and its overrides.
+            locate: returns a job's run directory, relative to the sweep's, from its number, its
+                name and its overrides.
 
         Raises:
             UserError: two jobs would share a run directory.
@@ -134,7 +134,7 @@ class Plan:
         return [as_job(self.folder, planned[identity(overrides)]) for overrides in batch]
 
     def lengthen(self, overrides: Iterable[str]) -> None:
-        """Give all jobs what ``overrides``, of one of the new ones, say of what has grown."""
+        """Give all jobs the values of extendable keys in ``overrides``, which are a new job's."""
         lengths = [each for each in overrides if key_of(each) in self.extendable]
         for entry in self.content["jobs"]:
             kept = [each for each in entry["overrides"] if key_of(each) not in self.extendable]
@@ -142,11 +142,11 @@ class Plan:
 
     @property
     def is_extended(self) -> bool:
-        """Whether the config has grown, and that is not noted yet."""
+        """Whether the config has grown and the plan has not been written since."""
         return self.content["config"] != self.latest["config"]
 
     def extend(self) -> None:
-        """Write down what the jobs are from now on."""
+        """Write the plan with the new command, config and lengths."""
         self.content |= self.latest
         self.write()
 
@@ -199,7 +199,7 @@ def as_job(folder: Path, entry: Mapping[str, Any]) -> Job:
 
 
 def identity(overrides: Iterable[str]) -> tuple[str, ...]:
-    """The same for the same overrides in any order."""
+    """A key that is equal for the same overrides in any order."""
     return tuple(sorted(overrides))
 
 

@@ -1,4 +1,4 @@
-"""What varies between the jobs of a sweep, and directory names that show it."""
+"""The keys that vary between the jobs of a sweep, and directory names that show them."""
 
 import hashlib
 import re
@@ -11,7 +11,7 @@ DROPPED = str.maketrans("", "", "'\"`$\\()[]{}<>")
 
 
 def varying(jobs: Sequence[Mapping[str, str]], declared: Iterable[str]) -> list[str]:
-    """The keys that are declared as swept or differ between jobs, as they appear, seed last."""
+    """The keys that are declared as swept or differ between jobs, in their order, seed last."""
     declared = set(declared)
     keys = [
         key
@@ -34,8 +34,8 @@ def folder_names(
     """A directory name for each job, ``env=cheetah,lr=0.001,seed=0``.
 
     Names differ from each other and from ``taken``, by more than upper and lower case. They have
-    at most 150 characters of ``A-Z a-z 0-9 . _ + - = ,`` and depend on no later job. A job with
-    none of ``keys`` is called by its place in the list.
+    at most 150 characters of ``A-Z a-z 0-9 . _ + - = ,`` and do not depend on later jobs. A job
+    with none of ``keys`` is named by its index in the list.
     """
     short, names = labels(keys), []
     used, tries = {name.casefold() for name in taken}, Counter[str]()
@@ -52,13 +52,13 @@ def folder_names(
 
 
 def safe(text: str) -> str:
-    """``text`` without what a file system, a shell or an override could read otherwise."""
+    """``text`` without the characters that a file system, a shell or Hydra could misread."""
     plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
     return "-".join(re.findall(r"[\w.+-]+", plain.translate(DROPPED)))
 
 
 def fitting(name: str, ending: str = "") -> str:
-    """``name`` and ``ending``; too long, it is cut before its seed and gets a hash there."""
+    """``name + ending``; if it is too long, a hash replaces the characters before its seed."""
     room = MAX_BYTES - len(ending)
     if len(name) > room:
         rest, comma, seed = name.rpartition(",seed=")

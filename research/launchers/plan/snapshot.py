@@ -1,4 +1,4 @@
-"""A copy of the code as it is now, which the jobs of a sweep run whatever is edited meanwhile."""
+"""A copy of the code as it is now, which the jobs of a sweep run even if the code is edited."""
 
 import hashlib
 import shutil
@@ -11,20 +11,20 @@ from research.errors import UserError
 from research.process import Call
 
 CODE = (".py", ".yaml", ".yml", ".toml", ".sh")
-"""Files that are copied although git does not know them yet; others may be data."""
+"""Endings of the untracked files that are copied; others may be data."""
 
 COMMIT = ".commit"
 
 
 def take_snapshot(program: Path, folder: Path) -> tuple[Path, Path]:
-    """Copy the repository that holds ``program`` to ``folder``, below it under a name of its own.
+    """Copy the repository that holds ``program`` to a folder in ``folder``, named by its content.
 
-    Tracked files are copied as they lie on the disk, uncommitted changes included, and new files
-    of code. ``.commit`` in the copy holds the commit. What was copied before is found again.
+    Tracked files are copied as they are on the disk, uncommitted changes included, and so are new
+    files of code. ``.commit`` in the copy holds the commit. A copy that exists is used again.
 
     Args:
         program: the file that is run.
-        folder: in the sweep directory, whose files are not copied.
+        folder: a folder in the sweep directory, whose own files are not copied.
 
     Returns:
         the repository's root, and the copy's.
@@ -57,7 +57,7 @@ def take_snapshot(program: Path, folder: Path) -> tuple[Path, Path]:
 
 
 def digest(commit: str, files: Mapping[str, Path]) -> str:
-    """A short name for a commit and the files that lie on the disk."""
+    """A short name for a commit and the contents of the files."""
     total = hashlib.sha256(commit.encode())
     for name, path in sorted(files.items()):
         total.update(f"{name}\0{path.stat().st_size}\0".encode() + path.read_bytes())
@@ -65,12 +65,12 @@ def digest(commit: str, files: Mapping[str, Path]) -> str:
 
 
 def move_call(call: Call, root: Path, folder: Path) -> Call:
-    """The call, importing from the snapshot in ``folder`` what it imported from ``root``."""
+    """The call, changed to import from the snapshot in ``folder`` instead of ``root``."""
     return call._replace(path=move_path(call.path, root, folder))
 
 
 def move_path(path: Sequence[str], root: Path, folder: Path) -> list[str]:
-    """A search path whose folders are those of the snapshot, where it has them."""
+    """A search path with the folders in ``root`` replaced by the snapshot's, where it has them."""
     moved = []
     for entry in map(Path, path):
         copy = folder / entry.relative_to(root) if entry.is_relative_to(root) else entry
@@ -79,7 +79,7 @@ def move_path(path: Sequence[str], root: Path, folder: Path) -> list[str]:
 
 
 def git(folder: Path, *arguments: str) -> str:
-    """What a git command prints.
+    """The output of a git command.
 
     Raises:
         UserError: it failed.

@@ -1,7 +1,7 @@
-"""A process outside the pool that ends what the pool leaves behind, even when it was killed.
+"""A process outside the pool that kills the jobs the pool leaves behind, even if it was killed.
 
-It runs as a script, on nothing but the standard library, in a session of its own, so that what
-kills the pool's process group does not kill it. Its standard input ends when the pool does.
+It runs as a script that needs only the standard library, in a session of its own, so that a signal
+to the pool's process group does not kill it. Its standard input ends when the pool does.
 """
 
 import os
@@ -25,12 +25,12 @@ class Guard:
         self.tell(f"+{group}")
 
     def remove(self, group: int) -> None:
-        """It has ended by itself."""
+        """Forget this process group, which has ended by itself."""
         self.groups.discard(group)
         self.tell(f"-{group}")
 
     def tell(self, line: str) -> None:
-        """Send one line, to another process if that one was killed."""
+        """Send one line to the guard, or replace the guard if it was killed."""
         try:
             self.write(line)
         except BrokenPipeError:
@@ -38,19 +38,19 @@ class Guard:
             self.revive()
 
     def revive(self) -> None:
-        """Replace a guard that was killed by one that knows all groups."""
+        """If the guard was killed, start another one, and send it all groups."""
         if self.process.poll() is not None:
             self.process = start()
             for group in self.groups:
                 self.write(f"+{group}")
 
     def write(self, line: str) -> None:
-        """Send one line to the process that is there."""
+        """Send one line to the current guard process."""
         assert self.process.stdin is not None
         self.process.stdin.write(f"{line}\n".encode())
 
     def close(self) -> None:
-        """End the guard, which ends what is left."""
+        """End the guard, which then kills the groups that are left."""
         assert self.process.stdin is not None
         self.process.stdin.close()
         self.process.wait()
@@ -68,12 +68,12 @@ def start() -> "subprocess.Popen[bytes]":
 
 
 def watch(lines: IO[str]) -> None:
-    """Keep the groups until the lines end, then kill those that are left."""
+    """Add and remove groups until the lines end, then kill those that are left."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
     groups: set[int] = set()
     for line in lines:
-        if not line.endswith("\n"):  # cut by the end of the pool
+        if not line.endswith("\n"):  # cut off when the pool was killed
             break
         if line[0] == "+":
             groups.add(int(line[1:]))

@@ -12,7 +12,7 @@ from research.errors import UserError
 
 PROGRAM = "nvidia-cuda-mps-control"
 
-# In a session of its own and deaf to signals, so that no Ctrl-C ends it before the daemon.
+# It ignores signals, in a session of its own, so that Ctrl-C does not end it before the daemon.
 START = f"""
 trap : HUP INT TERM PIPE
 mkdir "$1/pipe" "$1/log"
@@ -25,7 +25,7 @@ fi
 exec >/dev/null
 cat
 """
-"""Starts the daemon, says ``ready`` if it answers, and waits until its standard input closes."""
+"""Starts the daemon, prints ``ready`` if it answers, and waits until its standard input closes."""
 
 QUIT = f"""
 export CUDA_MPS_PIPE_DIRECTORY="$1/pipe" CUDA_MPS_LOG_DIRECTORY="$1/log"
@@ -37,23 +37,23 @@ while lives && [ "$tries" -lt 10 ]; do tries=$((tries + 1)); sleep 0.1; done
 if lives; then kill -KILL "-$pid" || kill -KILL "$pid"; fi
 rm -rf -- "$1"
 """
-"""Asks the daemon to end, its servers within 5 s; ends it in any case; removes its directory."""
+"""Asks the daemon to end, its servers within 5 s; kills it if it does not; removes its folder."""
 
 
 @contextmanager
 def mps_daemon(gpus: Sequence[str] | None = None) -> Iterator[dict[str, str]]:
-    """Run the daemon in a private directory; yields the variables that lead the jobs to it.
+    """Run the daemon in a private directory; yields the variables by which jobs find it.
 
-    It ends with the ``with``, or when this process dies, whatever kills it: a small shell process
-    starts the daemon, waits until the pipe from here closes, and ends the daemon.
+    It ends with the ``with`` block, or when this process dies, whatever kills it: a small shell
+    process starts the daemon, waits until the pipe from here closes, and ends the daemon.
 
     Args:
-        gpus: the UUIDs of those to serve, by which the jobs must name them too. With None, or
-            indices, it serves all: a daemon that is shown some GPUs numbers them anew, so that an
-            index would mean one GPU to the daemon and another to a job.
+        gpus: the UUIDs of the GPUs to serve, by which the jobs must name them, too. With None or
+            indices, it serves all GPUs: a daemon that sees only some of them renumbers them, so
+            that an index would mean one GPU to the daemon and another to a job.
 
     Raises:
-        UserError: the program is not there, does not start, or would serve two MIG devices.
+        UserError: the program is missing, does not start, or would serve two MIG devices.
 
     """
     if shutil.which(PROGRAM) is None:
@@ -86,15 +86,15 @@ def mps_daemon(gpus: Sequence[str] | None = None) -> Iterator[dict[str, str]]:
 
 
 def quit_command(folder: Path) -> list[str]:
-    """The command that ends the daemon of ``folder`` and removes it; of variables it needs PATH.
+    """The command that ends the daemon of ``folder`` and removes the folder.
 
-    To end what is not there is no fault, so it may run twice.
+    It needs no environment variable but PATH, and may run twice.
     """
     return ["sh", "-c", QUIT, "sh", str(folder)]
 
 
 def mps_variables(folder: Path) -> dict[str, str]:
-    """What the daemon and the jobs need in their environment to meet in ``folder``."""
+    """The environment variables by which the daemon and the jobs find each other in ``folder``."""
     return {
         "CUDA_MPS_PIPE_DIRECTORY": str(folder / "pipe"),
         "CUDA_MPS_LOG_DIRECTORY": str(folder / "log"),
@@ -116,13 +116,13 @@ def daemon_environment(gpus: Sequence[str]) -> dict[str, str]:
 
 
 def private_folder() -> Path:
-    """A new directory, not in a long TMPDIR: the path of a socket in it has at most 107 bytes."""
+    """A new directory, not in a long TMPDIR: the path of a socket may have at most 107 bytes."""
     parent = tempfile.gettempdir()
     return Path(tempfile.mkdtemp(prefix="mps-", dir=parent if len(parent) < 60 else "/tmp"))
 
 
 def complaint(folder: Path) -> str:
-    """What the daemon said when it did not start, in a few words."""
+    """Why the daemon did not start: the last line of its log."""
     try:
         lines = (folder / "start.log").read_text(errors="replace").split("\n")
     except OSError:

@@ -1,4 +1,4 @@
-"""Runs jobs as processes of this machine, in slots that come back the moment a job ends."""
+"""Runs jobs as processes on this machine, in slots that are free again as soon as a job ends."""
 
 import logging
 import os
@@ -25,7 +25,7 @@ from research.status import BLANK, Status, read_status
 log = logging.getLogger(__name__)
 
 TERMINATION_S = 30.0
-"""How long a job that ran past its time may take to come to an orderly end."""
+"""How long a job that ran past its time may take to save its work and end."""
 
 TICK_S = 0.2
 WATCH_S = 0.5
@@ -33,18 +33,18 @@ LOG = "output.log"
 
 
 class Task(NamedTuple):
-    """A job and what its process calls."""
+    """A job and the call that its process makes."""
 
     job: Job
     call: Call
 
 
 class Outcome(NamedTuple):
-    """What came of a job.
+    """How a job ended.
 
     Attributes:
         state: ``pending`` if it was never started.
-        result: what its call returned; None if it did not.
+        result: the result of its call; None if it did not return.
         reason: one line on how it ended.
 
     """
@@ -58,10 +58,10 @@ NOT_STARTED = Outcome("pending", None, "not started")
 
 
 class Watcher(Protocol):
-    """Is shown where the jobs run, about twice a second."""
+    """A function that shows where the jobs run; it is called about twice a second."""
 
     def __call__(self, running: Mapping[int, Slot]) -> None:
-        """Take job numbers and the slots they run in."""
+        """Show the running jobs, given by their numbers, and their slots."""
         ...
 
 
@@ -74,7 +74,7 @@ class Run:
     process: Process
     deadline: float
     limit: str = ""
-    """Why the pool told it to stop; empty if it did not."""
+    """The limit for which the pool stopped it; empty if it did not."""
 
 
 @dataclass
@@ -82,15 +82,15 @@ class Pool:
     """Runs jobs in slots.
 
     Args:
-        slots: where; as many jobs run at once.
-        stagger_s: least seconds between two starts.
-        retries: further attempts for a job that fails.
-        fail_fast: stop everything at the first job that fails for good.
+        slots: one job at a time runs in each.
+        stagger_s: minimum seconds between two starts.
+        retries: further attempts for a job that does not complete.
+        fail_fast: whether to stop all jobs when one has failed for good.
         timeout_s: seconds that an attempt may take; None for no limit.
-        environ: variables for every job, over this process's own.
-        watch: is shown the running jobs.
-        stop_signals: stop the jobs in order.
-        second_kills: a second signal kills them. SLURM sends the same one several times.
+        environ: environment variables for every job, which override this process's own.
+        watch: shows the running jobs.
+        stop_signals: signals at which the jobs save their work and end.
+        second_kills: whether a second signal kills the jobs; SLURM repeats the same signal.
 
     """
 
@@ -104,17 +104,17 @@ class Pool:
     stop_signals: Sequence[signal.Signals] = OF_A_LAUNCHER
     second_kills: bool = True
     stop_reason: str = ""
-    """Why no job is started any more; empty while jobs are."""
+    """Why no more jobs are started; empty while they are."""
 
     received: list[int] = field(default_factory=list)
-    """The signals that came."""
+    """The signals received so far."""
 
     running: dict[int, Run] = field(default_factory=dict)
     outcomes: dict[int, Outcome] = field(default_factory=dict)
     attempts: dict[int, int] = field(default_factory=dict)
 
     def run(self, tasks: Sequence[Task]) -> dict[int, Outcome]:
-        """Run every task to its end; outcomes by job number.
+        """Run every task to its end; returns the outcomes by job number.
 
         Jobs that a signal stopped are ``preempted``, or ``pending`` if they had not started.
         """
@@ -136,14 +136,14 @@ class Pool:
         return {task.job.number: self.outcomes.get(task.job.number, NOT_STARTED) for task in tasks}
 
     def start_jobs(self) -> None:
-        """Start what may start now."""
+        """Start the jobs that may start now."""
         while self.waiting and self.free and not self.stop_reason:
             if time.monotonic() < self.next_start:
                 return
             task, slot = self.waiting.popleft(), self.free.popleft()
             try:
                 self.start(task, slot)
-            except OSError as error:  # its directory cannot be made, say; others' may
+            except OSError as error:  # for example, its directory cannot be made
                 self.free.appendleft(slot)
                 self.outcomes[task.job.number] = Outcome("failed", None, error_line(error))
             self.next_start = time.monotonic() + self.stagger_s
@@ -165,7 +165,7 @@ class Pool:
         self.running[number] = Run(task, slot, process, deadline)
 
     def wait(self) -> None:
-        """Sleep until a job ends, or it is time to look at something else."""
+        """Sleep until a job ends or something else is due."""
         pause = min(TICK_S, max(0.0, self.next_start - time.monotonic()) or TICK_S)
         if not hasattr(os, "pidfd_open"):
             time.sleep(min(pause, 0.05))
@@ -178,7 +178,7 @@ class Pool:
             select.select(descriptors, [], [], pause)
 
     def end_jobs(self) -> None:
-        """Take back the slots of the jobs that ended, and decide what becomes of these."""
+        """Free the slots of the jobs that ended, and record their outcomes or retry them."""
         for number, run in list(self.running.items()):
             if not run.process.has_ended():
                 continue
@@ -196,7 +196,7 @@ class Pool:
                 self.stop(f"stopped because job {number} failed (hydra.launcher.fail_fast)")
 
     def enforce_limits(self) -> None:
-        """Stop, and a while later kill, what ran past its time; pass on what signals asked for."""
+        """Stop all jobs after a signal; stop, and later kill, jobs that ran past their time."""
         if self.received and not self.stop_reason:
             self.stop("interrupted")
         if len(self.received) > 1 and self.second_kills:
@@ -213,22 +213,22 @@ class Pool:
                 run.process.stop()
 
     def stop(self, reason: str) -> None:
-        """Start nothing more, and tell the jobs to save their work and end."""
+        """Start no more jobs, and tell the running ones to save their work and end."""
         self.stop_reason = self.stop_reason or reason
         for run in self.running.values():
             run.process.stop()
 
     def kill_all(self) -> None:
-        """End every job at once."""
+        """Kill every running job."""
         for run in self.running.values():
             run.process.kill()
 
     def note(self, number: int, frame: FrameType | None) -> None:
-        """Take a signal that asks for an end."""
+        """Note a signal that asks the jobs to end."""
         self.received.append(number)
 
     def show(self) -> None:
-        """Show the running jobs when it is time to, and after the last."""
+        """Show the running jobs if that is due or none is left."""
         now = time.monotonic()
         if now >= self.next_watch or not self.running:
             self.next_watch = now + WATCH_S
@@ -236,7 +236,7 @@ class Pool:
 
 
 def outcome_of(run: Run, ending: Ending, *, stopping: bool) -> Outcome:
-    """What came of an attempt, by how its process ended and what it left in its status file."""
+    """The outcome of an attempt, from how its process ended and from its status file."""
     status = known_status(run.task.job.folder)
     own = status if status["pid"] == run.process.pid else BLANK
     if own["state"] == "completed" or (ending.status == 0 and ending.error is None):
@@ -246,7 +246,7 @@ def outcome_of(run: Run, ending: Ending, *, stopping: bool) -> Outcome:
     if ending.status < 0:
         name = signal.Signals(-ending.status).name
         hint = "; out of memory?" if name == "SIGKILL" and not stopping else ""
-        stopped = stopping or -ending.status in OF_A_LAUNCHER  # before it hears them
+        stopped = stopping or -ending.status in OF_A_LAUNCHER  # before it handles them
         return Outcome("preempted" if stopped else "failed", None, f"killed by {name}{hint}")
     reason = own["exit_reason"] or ending.error or f"exit status {ending.status}"
     if ending.status in (PREEMPTED, 130):
@@ -255,17 +255,17 @@ def outcome_of(run: Run, ending: Ending, *, stopping: bool) -> Outcome:
 
 
 def record(folder: Path, outcome: Outcome) -> None:
-    """Put the truth into the status file of a job whose process could not."""
+    """Write the outcome to the status file of a job whose process could not do so."""
     try:
         status = Status(folder)
         if outcome.state in ("failed", "preempted") and status.fields["state"] != outcome.state:
             status.end(outcome.state, outcome.reason)
-    except (UserError, OSError) as error:  # another's file, a full disk: the others go on
+    except (UserError, OSError) as error:  # not a status file, a full disk: others continue
         log.error("%s: %s", folder, error)
 
 
 def known_status(folder: Path) -> Mapping[str, Any]:
-    """A job's status; that of one that failed if another program's file is in its place."""
+    """A job's status; that of a failed job if its file is not a status file."""
     try:
         return read_status(folder) or BLANK
     except UserError as error:

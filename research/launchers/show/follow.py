@@ -1,4 +1,4 @@
-"""Follows a sweep from any shell: by its status files first, and by SLURM's queue rarely."""
+"""Follows a sweep from any shell, by its status files and, less often, by SLURM's queue."""
 
 import sys
 import time
@@ -14,20 +14,20 @@ from research.launchers.slurm.queue import QueuedTask, find_places, read_submiss
 from research.status import BLANK, Status, is_in_use, read_status
 
 LOOK_S = (0.2, 2.0)
-"""Least and most seconds between looks at the status files; they grow while nothing changes."""
+"""Minimum and maximum seconds between reads of the status files; more while nothing changes."""
 
 ASK_S = (3.0, 60.0)
-"""Least and most seconds between questions to SLURM; they grow while nothing changes."""
+"""Minimum and maximum seconds between queries to SLURM; more while nothing changes."""
 
 LIVING = ("running", "pending", "preempted")
 
 
 class Follower:
-    """What is known of jobs that run elsewhere, as of the last ``look``.
+    """The state of jobs that run elsewhere, as of the last ``look``.
 
     Args:
         sweep: the sweep directory.
-        jobs: of it.
+        jobs: the jobs of it to follow.
 
     """
 
@@ -43,7 +43,7 @@ class Follower:
         self.next_ask = -float("inf")
 
     def look(self) -> list[Row]:
-        """Read the status files, ask SLURM if it is time to; the jobs as they stand."""
+        """Read the status files, query SLURM if that is due, and return a row for each job."""
         before = {number: status["state"] for number, status in self.statuses.items()}
         self.read()
         after = {number: status["state"] for number, status in self.statuses.items()}
@@ -53,7 +53,7 @@ class Follower:
             self.next_ask = min(self.next_ask, time.monotonic() + self.pause_s)
         if self.open() and time.monotonic() >= self.next_ask:
             self.ask()
-            self.read()  # again: what has left the queue meanwhile is not lost
+            self.read()  # again: a job that has left the queue may have completed
         return [self.row(job) for job in self.jobs]
 
     def read(self) -> None:
@@ -61,7 +61,7 @@ class Follower:
         self.statuses = {job.number: read_status(job.folder) or BLANK for job in self.jobs}
 
     def ask(self) -> None:
-        """Ask SLURM for the tasks in its queue; without an answer what was known stays."""
+        """Query SLURM for the tasks in its queue; if it does not answer, keep the last ones."""
         places = find_places(self.submissions)
         self.is_answered = places is not None
         self.places = self.places if places is None else places
@@ -73,13 +73,13 @@ class Follower:
         return [job for job in self.jobs if self.statuses[job.number]["state"] in LIVING]
 
     def alive(self) -> list[Job]:
-        """Those of them that wait in the queue or have a process, or may."""
+        """The open jobs that wait in the queue or have a process, or may do so."""
         if not self.is_answered or is_in_use(self.sweep):
             return self.open()
         return [job for job in self.open() if job.number in self.places or is_in_use(job.folder)]
 
     def row(self, job: Job) -> Row:
-        """A job as the table shows it; one whose process is gone is not said to run."""
+        """A job's row of the table; a running job whose process is gone is shown as failed."""
         status, place = self.statuses[job.number], self.places.get(job.number)
         where = f"{place.task} {place.node or waits_for(place)}".strip() if place else ""
         is_known = self.is_answered and place is None
@@ -88,7 +88,7 @@ class Follower:
         return Row(job.number, job.varies, status, where, job.folder)
 
     def close(self) -> None:
-        """Put into the status files of jobs that were lost that they are."""
+        """Write to the status files of running jobs whose process is gone that they failed."""
         for job in self.jobs:
             state = (read_status(job.folder) or BLANK)["state"]
             if state == "running" and not is_in_use(job.folder):
@@ -96,12 +96,12 @@ class Follower:
 
 
 def waits_for(place: QueuedTask) -> str:
-    """Why a task waits, as far as SLURM has thought of a reason."""
+    """Why a task waits; empty if SLURM gives no reason."""
     return "" if place.reason == "None" else place.reason
 
 
 def death(job: Job) -> str:
-    """Why a job whose process is gone has ended, as far as it could tell."""
+    """Why a job whose process is gone has ended, as far as that is known."""
     name = fatal_signal(job.folder)
     return f"killed by {name}" if name else LOST
 
@@ -111,7 +111,7 @@ SILENT = "SLURM does not answer; only what the status files say is known"
 
 
 def wait(sweep: Path, jobs: Sequence[Job], screen: Screen) -> None:
-    """Return when none of the jobs waits in the queue or runs any more."""
+    """Show the jobs until none of them waits in the queue or runs any more."""
     follower = Follower(sweep, jobs)
     was_answered = True
     while True:
@@ -121,7 +121,7 @@ def wait(sweep: Path, jobs: Sequence[Job], screen: Screen) -> None:
             screen.note("SLURM answers again" if was_answered else SILENT)
         if not follower.open():
             return
-        if not follower.alive():  # by what was known; make sure
+        if not follower.alive():  # as of the last query; make sure
             follower.ask()
             if not follower.alive():
                 follower.close()

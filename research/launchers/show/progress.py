@@ -1,4 +1,4 @@
-"""Shows the jobs of a sweep from their status files, which is all that is known of them."""
+"""Shows the jobs of a sweep from their status files."""
 
 from collections.abc import Mapping, Sequence
 
@@ -18,7 +18,7 @@ class Progress:
         self.rows: dict[int, Row] = {}
 
     def __call__(self, running: Mapping[int, Slot]) -> None:
-        """Show all jobs; only what runs, or ran when last shown, is read again."""
+        """Show all jobs; only those that run, or ran when last shown, are read again."""
         for job in self.jobs:
             row = self.rows.get(job.number)
             if row is None or row.device or job.number in running:
@@ -31,7 +31,7 @@ class Progress:
 
 
 def read_row(job: Job, slot: Slot | None) -> Row:
-    """A job as it stands."""
+    """A job's row, from its status file."""
     status = known_status(job.folder)
     return Row(job.number, job.varies, status, name_slot(slot) if slot else "", job.folder)
 

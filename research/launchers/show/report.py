@@ -1,4 +1,4 @@
-"""What came of a sweep: its table, ``sweep.csv``, and why some jobs failed."""
+"""The results of a sweep: its table, ``sweep.csv``, and why some jobs failed."""
 
 import logging
 import os
@@ -23,11 +23,11 @@ def report(
     *,
     mode: Literal["max", "min"] | None,
 ) -> bool:
-    """Write ``sweep.csv``, and say what came of the jobs and why some failed.
+    """Write ``sweep.csv``, and log the results of the jobs and why some failed.
 
     Args:
-        sweep: the directory.
-        jobs: of the sweep.
+        sweep: the sweep directory.
+        jobs: the jobs to report.
         mode: whether a high or a low score is better, if that is known.
 
     Returns:
@@ -51,7 +51,7 @@ def report(
 def log_unfinished(
     job: Job, status: Mapping[str, Any], place: tuple[Submission, int] | None
 ) -> None:
-    """Say why a job did not complete, and where to read more."""
+    """Log why a job did not complete, and where to read more."""
     state, reason = status["state"], status["exit_reason"]
     if state == "completed" or not (place or reason):
         return
@@ -68,13 +68,13 @@ def log_unfinished(
 
 
 def find_slurm_log(submission: Submission, index: int) -> Path | None:
-    """What an allocation printed, if it came as far as that."""
+    """The file that holds an allocation's output; None if it has none yet."""
     tasks = submission.tasks[index : index + 1]
     paths = [submission.file(task, name) for task in tasks for name in ("0_log.err", "0_log.out")]
     return next((path for path in paths if path.exists()), None)
 
 
 def shown(path: Path) -> str:
-    """A path as it is typed into a shell from here."""
+    """A path, relative if it is below the current folder, quoted for a shell."""
     relative = os.path.relpath(path)
     return shlex.quote(str(path) if relative.startswith("..") else relative)

@@ -1,4 +1,4 @@
-"""What is known of a job, and its progress in a few characters."""
+"""A job's row of the table, and its progress in a few characters."""
 
 import math
 import re
@@ -15,13 +15,13 @@ ORDER = ("running", "completed", "failed", "preempted", "pending")
 
 
 class Row(NamedTuple):
-    """A job as a reader of the table knows it.
+    """A job's row of the table.
 
-    Args:
-        number: of the job in its plan.
+    Attributes:
+        number: the job's number in its plan.
         varies: the values of the keys that differ between jobs.
-        status: as ``read_status`` gives it, or ``BLANK``.
-        device: ``"gpu 0 cpu 0-3"``; empty while it has none.
+        status: as ``read_status`` returns it, or ``BLANK``.
+        device: the slot or SLURM task, such as ``"gpu 0 cpu 0-3"`` or ``"12_0 node1"``, or empty.
         folder: the run directory, for ``sweep.csv``.
 
     """
@@ -50,7 +50,7 @@ def keys_of(rows: Sequence[Row]) -> list[str]:
 
 
 def progress(status: Mapping[str, Any]) -> str:
-    """``120k/1M``."""
+    """The steps done, of all: ``120k/1M``."""
     step, steps = number(status["step"]), number(status["total_steps"])
     if step is None or (step == 0 and status["state"] == "pending"):
         return "-"
@@ -58,7 +58,7 @@ def progress(status: Mapping[str, Any]) -> str:
 
 
 def time_left(status: Mapping[str, Any]) -> str:
-    """What the last speed promised, less the time since then; ``-`` when that has run out."""
+    """The time left by the last known speed, less the time since; ``-`` if unknown or over."""
     step, steps = number(status["step"]), number(status["total_steps"])
     steps_per_s = number(status["speed"])
     if status["state"] != "running" or step is None or steps is None or not steps_per_s:
@@ -71,7 +71,7 @@ def time_left(status: Mapping[str, Any]) -> str:
 
 
 def speed(status: Mapping[str, Any]) -> str:
-    """``118/s``, in steps."""
+    """The steps per second: ``118/s``."""
     steps_per_s = number(status["speed"])
     if steps_per_s is None or status["state"] == "pending":
         return "-"
@@ -117,6 +117,6 @@ def seconds_between(start: str | None, end: str | None) -> float | None:
 
 
 def printable(text: str) -> str:
-    """``text`` without colours, and with ``?`` for whatever else would move a cursor."""
+    """``text`` without colours, and with ``?`` for other characters that are not printable."""
     plain = re.sub(r"\x1b\[[0-9;?]*[ -/]*[@-~]", "", text)
     return "".join(character if character.isprintable() else "?" for character in plain)

@@ -32,10 +32,10 @@ COLOURS = r"\b(?:(?P<green>completed)|(?P<red>failed))\b"
 class Screen:
     """The table of a sweep on ``stream``.
 
-    On a terminal it is redrawn in place, twice a second at most, and fits the window as it is
-    then; what is logged to a terminal appears above it. Elsewhere each change of state is a line,
-    and so is each running job's progress once a minute. When nobody reads the stream any more, it
-    falls silent: the jobs go on.
+    On a terminal it is redrawn in place, at most twice a second, and fits the window as it is
+    then; log messages to a terminal appear above it. Elsewhere each change of state is a line,
+    and so is each running job's progress once a minute. If the reader of the stream goes away,
+    nothing more is written, and the jobs continue.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -50,7 +50,7 @@ class Screen:
         self.reported: dict[int, tuple[float, object]] = {}
 
     def start(self) -> "Live":
-        """Begin to draw in place; what is logged to a terminal from now on stands above."""
+        """Begin to draw in place; log messages to a terminal from now on appear above."""
         from rich.console import Console
         from rich.file_proxy import FileProxy
         from rich.live import Live
@@ -63,27 +63,27 @@ class Screen:
         self.handlers = [handler for handler in printed if handler.stream.isatty()]
         for handler in self.handlers:
             handler.setStream(FileProxy(console, handler.stream))
-        # No thread and no stream of others: this process starts programs and hears signals.
+        # No thread, no redirected streams: this process starts programs and handles signals.
         live = Live(
             console=console, auto_refresh=False, redirect_stdout=False, redirect_stderr=False
         )
         live.start()
-        console.show_cursor()  # nobody would after a SIGKILL or Ctrl-Z
+        console.show_cursor()  # after a SIGKILL or Ctrl-Z it would stay hidden
         return live
 
     def show(self, rows: Sequence[Row]) -> None:
-        """Show the jobs as they stand; call it as often as you like."""
+        """Show the jobs; it may be called at any rate."""
         now = time.monotonic()
         self.rows = rows
         if not self.live:
             self.write("".join(f"{line}\n" for line in self.news(rows, now)))
         elif now >= self.next_draw:
-            # A caller that comes every half second, now and then early, is not turned away.
+            # A caller that comes every half second, sometimes early, always gets a redraw.
             self.next_draw = max(self.next_draw + REDRAW_S, now + REDRAW_S / 2)
             self.draw(self.live)
 
     def note(self, line: str) -> None:
-        """Print what stays, above the table."""
+        """Print a line above the table, where it stays."""
         text = "\n".join(map(printable, line.splitlines()))
         if self.live:
             self.live.console.print(text, markup=False, emoji=False, highlight=False)
@@ -91,7 +91,7 @@ class Screen:
             self.write(f"{text}\n")
 
     def close(self) -> None:
-        """Leave the last table where it is; what is printed from now on comes below."""
+        """Leave the last table where it is; later output appears below."""
         if self.live and self.rows:
             self.draw(self.live)
         if self.live:
@@ -110,17 +110,17 @@ class Screen:
         except OSError:
             width, height = 0, 0
         live.console.size = width, height = max(width or 80, 2), max(height or 24, 2)
-        # The terminal has folded lines that were drawn in a wider window; rich cannot know.
+        # The terminal folds lines that were drawn in a wider window, which rich does not know.
         num_folds = sum(max(cell_len(line) - 1, 0) // width for line in self.drawn)
         self.write("\x1b[2K\x1b[A" * num_folds)
-        # The last place of a line is left free: there, terminals differ on when they go on.
+        # The last column is left free: terminals differ on when they wrap a full line.
         self.drawn = table(self.rows, width=width - 1, height=height - 1)
         text = Text("\n".join(self.drawn))
         text.highlight_regex(COLOURS)
         live.update(text, refresh=True)
 
     def news(self, rows: Sequence[Row], now: float) -> list[str]:
-        """What changed since the last rows, a line each."""
+        """A line for each change since the last rows."""
         lines = [] if self.seen else counts(rows)
         short = labels(keys_of(rows))
         for row in rows:
@@ -139,13 +139,13 @@ class Screen:
         return lines
 
     def write(self, text: str) -> None:
-        """Write what the stream's encoding can say of ``text``."""
+        """Write ``text``, with ``?`` for characters that the stream cannot encode."""
         encoding = self.stream.encoding or "utf-8"
         self.stream.write(text.encode(encoding, "replace").decode(encoding))
         self.stream.flush()
 
     def flush(self) -> None:
-        """Do nothing; ``write`` has."""
+        """Do nothing; ``write`` has flushed the stream."""
 
 
 def described(row: Row, short: Mapping[str, str]) -> str:

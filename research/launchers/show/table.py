@@ -28,7 +28,7 @@ from research.launchers.show.rows import (
 URGENCY = ("running", "failed", "preempted", "pending", "completed")
 NUMBER = re.compile(r"-|[-+]?[\d.]+(e[-+]?\d+)?", re.IGNORECASE)
 SHORT = 8
-"""Width that names keep while there are columns to leave out."""
+"""Minimum width of names while other columns can be left out."""
 
 
 class Column(NamedTuple):
@@ -44,7 +44,7 @@ class Column(NamedTuple):
 def aligned(columns: Sequence[Column], width: int) -> list[str]:
     """A line of titles and a line for each row, none wider than ``width``.
 
-    When the width is short, columns move together, names are shortened, then columns left out.
+    If that is too narrow, columns move together, names are shortened, then columns are left out.
     """
     from rich.cells import cell_len
     from rich.console import Console
@@ -61,10 +61,10 @@ def aligned(columns: Sequence[Column], width: int) -> list[str]:
             kept.remove(column)
     grid = Table.grid(padding=(0, 2 if total(2, width) <= width else 1, 0, 0), pad_edge=False)
     for column in kept:
-        # What is missing is taken from the columns that may wrap; their cells then may not.
+        # rich narrows the columns that may wrap; no_wrap of their cells then cuts them instead.
         justify = "right" if column.right else "left"
         grid.add_column(justify=justify, no_wrap=not column.is_name)
-    # A cell for each column: one for each line of it would take four times as long.
+    # One cell for each column: a cell for each of its lines would take four times as long.
     grid.add_row(*(Text("\n".join(c.cells), no_wrap=True, overflow="ellipsis") for c in kept))
     text = io.StringIO()
     Console(file=text, width=width, color_system=None).print(grid)
@@ -89,7 +89,7 @@ def table(rows: Sequence[Row], *, width: int, height: int | None = None) -> list
 
 
 def summary(rows: Sequence[Row], *, mode: Literal["max", "min"] | None = None) -> list[str]:
-    """What varies against the score, over seeds if there are several, then the counts.
+    """A table of what varies and the score, over seeds if there are several, then the counts.
 
     Args:
         rows: the jobs.
@@ -107,7 +107,7 @@ def summary(rows: Sequence[Row], *, mode: Literal["max", "min"] | None = None) -
 
 
 def write_csv(rows: Sequence[Row], path: Path) -> None:
-    """Replace ``path`` by a table of all jobs; what is not known is empty."""
+    """Replace ``path`` by a table of all jobs; unknown values are empty."""
     keys = keys_of(rows)
     fields = ("state", "score", "step", "attempt", "seconds", "exit_reason", "folder")
     text = io.StringIO()
@@ -124,7 +124,7 @@ def write_csv(rows: Sequence[Row], path: Path) -> None:
 
 
 def live_columns(rows: Sequence[Row]) -> list[Column]:
-    """What the table of a running sweep shows."""
+    """The columns for the table of a running sweep."""
     statuses = [row.status for row in rows]
     total_size = max(len(progress({**status, "step": 0})) for status in statuses)
     attempts = [str(status["attempt"] or "-") for status in statuses]
@@ -143,7 +143,7 @@ def live_columns(rows: Sequence[Row]) -> list[Column]:
 
 
 def name_columns(rows: Sequence[Row]) -> list[Column]:
-    """The job's number and what varies."""
+    """The columns for the job's number and what varies."""
     columns = [Column("job", [str(row.number) for row in rows])]
     for key, label in labels(keys_of(rows)).items():
         cells = [row.varies.get(key, "-") for row in rows]
@@ -152,7 +152,7 @@ def name_columns(rows: Sequence[Row]) -> list[Column]:
 
 
 def job_columns(rows: Sequence[Row]) -> tuple[list[Column], list[float | None]]:
-    """Each job's state and score; and the scores that are final."""
+    """The columns for each job, with state and score; and the scores of completed jobs."""
     columns = name_columns(rows)
     columns.append(Column("state", [row.status["state"] for row in rows], right=False))
     columns.append(Column("score", written([number(row.status["score"]) for row in rows])))
@@ -160,7 +160,7 @@ def job_columns(rows: Sequence[Row]) -> tuple[list[Column], list[float | None]]:
 
 
 def seed_columns(rows: Sequence[Row]) -> tuple[list[Column], list[float | None]]:
-    """The scores of completed jobs over seeds, failures counted; and their means."""
+    """The columns for all seeds of the same values, with failures and scores; and the means."""
     groups: dict[tuple[tuple[str, str], ...], list[Row]] = {}
     for row in rows:
         rest = tuple((key, value) for key, value in row.varies.items() if key != "seed")
@@ -171,7 +171,7 @@ def seed_columns(rows: Sequence[Row]) -> tuple[list[Column], list[float | None]]
     columns = name_columns(names)[1:]
     columns.append(Column("seeds", [f"{s['completed']}/{s.total()}" for s in states]))
     columns.append(Column("failed", [str(s["failed"]) for s in states]))
-    # A score that is no number (a run that diverged) must not pass unseen in a mean.
+    # A score that is no number (a run that diverged) must not be hidden in a mean.
     unknown = [s["completed"] - len(known) for s, known in zip(states, scores, strict=True)]
     if any(unknown):
         columns.append(Column("no score", [str(count) for count in unknown]))
@@ -191,7 +191,7 @@ def final_scores(rows: Iterable[Row]) -> list[float]:
 
 
 def written(scores: Sequence[float | None]) -> list[str]:
-    """Four digits of the largest score, and as many decimals for the others; ``-`` for None."""
+    """The scores as text: four digits of the largest, as many decimals for all; ``-`` for None."""
     largest = max((abs(score) for score in scores if score is not None), default=0.0)
     style = ".1f"
     if largest:

@@ -1,4 +1,4 @@
-"""A task of a SLURM array: a pool in its allocation, whose members share the GPUs and the CPUs."""
+"""A task of a SLURM array: a pool in its allocation, whose jobs share the GPUs and the CPUs."""
 
 import logging
 import os
@@ -30,22 +30,22 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Allocation:
-    """What submitit calls in each task.
+    """The call that submitit makes in each task.
 
     SIGUSR2 says that the time is nearly up: the jobs save their work and end, and the task is
-    queued again. SIGTERM comes with preemption, ``scontrol requeue`` and ``scancel``: the jobs end
-    likewise, and what becomes of the task is SLURM's decision.
+    requeued. SIGTERM comes with preemption, ``scontrol requeue`` and ``scancel``: the jobs save
+    their work and end, too, but SLURM decides whether the task runs again.
 
-    With several nodes, each runs this for its ranks of the only member; the first decides for all.
+    With several nodes, each runs this for its ranks of the only job; the first decides for all.
 
     Args:
-        tasks: its members.
-        num_slots: members of the largest allocation of the array, so that the same job has as many
-            threads in each.
-        max_requeues: how often it may be queued again because its time was up.
+        tasks: the jobs of the allocation.
+        num_slots: the number of jobs in the largest allocation of the array, so that a job gets
+            the same number of threads in each.
+        max_requeues: how often the task may be requeued because its time was up.
         sweep: the sweep directory.
-        mark: of its submission.
-        launched_in: the folder the command was typed in; lines in ``setup`` may have left it.
+        mark: the mark of its submission.
+        launched_in: the folder the command was run in; lines in ``setup`` may change it.
 
     """
 
@@ -57,10 +57,10 @@ class Allocation:
     launched_in: str
 
     def __call__(self) -> None:
-        """Run the members that are neither completed nor failed; exits with status 1 if one is not.
+        """Run the jobs that have neither completed nor failed; exit with status 0 if all completed.
 
-        A member that failed in an earlier life of the task is not run again, and neither is one
-        that was submitted once more since.
+        A job that failed before the task was requeued is not run again, and neither is one that
+        has been submitted again since.
         """
         os.chdir(self.launched_in)
         logging.basicConfig(level=logging.INFO, format="%(asctime)s  %(message)s")
@@ -84,7 +84,7 @@ class Allocation:
             second_kills=False,
         )
         outcomes = pool.run(to_do)
-        ignore(OF_A_SLURM_TASK)  # they are repeated, and submitit has its own idea of SIGUSR2
+        ignore(OF_A_SLURM_TASK)  # they are repeated, and submitit also handles SIGUSR2
         progress.close()
         unfinished = [job for job in jobs if state(job) not in ("completed", "failed")]
         if unfinished and signal.SIGUSR2 in pool.received and signal.SIGTERM not in pool.received:
@@ -92,7 +92,7 @@ class Allocation:
         sys.exit(log_unfinished(jobs, outcomes))
 
     def place(self) -> dict[str, str]:
-        """The variable that tells a run of several nodes which of them this is."""
+        """The environment variable that identifies this node, for a run on several nodes."""
         count = int(os.environ.get("SLURM_NNODES", 1))
         if count == 1:
             return {}
@@ -101,7 +101,7 @@ class Allocation:
         return {NODE: f"{os.environ['SLURM_NODEID']}/{count}:{host}:{port}"}
 
     def requeue(self, num_unfinished: int) -> None:
-        """Queue this task again, if that is still allowed."""
+        """Requeue this task, if ``max_requeues`` allows it."""
         name = task_name(os.environ)
         path = self.sweep / SUBMITIT / f"{name}_requeues"
         count = int(path.read_text()) if path.exists() else 0
@@ -109,17 +109,17 @@ class Allocation:
             log.error("out of time; hydra.launcher.max_requeues=%d reached", self.max_requeues)
             return
         write_whole(path, str(count + 1))
-        log.info("out of time; %d jobs go on when %s runs again", num_unfinished, name)
+        log.info("out of time; %d jobs continue when %s runs again", num_unfinished, name)
         done = subprocess.run(["scontrol", "requeue", name], capture_output=True, text=True)
         if done.returncode:
-            log.error("SLURM does not queue it again: %s", " ".join(done.stderr.split()))
+            log.error("SLURM does not requeue it: %s", " ".join(done.stderr.split()))
 
 
 def run_beside(tasks: Sequence[Task], slot: Slot, place: Mapping[str, str]) -> int:
-    """Run this node's ranks of a run whose first node is another; the exit status.
+    """Run this node's ranks of jobs that another node leads; returns the exit status.
 
-    What asks for an end is heard by the first alone. A reason to fail is told by it too, so the
-    status is 0 unless there is none: SLURM ends all nodes at another.
+    Only the first node handles the signals that ask a run to end, and it reports failures. The
+    status is 1 if a process returned no result; SLURM then ends all nodes.
     """
     ignore(OF_A_SLURM_TASK)
     for task in tasks:
@@ -135,11 +135,11 @@ def run_beside(tasks: Sequence[Task], slot: Slot, place: Mapping[str, str]) -> i
 
 
 def allocation_slots(count: int, environ: Mapping[str, str]) -> list[Slot]:
-    """Slots for ``count`` members that run at once, by what SLURM says of the allocation.
+    """Slots for ``count`` jobs that run at once, from SLURM's variables for the allocation.
 
-    They share its GPUs; where there are more GPUs than members, each has equally many neighbours.
-    Where SLURM does not bind its tasks to CPUs, the members are not pinned: each allocation would
-    choose the same CPUs of the node.
+    The jobs share its GPUs; if there are more GPUs than jobs, each job gets the same number of
+    adjacent ones. If SLURM does not bind its tasks to CPUs, the jobs are not pinned: each
+    allocation would choose the same CPUs of the node.
     """
     here = usable_cpus("auto")
     num_cpus = int(environ.get("SLURM_CPUS_ON_NODE", len(here)))
@@ -163,7 +163,7 @@ def task_name(environ: Mapping[str, str]) -> str:
 
 
 def log_unfinished(jobs: Sequence[Job], outcomes: Mapping[int, Outcome]) -> int:
-    """Name the jobs that did not complete; the exit status of the task."""
+    """Log the jobs that did not complete; returns the exit status of the task."""
     status = 0
     for job in jobs:
         if (state_now := state(job)) != "completed":

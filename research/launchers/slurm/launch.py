@@ -44,13 +44,13 @@ log = logging.getLogger(__name__)
 def launch(
     program: Program, options: "SlurmConf", overrides: Sequence[Sequence[str]]
 ) -> Sequence[JobReturn]:
-    """Submit those jobs of the batch that have neither completed nor wait or run already.
+    """Submit the jobs of the batch that have not completed and do not already wait or run.
 
     Returns:
-        what the jobs returned; with ``wait=false``, answers whose status is not known.
+        the results of the jobs; with ``wait=false``, results without a status.
 
     Raises:
-        UserError: an option is wrong, a config is, or SLURM refuses the submission.
+        UserError: an option or a config is wrong, or SLURM refuses the submission.
 
     """
     configure_log(program.config.hydra.hydra_logging, program.config.hydra.verbose)
@@ -59,14 +59,14 @@ def launch(
     with sole_process(program.folder):
         batch = Batch(program, overrides, [sys.executable, *sys.orig_argv[1:]])
         in_queue = queued(batch.plan.folder) if batch.to_do() else set()
-        to_do = batch.to_do()  # again: what has left the queue meanwhile may have completed
+        to_do = batch.to_do()  # again: a job that has left the queue may have completed
         if batch.plan.is_extended and in_queue:
             raise UserError(
                 f"{len(in_queue)} jobs of {batch.plan.folder} are still in SLURM's queue, with "
                 "their old length; extend the sweep when they are over, or cancel them: "
                 f"python -m research.sweep cancel {shown(batch.plan.folder)}"
             )
-        # A job that failed is over, though its allocation may go on with others.
+        # A job that failed has ended, though its allocation may still run others.
         jobs = [job for job in to_do if job.number not in in_queue or state(job) == "failed"]
         groups = allocations(len(jobs), options.jobs_per_allocation, options.remainder)
         if is_dry_run(batch):
@@ -82,14 +82,14 @@ def launch(
     try:
         wait_showing(batch.plan.folder, batch.unique_jobs())
     except KeyboardInterrupt:
-        log.info("the jobs go on without this command")
+        log.info("the jobs continue without this command")
         raise
     report(batch.plan.folder, batch.unique_jobs(), mode=batch.score_mode)
     return batch.returns({job.number: outcome(batch, job) for job in batch.jobs})
 
 
 def check_options(options: "SlurmConf") -> None:
-    """Refuse what can be seen to be wrong here."""
+    """Refuse options that are wrong on any cluster."""
     if options.max_requeues < 0:
         raise UserError(
             f"hydra.launcher.max_requeues must not be negative, got {options.max_requeues}"
@@ -115,7 +115,7 @@ def queued(sweep: Path) -> set[int]:
     """The jobs of a sweep that wait or run under SLURM.
 
     Raises:
-        UserError: some were submitted, and SLURM does not say what became of them.
+        UserError: some were submitted, and SLURM does not answer.
 
     """
     settle(sweep)
@@ -130,11 +130,11 @@ def submit(
 ) -> None:
     """Submit an allocation for each group of jobs.
 
-    The submission is noted before SLURM knows of it, under a mark that its tasks bear, and once
-    more when their names are known: a launcher that is killed between leaves no job to run twice.
+    The submission is recorded before SLURM gets it, with a mark that its tasks carry, and again
+    when their names are known: even if the launcher is killed in between, no job runs twice.
 
     Raises:
-        UserError: SLURM refuses it, or an option is not submitit's.
+        UserError: SLURM refuses it, or submitit does not know an option.
 
     """
     import submitit
@@ -168,7 +168,7 @@ def submit(
 def snapshot(
     batch: Batch, jobs: Sequence[Job], options: "SlurmConf"
 ) -> tuple[list[Task], Path | None]:
-    """The jobs' tasks, importing from a snapshot of the code if one is asked for, and where."""
+    """The jobs' tasks, and the snapshot of the code that they import from, if there is one."""
     tasks = batch.tasks(jobs, results=batch.plan.folder / SUBMITIT / "results")
     if not options.snapshot:
         return tasks, None
@@ -177,7 +177,7 @@ def snapshot(
 
 
 def slurm_parameters(options: "SlurmConf", mark: str, code: Path | None) -> dict[str, Any]:
-    """What submitit's executor gets, under its names."""
+    """The parameters of submitit's executor, under its names."""
     own = {field.name for field in fields(SlurmQueueConf)} - {"_target_", "max_num_timeout"}
     given = {name: plain(getattr(options, name)) for name in own}
     shared = {field.name for field in fields(BaseQueueConf)}
@@ -194,7 +194,7 @@ def slurm_parameters(options: "SlurmConf", mark: str, code: Path | None) -> dict
 def setup_lines(lines: Sequence[str] | None, code: Path | None) -> list[str]:
     """The shell lines before each task: the user's, or one that enters our environment.
 
-    Python imports from the folder it starts in first, so with a snapshot it starts there.
+    Python first imports from the folder it starts in, so with a snapshot it starts there.
     """
     script = Path(__file__).parents[3] / "setup_shell.sh"
     if lines is None and script.exists():
@@ -207,7 +207,7 @@ def setup_lines(lines: Sequence[str] | None, code: Path | None) -> list[str]:
 
 
 def announce(batch: Batch, jobs: Sequence[Job], num_queued: int, num_groups: int) -> None:
-    """Say what was submitted, and how to follow it."""
+    """Log what was submitted, and how to follow it."""
     sweep = batch.plan.folder
     completed = len(batch.unique_jobs()) - len(jobs) - num_queued
     earlier = [
@@ -222,7 +222,7 @@ def announce(batch: Batch, jobs: Sequence[Job], num_queued: int, num_groups: int
 
 
 def outcome(batch: Batch, job: Job) -> Outcome:
-    """What came of a job that ran elsewhere."""
+    """The outcome of a job that ran elsewhere."""
     status = batch.status(job)
     path = batch.plan.folder / SUBMITIT / "results" / f"{job.number}.pkl"
     result = None
@@ -232,5 +232,5 @@ def outcome(batch: Batch, job: Job) -> Outcome:
 
 
 def plain(value: Any) -> Any:
-    """Lists, dicts and scalars for what may be OmegaConf's."""
+    """``value``, with a container of OmegaConf's turned into a plain one."""
     return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value

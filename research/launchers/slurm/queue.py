@@ -1,4 +1,4 @@
-"""What SLURM's queue holds of a sweep: which tasks were submitted, and which are still there."""
+"""A sweep's tasks in SLURM's queue: those that were submitted, and those that are still there."""
 
 import json
 import subprocess
@@ -11,7 +11,7 @@ from research.files import write_whole
 
 SUBMISSIONS = "submissions.json"
 SUBMITIT = ".submitit"
-"""The folder in a sweep's for what SLURM's tasks leave."""
+"""The folder in a sweep directory for the files that SLURM's tasks write."""
 
 QUEUE_TIMEOUT_S = 60.0
 ENDED = {
@@ -24,9 +24,9 @@ class Submission(NamedTuple):
     """An array of allocations.
 
     Attributes:
-        mark: in the comment of its tasks, to find them when nobody wrote their numbers down.
-        folder: for submitit's files, ``%j`` standing for a task's name.
-        tasks: SLURM's names (``12_0``) of the allocations; none while they are not known.
+        mark: part of the comment of its tasks, to find them if their names were not recorded.
+        folder: the folder of submitit's files, where ``%j`` stands for a task's name.
+        tasks: SLURM's names (``12_0``) of the allocations; empty while they are not known.
         jobs: the job numbers of each allocation.
 
     """
@@ -44,7 +44,7 @@ class Submission(NamedTuple):
 
 
 class QueuedTask(NamedTuple):
-    """A task in the queue: its name, SLURM's word for its state, its node, why it waits."""
+    """A task in the queue: name, SLURM's word for its state, node, why it waits, comment."""
 
     task: str
     state: str
@@ -70,15 +70,15 @@ def read_submissions(sweep: Path) -> list[Submission]:
 
 
 def write_submissions(sweep: Path, submissions: Iterable[Submission]) -> None:
-    """Replace the list."""
+    """Replace the list of submissions."""
     content = [submission._asdict() for submission in submissions]
     write_whole(sweep / SUBMISSIONS, json.dumps(content, indent=1) + "\n")
 
 
 def latest(submissions: Sequence[Submission]) -> dict[int, tuple[Submission, int]]:
-    """For each job the last submission that holds it, and the index of its allocation there.
+    """For each job, the last submission that holds it, and the index of its allocation there.
 
-    An allocation of an earlier one that is still alive does not run the job any more.
+    An allocation of an earlier submission does not run the job any more, even if it is alive.
     """
     return {
         number: (submission, index)
@@ -92,7 +92,7 @@ def find_places(submissions: Sequence[Submission]) -> dict[int, QueuedTask] | No
     """The tasks of the sweep's jobs that are waiting or running, by job number.
 
     Returns:
-        None when SLURM does not answer: then nothing is known.
+        the tasks, or None when SLURM does not answer.
 
     """
     queue = read_queue() if submissions else []
@@ -108,12 +108,12 @@ def find_places(submissions: Sequence[Submission]) -> dict[int, QueuedTask] | No
 
 
 def settle(sweep: Path) -> None:
-    """Write down the tasks of a launcher that was killed before it could.
+    """Record the tasks of a launcher that was killed before it recorded them.
 
-    Those that it did not leave their work for would wait for it in vain, and are cancelled.
+    Tasks for which it had not written ``submitted.pkl`` have nothing to run, and are cancelled.
 
     Raises:
-        UserError: there are such tasks, perhaps, and SLURM does not answer.
+        UserError: there may be such tasks, and SLURM does not answer.
 
     """
     submissions = read_submissions(sweep)
@@ -169,7 +169,7 @@ def cancel(tasks: Iterable[str]) -> None:
     """Cancel tasks.
 
     Raises:
-        UserError: SLURM did not take it.
+        UserError: SLURM refuses.
 
     """
     if names := sorted(set(tasks)):
