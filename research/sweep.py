@@ -60,8 +60,9 @@ def wait_for(sweep: Path) -> int:
 def score_mode(sweep: Path) -> Literal["max", "min"] | None:
     """Whether a high or a low score is better, if the config says so."""
     plan = read_plan(sweep)
-    trainer = plan["config"].get("trainer") if plan else None
-    mode = trainer.get("mode") if isinstance(trainer, dict) else None
+    mode = plan["config"] if plan else None
+    for key in ("trainer", "score", "mode"):
+        mode = mode.get(key) if isinstance(mode, dict) else None
     return mode if mode in ("max", "min") else None
 
 

@@ -59,6 +59,11 @@ def test_a_local_sweep_is_shown_cancelled_and_goes_on(local: WaitingProgram) -> 
     assert "no job of" in local.command("cancel").out
 
 
+def test_the_best_job_is_marked_by_the_mode_of_the_score(local: WaitingProgram) -> None:
+    assert local.run("do=work", "seed=2,3", "++trainer.score.mode=min").status == 0
+    assert "best" in local.command("wait").out
+
+
 def test_a_local_sweep_whose_launcher_was_killed_is_shown_and_goes_on(
     local: WaitingProgram,
 ) -> None:
