@@ -35,7 +35,7 @@ class Evaluation:
     """When and on how much a run is evaluated.
 
     Args:
-        every: steps between two evaluations; the last step has one, too. None for an epoch.
+        every: steps between two evaluations; the last step has one, too. None for one per epoch.
         episodes: number per evaluation in environments, at least 1.
         batches: number of validation batches per evaluation, each time the next ones in turn; None
             for all.

@@ -12,7 +12,7 @@ class Checkpoints:
 
     Args:
         every: steps between two checkpoints; None for no such period.
-        minutes: age of the last checkpoint at which the next is saved; None for any age.
+        minutes: age of the last checkpoint at which the next is saved; None to ignore the age.
         keep_last: how many to keep besides the best, at least 1. If the last is damaged, the run
             resumes from the one before.
 

@@ -43,7 +43,7 @@ def initialise(
         run: the run that begins.
         source: a run directory, for its best checkpoint (its last if it has no best), or a
             checkpoint; None for no other run.
-        parts: what to copy, as leading parts of names such as ``alg.network``; None for all.
+        parts: what to copy, by the beginnings of names, such as ``alg.network``; None for all.
         strict: whether every tensor must have a counterpart of the same shape; if not, those
             without one stay as they are.
 
