@@ -90,7 +90,7 @@ def check_metric(name: str, value: object) -> None:
 
 
 class Phases:
-    """Where the time goes: call ``lap(name)`` at the end of each phase."""
+    """Measures the time of each phase: call ``lap(name)`` at its end."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}

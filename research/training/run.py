@@ -7,7 +7,7 @@ from research.status import Status
 
 
 class Run(NamedTuple):
-    """What every part that writes files or derives a seed needs of a run.
+    """The facts about a run that its parts share.
 
     Attributes:
         folder: the run directory.

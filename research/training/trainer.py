@@ -370,7 +370,7 @@ class Trainer:
         )
 
     def clock(self) -> Clock:
-        """Where training stands, for a log row."""
+        """The progress of training, for a log row."""
         frames = self.collector.count_frames(self.step) if self.collector else 0
         per_epoch = self.dataset.batches_per_epoch
         updates = self.learner.updates

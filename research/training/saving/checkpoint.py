@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 
 class Checkpoint(NamedTuple):
-    """What a checkpoint holds, all of it loadable with ``torch.load(weights_only=True)``.
+    """The content of a checkpoint, loadable with ``torch.load(weights_only=True)``.
 
     Attributes:
         weights: state of algorithm and processor, enough to act.

@@ -34,7 +34,7 @@ MAX_BYTES = 2**20
 
 
 class Manifest(NamedTuple):
-    """What is known of a checkpoint without loading it.
+    """The facts about a checkpoint that can be read without loading it.
 
     Attributes:
         version: of its format.
