@@ -1,10 +1,10 @@
-"""What differs between two trees of plain values, such as configs."""
+"""Differences between two trees of plain values, such as configs."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 LENGTHS = ("trainer.total_steps", "trainer.total_epochs")
-"""Keys of a config that may grow when a run or a sweep goes on."""
+"""Keys of a config whose values may grow when a run or a sweep is resumed."""
 
 
 def differences(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, str]]:

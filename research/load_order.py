@@ -1,11 +1,11 @@
-"""Which library must be loaded before which."""
+"""The order in which libraries must be loaded."""
 
 import sys
 from contextlib import suppress
 
 
 def load_triton() -> None:
-    """Import triton, if torch is loaded and brings it; call this before anything renders.
+    """Import triton, if torch is loaded and has it installed; call this before anything renders.
 
     Mesa renders in software by LLVM, triton compiles by an LLVM of its own, and both export the
     same symbols. Whichever is loaded second may be bound to the first one's: triton imported after

@@ -1,7 +1,7 @@
-"""A data-parallel run: the command starts its ranks, each of which trains as a run of one would.
+"""A data-parallel run: the command starts its ranks, which train as a run of one process does.
 
-Or torchrun has started the command once for each rank: then that of rank 0 alone reads the command
-line, and tells the others what to train.
+If torchrun has started the command once for each rank, only rank 0 reads the command line, and
+sends the others what to train.
 """
 
 import os
@@ -41,10 +41,10 @@ from research.status import Status
 from research.training.run import Run
 
 SIGNALS = {None: None, "SIGINT": signal.SIGINT}
-"""What rank 0 gets for what this process got; SIGTERM for all others, some of which it ignores."""
+"""Signals to send to rank 0, by those received; SIGTERM for all others, since it ignores some."""
 
 RUN = "run"
-"""Under this name rank 0 puts what to train into the store; nothing, if it has come to an end."""
+"""The store's key for what to train, set by rank 0; empty if rank 0 ended without a run."""
 
 
 def train_in_parallel(task: Callable[[DictConfig, Run], float], run: Run, node: Node) -> float:
@@ -52,7 +52,7 @@ def train_in_parallel(task: Callable[[DictConfig, Run], float], run: Run, node: 
 
     Raises:
         UserError: there are fewer GPUs, or a rank failed.
-        Preempted: a signal came, and the run saved its work.
+        Preempted: a signal ended the run, which saved its work.
 
     """
     rank = Rank(task, run.config, run.folder, hydra_state())
@@ -74,13 +74,13 @@ def train_in_parallel(task: Callable[[DictConfig, Run], float], run: Run, node: 
 
 @dataclass
 class Rank:
-    """What the process of a rank calls.
+    """The function that the process of a rank calls.
 
     Args:
         task: trains what a config names.
         config: the resolved config of the run.
         folder: the run directory.
-        state: of Hydra, by ``hydra_state``.
+        state: of Hydra, from ``hydra_state``.
 
     """
 
@@ -90,7 +90,7 @@ class Rank:
     state: dict[Any, Any]
 
     def __call__(self) -> float | Failure:
-        """The score, or what came between."""
+        """Train; returns the score, or a ``Failure``."""
         outlive_readers()
         restore(self.state)
         self.is_first = os.environ["RANK"] == "0"
@@ -102,7 +102,7 @@ class Rank:
         try:
             return self.train()
         except BaseException as error:
-            ignore(OF_A_RUN)  # torchrun tells all to end as soon as one has failed
+            ignore(OF_A_RUN)  # torchrun sends SIGTERM to all as soon as one has failed
             log_traceback(error)
             line = one_line(error)
             trace = None if line else "".join(traceback.format_exception(error))
@@ -121,14 +121,14 @@ class Rank:
                 return self.task(OmegaConf.create(self.config), run)
         finally:
             if self.is_first:
-                run.status.write()  # the last of it may have waited for its second
+                run.status.write()  # the last update may still wait, being written once a second
 
 
 def devices_override(place: TorchrunRank, words: Sequence[str]) -> str:
-    """The override that torchrun's number of processes stands for.
+    """The override of ``trainer.devices`` that follows from torchrun's number of processes.
 
     Raises:
-        UserError: the words of the command line say otherwise, or start a sweep.
+        UserError: the command line sets another number, or starts a sweep.
 
     """
     own = f"trainer.devices={place.num_local}"
@@ -144,7 +144,7 @@ def devices_override(place: TorchrunRank, words: Sequence[str]) -> str:
 
 @contextmanager
 def leading(place: TorchrunRank | None) -> Iterator[None]:
-    """Let the other ranks that torchrun started end, if this one comes to no run for them."""
+    """Let the other ranks that torchrun started end, if this one ends without a run for them."""
     try:
         yield
     finally:
@@ -161,8 +161,8 @@ def lead(rank: Rank, place: TorchrunRank) -> float:
 
     take_device(rank.config, place)
     store = rank_store()
-    told = cloudpickle.dumps((rank.config, rank.folder, rank.state))
-    store.set(RUN, told)  # type: ignore[reportArgumentType]  bytes are taken
+    content = cloudpickle.dumps((rank.config, rank.folder, rank.state))
+    store.set(RUN, content)  # type: ignore[reportArgumentType]  bytes are taken
     result = rank()
     if isinstance(result, Failure):
         raise first_failure(Node(place.rank, place.num_ranks), {place.rank: result}, store)
@@ -170,17 +170,17 @@ def lead(rank: Rank, place: TorchrunRank) -> float:
 
 
 def follow(task: Callable[[DictConfig, Run], float], place: TorchrunRank) -> int:
-    """Train as another rank that torchrun started, as rank 0 tells; the exit status.
+    """Train what rank 0 sent, as another rank that torchrun started; returns the exit status.
 
-    From then on it ignores signals that ask for an end: all ranks end at the same step of rank 0.
+    It ignores the signals that ask a run to end: all ranks end at the same step as rank 0.
     """
     from research.parallel.process_group import PATIENCE, rank_store
 
     store = rank_store()
     store.wait([RUN], PATIENCE)
-    if not (told := store.get(RUN)):
+    if not (content := store.get(RUN)):
         return 0
-    rank = Rank(task, *pickle.loads(told))
+    rank = Rank(task, *pickle.loads(content))
     ignore(OF_A_RUN)
     path = rank.folder / f"rank_{place.rank}.log"
     with path.open("a") as log:
@@ -197,6 +197,6 @@ def follow(task: Callable[[DictConfig, Run], float], place: TorchrunRank) -> int
 
 
 def take_device(config: dict[str, Any], place: TorchrunRank) -> None:
-    """Leave this process the GPU of its rank, if there are any; torchrun lets each see all."""
+    """Show this process only the GPU of its rank, if there are any; torchrun shows it all GPUs."""
     slot = rank_slots(place.num_local, config["device"])[place.local_rank]
     os.environ.update(slot_environment(slot, os.environ))

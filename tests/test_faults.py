@@ -254,7 +254,7 @@ def test_what_a_stopped_run_says_can_be_pasted(
     at_step(monkeypatch, 45, lambda _: signal.raise_signal(signal.SIGTERM))
     stopped = cli(*RUN, override("hydra.run.dir", tmp_path / name))
     assert stopped.status == 75
-    (word,) = shlex.split(stopped.err.partition("go on with ")[2])
+    (word,) = shlex.split(stopped.err.partition("resume with ")[2])
     assert cli(*RUN, word).status == 0
     status = json.loads((tmp_path / name / "status.json").read_text())
     assert (status["state"], status["attempt"]) == ("completed", 2)

@@ -1,4 +1,4 @@
-"""What every algorithm is: a module that acts and updates itself from batches."""
+"""The base class of algorithms: a module that acts and learns from batches."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
@@ -25,7 +25,7 @@ class Algorithm(nn.Module, ABC):
     """
 
     is_skipped = False
-    """Whether the last update changed no weight, since it overflowed; schedules then wait, too."""
+    """Whether the last update changed no weight, since it overflowed; schedules skip it, too."""
 
     @abstractmethod
     def act(self, obs: Tree, step: int, explore: bool) -> Tensor:
@@ -33,7 +33,7 @@ class Algorithm(nn.Module, ABC):
 
     @abstractmethod
     def make_optimizers(self) -> None:
-        """Set the optimizers, as attributes, for the parameters where they are now.
+        """Set the optimizers, as attributes, for the parameters on their present device.
 
         Raises:
             ValueError: an optimizer refuses its settings.
@@ -46,7 +46,7 @@ class Algorithm(nn.Module, ABC):
 
         Args:
             batch: as the processor returns it, on the device.
-            step: environment steps taken so far, for schedules.
+            step: steps of the run so far, for schedules.
             updates: updates made before this one, for periods.
 
         """
@@ -54,15 +54,15 @@ class Algorithm(nn.Module, ABC):
     def copies(self) -> Sequence[tuple[nn.Module, nn.Module]]:
         """Each frozen copy of a network, such as a target, and the network that it copies.
 
-        With ``init_from`` a copy that gets no weights of its own follows its network.
+        With ``init_from`` a copy that gets no weights of its own gets those of its network.
         """
         return ()
 
     def validate(self, batch: Any) -> Metrics:
-        """How good the algorithm is on one batch that it does not learn from.
+        """Metrics of the algorithm on one batch that it does not learn from.
 
         Raises:
-            NotImplementedError: an algorithm that is evaluated in environments has no such measure.
+            NotImplementedError: the algorithm is evaluated in environments only.
 
         """
         raise NotImplementedError(f"{type(self).__name__} has no validation on batches")

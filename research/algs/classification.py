@@ -16,10 +16,10 @@ from research.networks.predictor import Predictor
 
 
 class Classification(Supervised):
-    """Cross entropy, with label smoothing, weights of classes and mixup; K classes.
+    """Cross entropy over K classes, with label smoothing, class weights and mixup.
 
     Mixup: Zhang et al., 2018, https://arxiv.org/abs/1710.09412, one mixture per batch. Validation
-    has neither it nor smoothing, but the weights.
+    uses the class weights, but neither mixup nor smoothing.
 
     Deviations:
         The weighted loss is divided by the number of examples, not by the sum of their weights, so
@@ -28,16 +28,13 @@ class Classification(Supervised):
     Args:
         network: gives scores (B, K).
         optim: builds an optimizer from two groups of parameters, decayed and not.
-        label_smoothing: share of a label that is spread over all classes, in [0, 1); Szegedy et
+        label_smoothing: share of a target that is spread over all classes, in [0, 1); Szegedy et
             al., 2016, https://arxiv.org/abs/1512.00567.
         class_weights: factors of the losses of the K classes, at least 0; None for 1.
-        top_k: a label among so many highest scores counts for ``top{k}_accuracy``, 2 to K; None
+        top_k: ``top{k}_accuracy`` is the share of targets among the k highest scores, 2 to K; None
             for no such metric.
-        mixup_alpha: of the beta distribution of mixtures, at least 0; 0 for no mixup.
-        accumulate: see ``Supervised``, as for all that follow.
-        ema_decay: as above.
-        precision: as above.
-        compile: as above.
+        mixup_alpha: parameter of the beta distribution of mixtures, at least 0; 0 for no mixup.
+        accumulate, ema_decay, precision, compile: see ``Supervised``.
 
     Raises:
         ValueError: for a number outside its range, or a network for other targets than classes.
@@ -94,7 +91,7 @@ class Classification(Supervised):
         return super().act(obs, step, explore).argmax(dim=-1)
 
     def augment(self, batch: Example) -> Example:
-        """The batch mixed with itself in another order; its targets become (B, K), shares."""
+        """The batch mixed with itself in another order; targets become shares of classes (B, K)."""
         if self.mixup_alpha == 0:
             return batch
         device = batch.target.device
@@ -121,7 +118,7 @@ class Classification(Supervised):
         return losses.mean()
 
     def compute_metrics(self, output: Tensor, batch: Example) -> Metrics:
-        """How much of the labels the highest scores hold."""
+        """Accuracy, and top-k accuracy if ``top_k`` is set; mixed targets count by their shares."""
         target = batch.target
         if self.top_k is None and not target.is_floating_point():
             return {"accuracy": (output.argmax(dim=1) == target).float().mean()}
@@ -133,15 +130,15 @@ class Classification(Supervised):
         return metrics
 
     def one_hot(self, target: Tensor) -> Tensor:
-        """Labels (B,) as shares of the classes, (B, K)."""
+        """Targets (B,) as shares of the classes, (B, K)."""
         return F.one_hot(target, self.network.output_dim).float()
 
 
 def mix(batch: Example, order: Tensor, share: Tensor) -> Example:
-    """``share`` of every tensor and the rest of it in another ``order``, (B,) int64."""
+    """``share`` of every tensor plus 1 - ``share`` of it in another ``order``, (B,) int64."""
     return map_tensors(lambda tensor: share * tensor + (1 - share) * tensor[order], batch)
 
 
 def are_weights(values: Sequence[float], count: int) -> bool:
-    """Whether there are ``count`` numbers that can weigh losses."""
+    """Whether ``values`` are ``count`` finite numbers of at least 0, not all 0."""
     return len(values) == count and all(0 <= v < math.inf for v in values) and any(values)

@@ -26,13 +26,13 @@ class DrQv2(Algorithm):
         An episode cut by a time limit bootstraps from its real final observation.
 
     Args:
-        network: ``encoder``, and ``actor`` and ``critics`` on what it gives.
+        network: ``encoder``, and ``actor`` and ``critics`` that take its output.
         optim: builds an optimizer from parameters.
         tau: Polyak step per update, in (0, 1].
         noise_start: std of the noise on actions at step 0, at least 0.
         noise_end: the same from ``noise_steps`` on.
         noise_steps: environment steps over which it changes linearly, at least 1.
-        noise_clip: bound on the noise of actions that critics are trained with, at least 0.
+        noise_clip: bound on the noise of actions in updates, at least 0.
 
     Raises:
         ValueError: for a number outside its range.
@@ -111,7 +111,7 @@ class DrQv2(Algorithm):
         }
 
     def update_actor(self, encoded: Tensor, noise: Tensor) -> Metrics:
-        """Climb the lowest critic (equation 3); the encoder learns nothing from it."""
+        """Maximise the lowest critic (equation 3); the encoder gets no gradient from it."""
         action = self.perturb(self.network.actor(encoded), noise)
         loss = -self.network.critics(encoded, action).amin(dim=0).mean()
         take_step(self.actor_optim, loss)

@@ -11,7 +11,7 @@ from research.errors import UserError
 log = logging.getLogger(__name__)
 
 SMALLEST = 2.0**-14
-"""The least scale, fp16's smallest normal number: what overflows with it will not cease to."""
+"""The least scale, fp16's smallest normal number: gradients that overflow with it always will."""
 
 ADVICE = "scale targets or observations down, lower the learning rate, or set alg.precision=bf16"
 
@@ -26,21 +26,21 @@ class LossScaler(nn.Module):
     def __init__(self, device: torch.device) -> None:
         super().__init__()
         self.scaler = torch.amp.GradScaler(device.type)  # type: ignore[reportPrivateImportUsage]
-        self.scale(torch.zeros((), device=device))  # now: a process may never have an example
+        self.scale(torch.zeros((), device=device))  # creates the scale: a rank may get no example
         self.last = self.scaler.get_scale()
 
     def scale(self, loss: Tensor) -> Tensor:
-        """The loss to take the gradients of."""
+        """``loss`` times the scale, to take the gradients of."""
         return self.scaler.scale(loss)
 
     def step(self, optim: Optimizer) -> bool:
-        """One step with unscaled gradients, or none if any is infinite; then adapt the scale.
+        """Make one step with unscaled gradients, unless any is infinite, and adapt the scale.
 
         Returns:
-            whether the step was made, for which a GPU is waited for.
+            whether the step was made; this waits for a GPU.
 
         Raises:
-            UserError: the gradients were infinite with the smallest scale, too.
+            UserError: the gradients are infinite even with the smallest scale.
 
         """
         self.scaler.unscale_(optim)  # before whatever the optimizer's hooks do to the gradients

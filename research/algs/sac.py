@@ -20,17 +20,17 @@ class SAC(Algorithm):
 
     Deviations:
         The critics' squared errors are not halved, as in pytorch_sac, where the paper halves them;
-        to Adam the scale of a loss makes no difference but for its epsilon.
+        for Adam the scale of a loss makes no difference, except for its epsilon.
         The log-std is bounded by a tanh, as in pytorch_sac, where the paper clips it.
-        The gradient of the temperature is taken by its logarithm, which keeps it positive.
+        The temperature is learned as its logarithm, which keeps it positive.
         An episode cut by a time limit bootstraps from its real final observation.
 
     Args:
         network: ``actor`` maps (B, O) to distributions, ``critics`` (B, O) and (B, A) to (N, B).
-        optim: builds an optimizer from parameters, one each for actor, critics and temperature.
+        optim: builds an optimizer from parameters, one for actor and temperature, one for critics.
         tau: Polyak step per target update, in (0, 1].
-        temperature: the first one, above 0.
-        target_entropy: what the temperature aims at, in nats; None for minus A.
+        temperature: at the start, above 0.
+        target_entropy: entropy that the temperature aims at, in nats; None for minus A.
         actor_every: critic updates per update of actor and temperature, at least 1.
         target_every: critic updates per target update, at least 1.
 
@@ -106,7 +106,7 @@ class SAC(Algorithm):
         }
 
     def update_actor(self, obs: Tensor, noise: Tensor) -> Metrics:
-        """Climb the lowest critic and the entropy (equation 9), and correct the temperature."""
+        """Maximise the lowest critic and the entropy (equation 9), and adjust the temperature."""
         action, log_prob = self.network.actor(obs).sample(noise)
         q = self.network.critics(obs, action).amin(dim=0)
         entropy, temperature = -log_prob.detach().mean(), self.temperature.detach()
@@ -121,7 +121,7 @@ class SAC(Algorithm):
         }
 
     def compute_temperature_loss(self, entropy: Tensor) -> Tensor:
-        """What falls as the temperature rises while the entropy is below its target (eq. 18)."""
+        """The loss that raises the temperature while the entropy is below its target (eq. 18)."""
         return self.temperature * (entropy - self.target_entropy)
 
     @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Learning targets from examples: all but the loss."""
+"""The base class of supervised learning: everything except the loss."""
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -35,38 +35,40 @@ REMEDIES: dict[type[gymnasium.Space], str] = {
     Box: "try alg=classification, or, if these are numbers to learn, store floats or set "
     "dataset.num_classes=0 for a file's integers",
 }
-"""What to do about targets of another kind, by the kind that is learned."""
+"""Advice for targets of another kind, by the kind that the algorithm learns."""
 
 UNDECAYED = (nn.Embedding, nn.EmbeddingBag, nn.LayerNorm, nn.RMSNorm, EnsembleLayerNorm)
 
 
 class Supervised(Algorithm):
-    """Descends the gradient of a loss that is a mean over examples; a subclass gives the loss.
+    """Minimises a loss that is a mean over examples; a subclass defines the loss.
 
     Weight decay, if the optimizer has any, is for matrices and convolutions alone, not for biases,
     norms, embeddings, tokens and positions.
 
-    With several ranks each learns from a share of the batch. Their gradients and the statistics of
-    batch normalisation, which needs GPUs then, are those of the whole; with ``accumulate`` above 1
-    the latter are those of a part, which then consists of other examples than on one rank.
+    With several ranks, each learns from a share of the batch. Gradients are those of the whole
+    batch, and so are the statistics of batch normalisation, which then needs GPUs. With
+    ``accumulate`` above 1 these statistics are those of a part of the batch, which consists of
+    other examples than on one rank.
 
     Args:
         network: maps observations (B, ...) to scores or values (B, D).
         optim: builds an optimizer from two groups of parameters, decayed and not.
-        accumulate: parts into which a batch is cut, one after another, to save memory; at least 1.
-        ema_decay: share of the averaged weights, which validation and acting then use, that every
-            update keeps, in (0, 1), as in Polyak and Juditsky, 1992; None for the last weights.
+        accumulate: number of parts into which a batch is cut to save memory, at least 1; their
+            gradients are summed.
+        ema_decay: decay, in (0, 1), of an exponential moving average of the weights, which
+            validation and acting then use (Polyak and Juditsky, 1992); None for no average.
         precision: of the network's arithmetic; weights and losses are always fp32. With fp16,
-            updates whose gradients overflow are skipped, and ``skipped_share`` tells how many.
+            updates whose gradients overflow are skipped; ``skipped_share`` is their share.
         compile: whether training compiles the network (torch.compile).
 
     Raises:
-        ValueError: for a number outside its range, or a network for other targets.
+        ValueError: for a number outside its range, or a network for targets of another kind.
 
     """
 
     target_space: ClassVar[type[gymnasium.Space]]
-    """The kind of targets that the loss can rate."""
+    """The kind of targets that the loss takes."""
 
     def __init__(
         self,
@@ -129,12 +131,12 @@ class Supervised(Algorithm):
         return metrics
 
     def compute_gradients(self, batch: Example) -> Metrics:
-        """Leave the gradient of the batch's loss in the parameters; returns means over the batch.
+        """Compute the gradients of the batch's loss; returns means over the batch.
 
-        On one rank of several, both are summands of those of the whole.
+        With several ranks, both are this rank's terms of the sums over the whole batch.
 
         Raises:
-            UserError: its share is too small to be cut into as many parts as that of others.
+            UserError: a rank's share of the batch has fewer examples than ``accumulate``.
 
         """
         self.network_optim.zero_grad()
@@ -161,7 +163,7 @@ class Supervised(Algorithm):
         """The network's outputs in training.
 
         Raises:
-            UserError: it has batch normalisation, and there is a single value of a channel.
+            UserError: batch normalisation gets a single value of a channel.
 
         """
         try:
@@ -176,7 +178,7 @@ class Supervised(Algorithm):
 
     @torch.no_grad()
     def validate(self, batch: Example) -> Metrics:
-        """The same metrics as training has, by the weights that act; in evaluation mode."""
+        """The metrics of training, of the weights that act; expects evaluation mode."""
         output = self.predict(self.network if self.average is None else self.average, batch.obs)
         return self.rate(self.loss(output, batch), output, batch)
 
@@ -193,7 +195,7 @@ class Supervised(Algorithm):
         return {}
 
     def augment(self, batch: Example) -> Example:
-        """What to learn in place of a training batch."""
+        """The batch to learn from in place of a training batch."""
         return batch
 
     def predict(self, network: nn.Module, obs: Tree) -> Tensor:
@@ -209,12 +211,12 @@ class Supervised(Algorithm):
 
     @property
     def device(self) -> torch.device:
-        """Where the network is."""
+        """The device of the network."""
         return next(self.network.parameters()).device
 
 
 def check_shape(output: Tensor, expected: tuple[int, ...]) -> None:
-    """Refuse a network's ``output`` that the loss would broadcast, or take for other targets.
+    """Refuse a network's ``output`` that the loss would broadcast or misread.
 
     Raises:
         UserError: it is not of the ``expected`` shape.
@@ -227,7 +229,7 @@ def check_shape(output: Tensor, expected: tuple[int, ...]) -> None:
 
 
 def is_one(share: float | Tensor) -> bool:
-    """Whether nothing changes by it: small networks feel every operation. No GPU is waited for."""
+    """Whether weighting by ``share`` can be skipped, to save time; does not wait for a GPU."""
     return isinstance(share, float) and share == 1.0
 
 

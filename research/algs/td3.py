@@ -100,7 +100,7 @@ class TD3(Algorithm):
         }
 
     def update_actor(self, obs: Tensor) -> Metrics:
-        """Climb the first critic (the deterministic policy gradient)."""
+        """Maximise the first critic (the deterministic policy gradient)."""
         loss = -self.network.critics.first(obs, self.network.actor(obs)).mean()
         take_step(self.actor_optim, loss)
         return {"actor_loss": loss.detach()}

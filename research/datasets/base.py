@@ -1,4 +1,4 @@
-"""What the trainer asks of a dataset."""
+"""The protocols of datasets, as the trainer uses them."""
 
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
@@ -79,18 +79,18 @@ class OnlineDataset(Dataset[Transition], Protocol):
 
 @runtime_checkable
 class ValidationDataset(Protocol):
-    """A dataset that keeps examples apart which are never learned from; ``num_validation``."""
+    """A dataset that holds out ``num_validation`` examples, which are never learned from."""
 
     num_validation: int
 
     def validation_batches(self, first: int = 0, count: int | None = None) -> Iterable[Any]:
-        """Batches that show every one of them once; or ``count`` of them from the ``first`` on."""
+        """Batches that show each of them once, or ``count`` batches from the ``first`` on."""
         ...
 
 
 @runtime_checkable
 class CountableDataset(Protocol):
-    """A dataset whose training examples can be gone through."""
+    """A dataset that can iterate over its training examples."""
 
     def training_batches(self) -> Iterable[Any]:
         """Batches that show every training example once, as it is stored."""
@@ -113,12 +113,12 @@ class ShareableDataset(Protocol):
 
 @runtime_checkable
 class WaitingDataset(Protocol):
-    """A dataset whose batches other processes read, which may take long, or for ever."""
+    """A dataset that waits for batches from other processes, maybe long, or for ever."""
 
     def heed(self, waiting: Callable[[], AbstractContextManager[None]]) -> None:
-        """Enter ``waiting()`` for every such wait from now on; it may raise out of it.
+        """Enter ``waiting()`` for every such wait from now on; it may raise to end the wait.
 
-        What is saved after that is as if the wait had not begun.
+        A state saved after that is as if the wait had not begun.
         """
         ...
 
@@ -128,10 +128,10 @@ class PreparingDataset(Protocol):
     """A dataset that can gather its next batch while other work is done."""
 
     def prepare(self, *, pinned: bool) -> None:
-        """Begin to gather the batch that ``sample_uncut`` returns next; only then may it grow.
+        """Begin to gather what the next ``sample_uncut`` returns; add nothing before that.
 
         Args:
-            pinned: whether to gather into memory that a GPU can read by itself.
+            pinned: whether to gather into pinned memory, which a GPU reads directly.
 
         """
 

@@ -11,10 +11,10 @@ from research.networks.predictor import Predictor, image_shape
 
 
 class CNN(Predictor):
-    """3x3 convolutions with batch normalisation, halved between them, averaged over the image.
+    """3x3 convolutions with batch normalisation; images are halved between them, then averaged.
 
     Args:
-        observation_space: a Box of float images (C, H, W), of at least 2 ** (stages - 1) pixels.
+        observation_space: a Box of float images (C, H, W), each side at least 2 ** (stages - 1).
         action_space: of the targets.
         channels: of each stage, at least one.
         dropout: share of the averaged channels that is dropped, in [0, 1).

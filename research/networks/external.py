@@ -14,10 +14,10 @@ from research.networks.predictor import Predictor, float_shape
 class External(Predictor):
     """A model whose factory takes ``num_classes``, its head sized for the targets.
 
-    Where the factory also takes ``img_size`` and ``in_chans``, as timm's models do, it gets those
-    of the observations. The library must be installed (``pip install torchvision``,
-    ``pip install timm``), and trusted: torchvision is, for all of timm say
-    ``trusted_modules=[timm]``.
+    If the factory also takes ``img_size`` and ``in_chans``, as timm's models do, it gets those of
+    the observations. The library must be installed (``pip install torchvision``,
+    ``pip install timm``) and trusted: torchvision and timm's ``VisionTransformer`` are; for the
+    rest of timm, set ``trusted_modules=[timm]``.
 
     Args:
         observation_space: a Box of floats that the model takes.
@@ -50,7 +50,7 @@ class External(Predictor):
 
     @torch.no_grad()
     def check_shapes(self, shape: tuple[int, ...]) -> None:
-        """Show the model two observations of zeros, without training it."""
+        """Check the model's output for two observations of zeros, in evaluation mode."""
         self.model.eval()
         try:
             output = self.model(torch.zeros(2, *shape))
@@ -66,7 +66,7 @@ class External(Predictor):
 
 
 def image_options(model: Callable[..., nn.Module], shape: tuple[int, ...]) -> dict[str, Any]:
-    """What ``model`` takes of the sizes of images (C, H, W) and is not told yet."""
+    """The arguments of ``model`` for the size of images (C, H, W), unless it has them already."""
     if len(shape) != 3:
         return {}
     open_names = set(inspect.signature(model).parameters) - set(getattr(model, "keywords", ()))
@@ -75,5 +75,5 @@ def image_options(model: Callable[..., nn.Module], shape: tuple[int, ...]) -> di
 
 
 def one_line(error: BaseException) -> str:
-    """What an error says, in one line."""
+    """The message of an error, in one line."""
     return " ".join(str(error).split()) or type(error).__name__

@@ -14,7 +14,7 @@ SMALL_SIDE = 64
 
 
 class Residual(nn.Module):
-    """A block that begins as its shortcut: (B, C, H, W) to (B, C', H / stride, W / stride).
+    """A block, initialised to its shortcut: (B, C, H, W) to (B, C', H / stride, W / stride).
 
     C' is ``width``, or 4 ``width`` for a bottleneck.
     """
@@ -51,18 +51,18 @@ class Residual(nn.Module):
 
 
 class ResNet(Predictor):
-    """A stem, four (or more, or fewer) stages of residual blocks, an average over the image.
+    """A stem, stages of residual blocks (usually four), and an average over the image.
 
-    Images with a side of 64 or more go through the stem of ImageNet, smaller ones through that of
+    Images whose sides are 64 or more go through the stem of ImageNet, smaller ones through that of
     CIFAR-10.
 
     Deviations:
         Shortcuts that change shape are projections everywhere (option B of the paper).
-        A bottleneck's stride is in its 3x3 convolution, as in Goyal et al., 2017,
-        https://arxiv.org/abs/1706.02677, and so is the zero in the last norm of every block.
+        A bottleneck's stride is in its 3x3 convolution, and the last norm of every block starts at
+        zero, both as in Goyal et al., 2017, https://arxiv.org/abs/1706.02677.
 
     Args:
-        observation_space: a Box of float images (C, H, W), of at least 2 ** (stages - 1) pixels.
+        observation_space: a Box of float images (C, H, W), each side at least 2 ** (stages - 1).
         action_space: of the targets.
         block: two 3x3 convolutions (basic), or 1x1, 3x3 and 1x1 (bottleneck).
         depths: blocks of each stage, at least 1 each.

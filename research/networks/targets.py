@@ -1,4 +1,4 @@
-"""Target networks: slow copies that bootstrapped values come from."""
+"""Target networks: slowly updated copies, from which bootstrapped values come."""
 
 import copy
 from typing import TypeVar
@@ -10,7 +10,7 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def frozen_copy(module: M) -> M:
-    """A copy that takes no gradients."""
+    """A copy whose parameters take no gradients."""
     return copy.deepcopy(module).requires_grad_(False)
 
 

@@ -20,8 +20,8 @@ def synchronise_batch_norm(network: nn.Module, device: torch.device) -> None:
     The modules are replaced; their parameters and buffers, and the names of these, stay.
 
     Raises:
-        UserError: ``device`` is a CPU, where torch has no such norm; or a norm is of a class of
-            its own, whose forward would be lost.
+        UserError: ``device`` is a CPU, where torch has no such norm; or a norm is of a custom
+            class, whose forward would be lost.
 
     """
     if not has_batch_norm(network):

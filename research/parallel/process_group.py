@@ -1,7 +1,7 @@
 """The ranks of a data-parallel run, as torch.distributed connects them.
 
 Every rank holds the same weights and optimizers, learns from its share of each batch, and makes the
-same step with the average of all gradients. Rank 0 alone writes the run directory.
+same step with the sum of all gradients. Only rank 0 writes the run directory.
 """
 
 import functools
@@ -21,17 +21,17 @@ from research.errors import UserError
 from research.parallel.ranks import Node
 
 MEETING = timedelta(minutes=10)
-"""How long the processes of a run wait for each other, whose nodes may start at different times."""
+"""How long ranks wait for each other at the start: nodes may start at different times."""
 
 PATIENCE = timedelta(days=1)
-"""A rank that reads slowly is no error, and one that ended is noticed at once by who started it."""
+"""How long they wait later: a slow rank is no error, and its parent notices at once if it ends."""
 
 
 def open_store(node: Node) -> TCPStore:
-    """The store where the ranks of a run find each other, kept by the process of the first node.
+    """The store by which the ranks of a run connect, hosted by the process of the first node.
 
     Raises:
-        UserError: its port is taken, or the first node did not come.
+        UserError: its port is taken, or the first node cannot be reached.
 
     """
     is_first = node.index == 0
@@ -49,7 +49,7 @@ def open_store(node: Node) -> TCPStore:
 
 @functools.cache
 def rank_store() -> Store:
-    """The store of the run that this process is a rank of, by the variables that torchrun sets."""
+    """The store of the run of this rank, from the variables that torchrun sets."""
     store, _, _ = next(rendezvous("env://", timeout=MEETING))
     return store
 
@@ -76,7 +76,7 @@ def connect_ranks() -> Iterator[None]:
 
 
 def rank_and_count() -> tuple[int, int]:
-    """Which rank this process is, of how many; 0 of 1 in a run that is not parallel."""
+    """The rank of this process and the number of ranks; 0 and 1 in a run that is not parallel."""
     if not (dist.is_available() and dist.is_initialized()):
         return 0, 1
     return dist.get_rank(), dist.get_world_size()

@@ -22,25 +22,25 @@ if TYPE_CHECKING:
     from torch.distributed import Store  # type: ignore[reportPrivateImportUsage]
 
 NODE = "RESEARCH_LIGHTNING_NODE"
-"""Set for each node's process of a run on several: ``<index>/<count>:<host>:<port>``."""
+"""The variable of each node's process in a run on several: ``<index>/<count>:<host>:<port>``."""
 
 GRACE_S = 2.0
-"""How long the other ranks may take to fail as well, or to end behind rank 0."""
+"""How long the other ranks may take to end after one has failed."""
 
 TICK_S = 0.02
 
 STOPPED = {PREEMPTED: Preempted, 130: KeyboardInterrupt}
-"""What a command that was told to end exits with, and what it raises."""
+"""Exit statuses of a run that a signal ended, and the exceptions to raise for them."""
 
 
 class Node(NamedTuple):
     """A machine of a run.
 
     Attributes:
-        index: of this one; 0 has rank 0.
-        count: how many there are.
-        host: the name or address of the first one.
-        port: of the first one, where the ranks meet; 0 for any that is free.
+        index: of this node; node 0 has rank 0.
+        count: number of nodes.
+        host: name or address of the first node.
+        port: of the first node, where the ranks connect; 0 for any free port.
 
     """
 
@@ -51,13 +51,13 @@ class Node(NamedTuple):
 
 
 class TorchrunRank(NamedTuple):
-    """What torchrun tells each process that it starts.
+    """The rank of a process that torchrun started.
 
     Attributes:
         rank: of this process.
-        num_ranks: how many there are.
-        local_rank: among those of this node.
-        num_local: how many this node has.
+        num_ranks: of the run.
+        local_rank: of this process among those of its node.
+        num_local: ranks of its node.
 
     """
 
@@ -71,10 +71,10 @@ class Failure(NamedTuple):
     """Why a rank did not return.
 
     Attributes:
-        line: for the user.
-        trace: for a programmer; None where the user can mend it.
-        status: what a command exits with that ends so.
-        at_s: when, in seconds since 1970.
+        line: the error message.
+        trace: the traceback; None for an error that the user can mend.
+        status: exit status of a command that ends so.
+        at_s: time of the failure, in seconds since 1970.
 
     """
 
@@ -85,7 +85,7 @@ class Failure(NamedTuple):
 
 
 def this_node(environ: Mapping[str, str] = os.environ) -> Node:
-    """The node that this process runs on, as the launcher has told it."""
+    """The node that this process runs on, as the launcher set it."""
     if NODE not in environ:
         return Node(0, 1)
     place, _, address = environ[NODE].partition(":")
@@ -95,7 +95,7 @@ def this_node(environ: Mapping[str, str] = os.environ) -> Node:
 
 
 def torchrun_rank(environ: Mapping[str, str] = os.environ) -> TorchrunRank | None:
-    """The rank of a process that torchrun started; None where it has no other, or did not.
+    """The rank of this process, if torchrun started it as one of several; else None.
 
     Its variables: https://docs.pytorch.org/docs/stable/elastic/run.html.
     """
@@ -114,22 +114,23 @@ def run_ranks(
     log_folder: Path,
     told: Callable[[], int | None],
 ) -> Any:
-    """Run the ranks of this node to their end, which one of them that fails makes the end of all.
+    """Run the ranks of this node until they end; if one fails, the others are ended.
 
     Args:
-        rank: what the process of each calls; it returns its result, or a ``Failure``.
+        rank: called in the process of each rank; returns its result, or a ``Failure``.
         devices: ranks of each node.
-        device: ``auto``, ``cpu`` or ``cuda``; each rank sees one GPU, if there are any to see.
-        node: where this is.
-        log_folder: gets ``rank_<number>.log`` with what ranks but 0 print.
-        told: the signal that asked for an end, or None; rank 0 gets it.
+        device: ``auto``, ``cpu`` or ``cuda``; each rank sees one GPU, if there are any.
+        node: this node.
+        log_folder: gets ``rank_<number>.log`` with the output of each rank except 0.
+        told: returns the signal that asked the run to end, to be sent to rank 0, or None.
 
     Returns:
-        what this node's first rank returned.
+        the result of this node's first rank.
 
     Raises:
         UserError: there are fewer GPUs than devices; or a rank failed, with its reason.
-        KeyboardInterrupt: rank 0 was told to end; Preempted if it has saved its work.
+        Preempted: a signal ended rank 0, which saved its work.
+        KeyboardInterrupt: a signal ended rank 0 before it could.
 
     """
     from research.parallel.process_group import open_store
@@ -164,7 +165,7 @@ def rank_slots(devices: int, device: str) -> list[Slot]:
     """A slot for each rank of this node, none of them pinned.
 
     Raises:
-        UserError: there are too few GPUs, or none can be chosen by that name.
+        UserError: there are too few whole GPUs, or ``device`` names a single one.
 
     """
     if device not in ("auto", "cpu", "cuda"):
@@ -201,18 +202,18 @@ def rank_environment(slot: Slot, devices: int, node: Node, port: int) -> dict[st
         "LOCAL_WORLD_SIZE": devices,
         "MASTER_ADDR": node.host,
         "MASTER_PORT": port,
-        "TORCHELASTIC_USE_AGENT_STORE": True,  # torch's name for one that no rank keeps
+        "TORCHELASTIC_USE_AGENT_STORE": True,  # torch's name for a store that no rank hosts
         "TORCHELASTIC_RESTART_COUNT": 0,
     }
-    told = {name: str(value) for name, value in places.items()}
-    return {**os.environ, **slot_environment(slot, os.environ), **told}
+    variables = {name: str(value) for name, value in places.items()}
+    return {**os.environ, **slot_environment(slot, os.environ), **variables}
 
 
 def start(call: Call, environ: dict[str, str], log_folder: Path) -> Process:
-    """The process of a rank.
+    """Start the process of a rank.
 
-    Rank 0 prints where this process does, and is the only one to obey signals: a batch system tells
-    every process to end, but all must do so at the same step.
+    Rank 0 prints where this process does. Only rank 0 handles the signals that ask a run to end: a
+    batch system sends them to every process, but all ranks must end at the same step.
     """
     rank = int(environ["RANK"])
     if rank == 0:
@@ -223,15 +224,15 @@ def start(call: Call, environ: dict[str, str], log_folder: Path) -> Process:
 
 
 def wait(processes: Sequence[Process], told: Callable[[], int | None]) -> dict[int, Any]:
-    """What the processes returned, by number; the others' once one failed and they had some time.
+    """The processes' results, by number; after a failure, of those that end within ``GRACE_S``.
 
-    The first gets the signal that ``told`` tells.
+    The first process gets the signal that ``told`` returns.
     """
     results: dict[int, Any] = {}
-    is_told, deadline = False, math.inf
+    is_sent, deadline = False, math.inf
     while len(results) < len(processes) and time.monotonic() < deadline:
-        if not is_told and (number := told()):
-            is_told = True
+        if not is_sent and (number := told()):
+            is_sent = True
             processes[0].popen.send_signal(number)
         for number, process in enumerate(processes):
             if number not in results and process.has_ended():
@@ -243,7 +244,7 @@ def wait(processes: Sequence[Process], told: Callable[[], int | None]) -> dict[i
 
 
 def result(process: Process) -> Any:
-    """What a process that has ended returned, or why it did not: of all reasons, the first."""
+    """The result of a process that has ended, or a ``Failure``, dated before all others."""
     ending = process.ending()
     if ending.error is None:
         return ending.result
@@ -252,16 +253,16 @@ def result(process: Process) -> Any:
 
 
 def first_failure(node: Node, failures: Mapping[int, Failure], store: "Store") -> BaseException:
-    """What to raise for the failures of this node's ranks, by number: the first of all nodes.
+    """The exception for the first failure on all nodes; ``failures`` are this node's, by rank.
 
-    Those behind it only follow, because their connections break.
+    The later failures follow from the first, because connections break.
     """
     rank, failure = min(failures.items(), key=lambda item: item[1].at_s)
     if node.index > 0:
         with suppress(RuntimeError):  # the first node has ended
             store.set(f"failure_{node.index}", json.dumps([rank, *failure]))
     elif node.count > 1 and failure.status not in STOPPED:
-        time.sleep(GRACE_S)  # the other nodes' ranks end as soon, and say so
+        time.sleep(GRACE_S)  # the other nodes' ranks fail in this time, and report it
         for index in range(1, node.count):
             if store.check([f"failure_{index}"]):
                 other, *fields = json.loads(store.get(f"failure_{index}"))
@@ -272,5 +273,5 @@ def first_failure(node: Node, failures: Mapping[int, Failure], store: "Store") -
     if failure.trace is not None:
         sys.stderr.write(failure.trace)
     if len(failures) > 1 and len({each.line for each in failures.values()}) == 1:
-        return UserError(failure.line)  # what is wrong with all is no rank's own
+        return UserError(failure.line)  # an error of all ranks, not of one
     return UserError(f"rank {rank}: {failure.line}")

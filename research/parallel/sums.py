@@ -13,7 +13,7 @@ def is_parallel() -> bool:
 
 
 def count_examples(own: int, device: torch.device) -> int | Tensor:
-    """How many examples the shares of all ranks have; no GPU is waited for."""
+    """The number of examples of all ranks' shares; does not wait for a GPU."""
     if not is_parallel():
         return own
     count = torch.tensor(float(own), device=device)

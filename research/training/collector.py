@@ -1,4 +1,4 @@
-"""The part of training that meets the environment."""
+"""Collection of experience from environments."""
 
 import copy
 import logging
@@ -19,22 +19,24 @@ log = logging.getLogger(__name__)
 
 
 class Collector:
-    """Steps E environments with a policy into a dataset, each episode from a seed of its own.
+    """Steps E environments with a policy, and adds the steps to a dataset.
+
+    Every episode has a seed of its own.
 
     Args:
         env: a vector environment that leaves resets to its caller.
-        policy: acts once the warm-up is over.
-        dataset: gets every step.
-        seed: the run's.
+        policy: acts after the warm-up.
+        dataset: stores every step.
+        seed: of the run.
         warmup_steps: environment steps with uniformly random actions, before any update.
         updates_per_step: updates due per environment step, at least 1.
         steps_per_update: environment steps per update, at least 1; one of the two is 1.
-        overlap: whether environments in processes of their own step while the updates are made,
-            which changes no number; None where there are such.
+        overlap: whether environments step during the updates, which changes no number and needs
+            environments in processes of their own; None: if they are.
 
     Raises:
         ValueError: for a number outside its range, an environment that resets itself, or
-            ``overlap`` of environments in this process.
+            ``overlap`` with environments in this process.
 
     """
 
@@ -84,12 +86,12 @@ class Collector:
         env.action_space.seed(derive_seed(seed, "warmup"))
 
     def start(self) -> None:
-        """Begin an episode in every environment, unless they were taken up again."""
+        """Begin an episode in every environment, unless they were restored."""
         if self.obs is None:
             self.reset(np.ones(self.env.num_envs, dtype=np.bool_))
 
     def begin_step(self, step: int) -> None:
-        """Choose the actions, after ``step`` steps, and let overlapped environments begin."""
+        """Choose the actions after ``step`` steps, and let overlapped environments begin theirs."""
         self.step = step + self.env.num_envs
         if step < self.warmup_steps:
             self.action = self.env.action_space.sample()
@@ -99,10 +101,10 @@ class Collector:
             self.overlapped.step_async(self.action)
 
     def end_step(self) -> list[dict[str, float]]:
-        """Take the step of every environment that was begun; the episodes that it finished.
+        """Finish the step of every environment and store it; returns the episodes that ended.
 
         Raises:
-            UserError: a reward or an observation is not finite; the dataset does not hold it.
+            UserError: a reward or an observation is not finite; it is not stored.
 
         """
         result = self.overlapped.step_wait() if self.overlapped else self.env.step(self.action)
@@ -131,7 +133,7 @@ class Collector:
         self.dataset.start_episodes(self.obs, mask)
 
     def require_finite(self, reward: np.ndarray | None = None) -> None:
-        """Refuse observations, and rewards (E,), that nothing can be learned from."""
+        """Refuse observations and rewards (E,) that are not finite."""
         if fault := find_fault(self.obs, reward):
             raise UserError(
                 f"environment {fault.index} gave {fault.what} at step {self.step}, in the episode "
@@ -142,14 +144,14 @@ class Collector:
     def count_frames(self, step: int) -> int:
         """Frames that the environments have simulated in their first ``step`` steps.
 
-        Those after which an episode ended within repeats of an action do not count.
+        Repeats of an action that the end of an episode made superfluous do not count.
         """
         return step * self.action_repeat - self.skipped_frames
 
     def updates_due(self, step: int) -> int:
-        """Updates that a run has made in all when it has taken ``step`` environment steps.
+        """Total number of updates due after ``step`` environment steps.
 
-        None while there is nothing to learn from; they are made up for afterwards.
+        0 while the dataset is empty; these updates are made later.
         """
         return self.count_updates(step) if len(self.dataset) else 0
 
@@ -158,7 +160,7 @@ class Collector:
         return max(0, step - self.warmup_steps) * self.updates_per_step // self.steps_per_update
 
     def state_dict(self) -> dict[str, Any]:
-        """All that the next steps depend on, in tensors and plain values."""
+        """The state that the next steps depend on, in tensors and plain values."""
         return {
             "num_episodes": self.num_episodes.tolist(),
             "skipped_frames": self.skipped_frames,
@@ -170,13 +172,13 @@ class Collector:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up the open episodes where they were; the dataset is there already.
+        """Restore the open episodes; the dataset must be loaded before.
 
-        An environment that does not come to where it was, since it is not deterministic, say,
-        begins its next episode; the open one is truncated in the dataset.
+        An environment that cannot be restored, for example because it is not deterministic, begins
+        its next episode; the open one is truncated in the dataset.
 
         Raises:
-            ValueError: the state is of another number of environments.
+            ValueError: the state has another number of environments.
 
         """
         if len(state["num_episodes"]) != self.env.num_envs:
@@ -193,8 +195,8 @@ class Collector:
         self.obs = to_arrays(state["obs"])
         if lost.any():
             log.warning(
-                "%d of %d environments did not come back to where they were: they are not "
-                "deterministic, or cannot be repeated; their episodes are cut here",
+                "%d of %d environments could not be restored: they are not deterministic, or "
+                "cannot be repeated; their episodes are truncated here",
                 *(lost.sum(), len(lost)),
             )
             self.dataset.end_open_episodes(lost)
@@ -205,12 +207,12 @@ class Collector:
             self.obs = merge(self.obs, present, lost)
 
     def episode_states(self) -> list[dict[str, Any]] | None:
-        """Of every environment; None where they cannot give any."""
+        """The state of every environment's episode; None if they do not provide it."""
         is_resumable = self.env.metadata.get("is_resumable", False)
         return list(self.env.get_attr("episode_state")) if is_resumable else None
 
     def restore_episodes(self, states: list[dict[str, Any]] | None) -> np.ndarray:
-        """Bring the environments to these states; which are there then, (E,)."""
+        """Restore the environments to ``states``; returns which of them succeeded, (E,)."""
         everywhere = np.ones(self.env.num_envs, dtype=np.bool_)
         if states is None:
             return ~everywhere
@@ -220,7 +222,7 @@ class Collector:
 
 
 def to_tensors(value: Any) -> Any:
-    """``value`` with tensors for NumPy's arrays and plain numbers for its scalars."""
+    """``value`` with NumPy arrays as tensors and NumPy scalars as plain numbers."""
     if isinstance(value, dict):
         return {key: to_tensors(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -231,7 +233,7 @@ def to_tensors(value: Any) -> Any:
 
 
 def to_arrays(value: Any) -> Any:
-    """``to_tensors`` undone, but for the scalars."""
+    """The inverse of ``to_tensors``, except that scalars stay plain numbers."""
     if isinstance(value, dict):
         return {key: to_arrays(item) for key, item in value.items()}
     if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""What is known of episodes: return, length, and what the environment reports."""
+"""Metrics of episodes: return, length, and numbers that the environment reports."""
 
 import re
 from collections.abc import Mapping
@@ -43,7 +43,7 @@ class Episodes:
                     total[name] = merge_info(name, total.get(name), float(values[index]))
 
     def finish(self, index: int) -> dict[str, float]:
-        """The episode of one environment, which is over; the next one starts at nothing."""
+        """The metrics of one environment's finished episode; the next one starts without any."""
         total, self.totals[index] = self.totals[index], {}
         return total
 
@@ -55,7 +55,7 @@ def metric_name(info: str) -> str:
 
 
 def merge_info(name: str, so_far: float | None, value: float) -> float:
-    """One reported number over an episode."""
+    """A reported number, accumulated over an episode."""
     if so_far is None or name.startswith("distance"):
         return value
     return max(so_far, value) if name == "success" else so_far + value

@@ -1,4 +1,4 @@
-"""How good a policy is: whole episodes without exploration, or data apart from training's."""
+"""Evaluation of a policy, in episodes without exploration or on examples held out."""
 
 import logging
 from collections.abc import Callable, Iterable, Iterator
@@ -24,20 +24,21 @@ LONG_EPISODE = 30_000
 """Steps after which an episode may be one that never ends; Atari's longest have 27,000."""
 
 LOOK_EVERY = 1000
-"""Steps between two looks for such an episode."""
+"""Steps between two checks for such an episode."""
 
 log = logging.getLogger(__name__)
 ALWAYS_EVALUATED = ("return", "length", "return_std")
-"""Metrics of every evaluation in environments; all others are their infos'."""
+"""Metrics of every evaluation in environments; all others come from their infos."""
 
 
 class Evaluation:
     """When and on how much a run is evaluated.
 
     Args:
-        every: steps between two; the last step has one too. None for an epoch.
-        episodes: of each, in environments, at least 1.
-        batches: of examples held out, each time the next ones in turn; None for all.
+        every: steps between two evaluations; the last step has one, too. None for one per epoch.
+        episodes: number per evaluation in environments, at least 1.
+        batches: number of validation batches per evaluation, each time the next ones in turn; None
+            for all.
 
     Raises:
         ValueError: for a number that is not above 0.
@@ -63,11 +64,11 @@ def evaluate(
     """Means over ``num_episodes`` episodes, and ``return_std`` (population).
 
     The numbers depend on the weights, ``seed`` and ``step`` alone. An environment whose episode is
-    over takes the next one, and every episode that was begun is waited for, so short episodes are
-    not favoured.
+    over begins the next one, and the means are over the first ``num_episodes`` that began, so short
+    episodes are not favoured.
 
-    The environments step and are reset in the context of ``interruptible``, which may end that by
-    an exception. An episode that seems never to end is told once.
+    The environments step and reset in the context of ``interruptible``, which may raise to
+    interrupt them. A warning is logged once if an episode seems never to end.
 
     Raises:
         UserError: a reward or an observation is not finite.
@@ -94,12 +95,12 @@ def validate(
     step: int,
     each: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
-    """Means of ``alg.validate`` over all examples, where a batch's metrics are means over its own.
+    """Means of ``alg.validate`` over all examples, weighting each batch by its size.
 
-    Of a parallel run, all examples of all ranks.
+    In a parallel run, the means are over the examples of all ranks.
 
     The numbers depend on the weights, the batches, ``seed`` and ``step`` alone. ``each`` is called
-    before every batch, and may end it by an exception.
+    before every batch, and may raise to interrupt the validation.
     """
     sums: dict[str, Tensor] = {}
     num_examples = 0
@@ -119,7 +120,7 @@ def validate(
 
 @contextmanager
 def evaluation_mode(policy: Policy, *, seed: int, step: int) -> Iterator[None]:
-    """Networks in evaluation mode, and generators that training does not notice."""
+    """Put the networks in evaluation mode and seed the generators; restore both at the end."""
     was_training = policy.alg.training, policy.processor.training
     policy.alg.eval()
     policy.processor.eval()
@@ -141,11 +142,11 @@ def run_episodes(
     step: int,
     interruptible: Callable[[], AbstractContextManager[None]],
 ) -> list[dict[str, float]]:
-    """The episodes in the order in which they were begun."""
+    """The metrics of the episodes, in the order in which the episodes began."""
     running, begun = list(range(env.num_envs)), env.num_envs
     over = np.ones(env.num_envs, dtype=np.bool_)
     episodes, finished = Episodes(env.num_envs), {}
-    obs, num_steps, is_told = None, 0, False
+    obs, num_steps, is_warned = None, 0, False
     while len(finished) < num_episodes:
         if over.any():
             seeds: list[int | None] = [derive_seed(seed, "evaluation", step, i) for i in running]
@@ -158,8 +159,8 @@ def run_episodes(
         require_finite(obs, reward, step)
         episodes.add(reward, infos)
         num_steps += 1
-        if num_steps % LOOK_EVERY == 0 and not is_told:
-            is_told = tell_of_endless(episodes, step)
+        if num_steps % LOOK_EVERY == 0 and not is_warned:
+            is_warned = warn_of_endless(episodes, step)
         over = terminated | truncated
         for index in np.flatnonzero(over).tolist():
             episode = episodes.finish(index)
@@ -169,8 +170,8 @@ def run_episodes(
     return [finished[index] for index in range(num_episodes)]
 
 
-def tell_of_endless(episodes: Episodes, step: int) -> bool:
-    """Whether the longest running episode may never end, which is then told."""
+def warn_of_endless(episodes: Episodes, step: int) -> bool:
+    """Log a warning if a running episode may never end; returns whether there is one."""
     length = max(total.get("length", 0) for total in episodes.totals)
     if length >= LONG_EPISODE:
         log.warning(
@@ -190,7 +191,7 @@ def require_finite(obs: Any, reward: np.ndarray | None, step: int) -> None:
 
 
 def count_examples(batch: Any) -> int:
-    """B of a batch of nested tensors (B, ...)."""
+    """The number of examples B in a batch of nested tensors (B, ...)."""
     sizes: list[int] = []
 
     def note(tensor: Tensor) -> Tensor:

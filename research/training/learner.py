@@ -1,4 +1,4 @@
-"""The part of training that meets the batches."""
+"""Updates of an algorithm from batches."""
 
 import copy
 import inspect
@@ -23,7 +23,7 @@ ScheduleFactory: TypeAlias = Callable[..., LRScheduler]
 
 
 class Learner:
-    """Updates an algorithm from a dataset, with the schedules and limits of its optimizers.
+    """Updates an algorithm from a dataset, with learning-rate schedules and gradient clipping.
 
     The optimizers are made at the first update.
 
@@ -31,15 +31,18 @@ class Learner:
         alg: learns from processed batches.
         processor: processes batches.
         dataset: gives batches.
-        device: where both modules are.
-        total_updates: how many there will be, for schedules.
+        device: where algorithm and processor are.
+        total_updates: of the whole run, for schedules.
         schedule: makes a learning-rate schedule for each optimizer, stepped once per update that
-            is not skipped, or if it is a ReduceLROnPlateau once per evaluation; None for none.
-        max_grad_norm: bound on the norm of each optimizer's gradients, above 0; None for none.
-        prefetch: whether the dataset is to prepare batches; None for with a GPU, if it can.
+            is not skipped, or, if it is a ReduceLROnPlateau, once per evaluation; None for constant
+            rates.
+        max_grad_norm: bound on the norm of each optimizer's gradients, above 0; None for no bound.
+        prefetch: whether the dataset prepares the next batch during an update; None: only on a GPU,
+            and only if the dataset supports it.
 
     Raises:
-        ValueError: for a number outside its range, or ``prefetch`` of a dataset that cannot.
+        ValueError: for a number outside its range, or ``prefetch`` if the dataset does not support
+            it.
 
     """
 
@@ -80,7 +83,7 @@ class Learner:
         self.settings: dict[str, Any] = {}
 
     def make_optimizers(self) -> dict[str, Optimizer]:
-        """Make the optimizers, by name, and what belongs to each.
+        """Make the optimizers, their schedules and their clipping; returns the optimizers by name.
 
         Raises:
             UserError: an optimizer or a schedule refuses its settings.
@@ -107,16 +110,16 @@ class Learner:
         return self.optimizers
 
     def prepare(self) -> None:
-        """Let the dataset gather the next batch, if nothing is added to it before the update."""
+        """Let the dataset gather the next batch; nothing may be added before its update."""
         if self.preparing is not None:
             self.preparing.prepare(pinned=self.device.type == "cuda")
 
     def update(self, step: int, phases: Phases, *, can_prepare: bool) -> None:
-        """One update from one batch, after ``step`` steps.
+        """Make one update from one batch.
 
         Args:
-            step: environment steps taken so far.
-            phases: is told how long it takes.
+            step: steps of the run so far.
+            phases: records the time taken.
             can_prepare: whether another update comes before anything is added to the dataset.
 
         """
@@ -135,20 +138,20 @@ class Learner:
         phases.lap("update")
 
     def step_schedules(self) -> None:
-        """Tell the schedules that follow the updates of one more."""
+        """Step the schedules that count updates."""
         self.scheduled += 1
         for schedule in self.schedules:
             if not isinstance(schedule, ReduceLROnPlateau):
                 schedule.step()
 
     def take_score(self, score: float) -> None:
-        """Tell the schedules that wait for a plateau how good the algorithm is now."""
+        """Step the schedules that wait for a plateau with an evaluation's ``score``."""
         for schedule in self.schedules:
             if isinstance(schedule, ReduceLROnPlateau):
                 schedule.step(score)
 
     def take_metrics(self) -> dict[str, float]:
-        """Means of the updates' metrics since the last taking, and scheduled learning rates."""
+        """Means of the updates' metrics since the last call, and scheduled learning rates."""
         means = self.metrics.take()
         if self.optimizers and self.schedules:
             for name, optim in self.optimizers.items():
@@ -168,18 +171,18 @@ class Learner:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from ``state_dict``.
+        """Restore a ``state_dict``.
 
-        Optimizers that are configured otherwise than they were keep what they have learned of the
-        gradients and take the new settings; the schedules then stand where they would be if they
-        had been these from the start.
+        If the settings have changed, the optimizers keep their statistics of the gradients and take
+        the new settings, and the schedules stand where they would be with the new settings from the
+        start.
         """
         self.updates = state["updates"]
         self.metrics.load_state_dict(state["metrics"], self.device)
         self.optimizers, self.schedules, self.scheduled = None, [], 0
         if state["optimizers"] is None:
             return
-        scheduled = state.get("scheduled", self.updates)  # a run that was begun without it
+        scheduled = state.get("scheduled", self.updates)  # older checkpoints lack it
         optimizers = self.make_optimizers()
         for name, optim in optimizers.items():
             groups = [hyperparameters(group) for group in optim.param_groups]

@@ -14,10 +14,10 @@ from research.errors import UserError
 class Metrics:
     """Collects the metrics of updates as tensors; nothing waits for the device until they are read.
 
-    A value that is not finite is found at the next reading, with the step at which it came.
+    A value that is not finite is reported at the next reading, with the step of its update.
 
     Args:
-        group: what the names are logged under, for that message.
+        group: prefix of the logged names, for error messages.
 
     """
 
@@ -30,7 +30,7 @@ class Metrics:
         """Take in the metrics of one update.
 
         Raises:
-            UserError: they are no dict of tensors.
+            UserError: they are not a dict of tensors.
 
         """
         if not isinstance(metrics, dict):
@@ -45,7 +45,8 @@ class Metrics:
         """The means so far.
 
         Raises:
-            UserError: a value was NaN or infinite; names the first such metric and its step.
+            UserError: a value is NaN or infinite; the message names the first such metric and its
+                step.
 
         """
         stacked = {name: torch.stack(values).cpu() for name, values in self.values.items()}
@@ -63,24 +64,24 @@ class Metrics:
         return {name: values.double().mean().item() for name, values in stacked.items()}
 
     def take(self) -> dict[str, float]:
-        """The means since the last taking, checked; the next ones start at nothing."""
+        """The means since the last call, checked; drops their values."""
         means = self.check()
         self.values, self.steps = {}, {}
         return means
 
     def state_dict(self) -> dict[str, Any]:
-        """What has not been taken yet."""
+        """The values not yet taken."""
         values = {name: torch.stack(values) for name, values in self.values.items()}
         return {"values": values, "steps": self.steps}
 
     def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
-        """Go on from ``state_dict``, with metrics that come from ``device``."""
+        """Restore a ``state_dict``, its tensors on ``device``."""
         self.values = {n: list(values.to(device).unbind()) for n, values in state["values"].items()}
         self.steps = state["steps"]
 
 
 def check_metric(name: str, value: object) -> None:
-    """Refuse a metric that is no tensor."""
+    """Refuse a metric that is not a tensor."""
     if not isinstance(value, Tensor):
         raise UserError(
             f"{name} must be a detached tensor without dimensions, got {reprlib.repr(value)} of "
@@ -89,7 +90,7 @@ def check_metric(name: str, value: object) -> None:
 
 
 class Phases:
-    """Where the time goes: call ``lap(name)`` at the end of each phase."""
+    """Measures the time of each phase: call ``lap(name)`` at its end."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -102,7 +103,7 @@ class Phases:
         self.last = now
 
     def take(self) -> dict[str, float]:
-        """Each phase's share of the time since the last taking; ``other`` has what is left."""
+        """Each phase's share of the time since the last call; ``other`` has the rest."""
         self.lap("other")
         elapsed = max(self.last - self.start, 1e-9)
         shares = {name: seconds / elapsed for name, seconds in self.seconds.items()}

@@ -1,4 +1,4 @@
-"""What environments give, looked at before anything learns from it."""
+"""Checks of observations and rewards, before anything learns from them."""
 
 import logging
 import math
@@ -9,17 +9,17 @@ import numpy as np
 from gymnasium import Space, spaces
 
 NUM_LOOKS = 1000
-"""How many steps are compared with the declared bounds: it takes time, and these tell."""
+"""How many steps are compared with the declared bounds; to compare all would take too much time."""
 
 log = logging.getLogger(__name__)
 
 
 class Fault(NamedTuple):
-    """What nothing can be learned from.
+    """A number that is not finite, from an environment.
 
     Attributes:
-        index: of the environment that gave it.
-        what: such as ``a reward of nan``.
+        index: of the environment.
+        what: the number in words, such as ``a reward of nan``.
 
     """
 
@@ -48,7 +48,7 @@ def is_finite(array: np.ndarray) -> bool:
 
 
 class Bounds:
-    """Tells of the first observation that is outside its box by more than the size of the box.
+    """Logs the first observation that is outside its box by more than the size of the box.
 
     Args:
         space: of the observations of one environment.
@@ -61,7 +61,7 @@ class Bounds:
         self.num_looks = NUM_LOOKS if self.limits else 0
 
     def look(self, obs: Any) -> None:
-        """Compare observations (E, ...), unless ``NUM_LOOKS`` have been or one has been told."""
+        """Compare observations (E, ...), up to ``NUM_LOOKS`` times or until a warning is logged."""
         if self.num_looks == 0:
             return
         self.num_looks -= 1
@@ -90,7 +90,7 @@ def widen(box: spaces.Box) -> tuple[np.ndarray, np.ndarray]:
 
 
 def named_boxes(space: Space[Any], name: str = "observation") -> Iterator[tuple[str, spaces.Box]]:
-    """The boxes of floats, with the names of ``named_arrays``."""
+    """The boxes of floats, named as by ``named_arrays``."""
     if isinstance(space, spaces.Dict):
         for key, part in space.items():
             yield from named_boxes(part, f"{name}[{key!r}]")

@@ -10,7 +10,7 @@ from research.processors.base import Processor
 
 
 class Policy:
-    """Acts for a processor and an algorithm: NumPy in, NumPy out, the device between.
+    """Acts with an algorithm and its processor: NumPy in, NumPy out, computed on their device.
 
     Args:
         alg: gives actions for processed observations.

@@ -1,4 +1,4 @@
-"""What the parts of a training need of each other, checked before it starts."""
+"""Checks that the parts of a run fit together, before it starts."""
 
 from typing import Any
 
@@ -27,14 +27,14 @@ def check_parts(alg: Algorithm, dataset: Dataset, env: Any, *, collects: bool) -
     """Refuse parts that do not go together.
 
     Args:
-        alg: learns from the dataset.
-        dataset: is learned from.
-        env: evaluates, where it is an environment; else the dataset does.
-        collects: whether the environment fills the dataset.
+        alg: the algorithm, which learns from the dataset.
+        dataset: the dataset.
+        env: the environments that evaluate the policy; if it is only spaces, the dataset does.
+        collects: whether the environments fill the dataset.
 
     Raises:
-        ValueError: nothing can be collected from or evaluated on, or the environment has other
-            spaces than the dataset.
+        ValueError: there is nothing to collect from or to evaluate on, the dataset cannot be
+            filled, or the environment has other spaces than the dataset.
 
     """
     if not isinstance(env, VectorEnv):
@@ -77,10 +77,10 @@ def are_alike(one: Space[Any], other: Space[Any]) -> bool:
 
 
 def share_dataset(dataset: Dataset, devices: int) -> tuple[int, int]:
-    """Let the dataset hand out this rank's share of every batch; which rank it is, of how many.
+    """Let the dataset hand out this rank's share of every batch; returns rank and number of ranks.
 
     Raises:
-        ValueError: it cannot be shared, or there are not ``devices`` ranks, or a multiple of them.
+        ValueError: it cannot be shared, or the number of ranks is not a multiple of ``devices``.
 
     """
     rank, num_ranks = rank_and_count()
@@ -100,10 +100,10 @@ def share_dataset(dataset: Dataset, devices: int) -> tuple[int, int]:
 
 
 def count_steps(dataset: Dataset, total_steps: int | None, total_epochs: int | None) -> int:
-    """How long the training is, by the one of the two lengths that is given.
+    """The number of steps of the training, from the one of the two lengths that is given.
 
     Raises:
-        ValueError: both are, or none is, or the dataset has no epochs to count.
+        ValueError: both are given, or neither, or the dataset has no epochs to count.
 
     """
     if total_steps is not None and total_epochs is None:
@@ -120,7 +120,7 @@ def epoch_steps(dataset: Dataset, what: str) -> int:
     """Steps of an epoch of ``dataset``.
 
     Raises:
-        ValueError: it has none; ``what`` is the setting that needs them.
+        ValueError: it has no epochs; ``what`` names the setting that needs them.
 
     """
     if dataset.batches_per_epoch is None:

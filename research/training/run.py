@@ -1,4 +1,4 @@
-"""One run: its directory and what the whole of it shares."""
+"""One run: its directory, status, seed and config."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -7,11 +7,11 @@ from research.status import Status
 
 
 class Run(NamedTuple):
-    """What every part that writes or seeds needs to know of a run.
+    """The facts about a run that its parts share.
 
     Attributes:
         folder: the run directory.
-        status: keeps ``status.json``.
+        status: writes ``status.json``.
         seed: from which every generator derives its own.
         config: the resolved config, as plain dicts, lists and scalars.
 

@@ -1,4 +1,4 @@
-"""Learning rates over a run: a rise, then a fall by a cosine, in steps, or at a plateau."""
+"""Learning-rate schedules: a warm-up, then a cosine or steps; or a fall at every plateau."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -16,7 +16,7 @@ def make_cosine(
     Loshchilov and Hutter, 2017, https://arxiv.org/abs/1608.03983, equation 5, without restarts.
 
     Args:
-        optim: whose rate it is.
+        optim: the optimizer whose rate is scheduled.
         total_updates: of the run.
         warmup_updates: of the rise, at least 0 and below ``total_updates``.
         final_share: of the full rate at the end, in [0, 1].
@@ -47,11 +47,11 @@ def make_steps(
     """Rise linearly over the first updates, then multiply at each milestone.
 
     Args:
-        optim: whose rate it is.
+        optim: the optimizer whose rate is scheduled.
         total_updates: of the run.
         warmup_updates: of the rise, at least 0 and below ``total_updates``.
         milestones: shares of the run, in [0, 1].
-        factor: of the rate from a milestone on, above 0.
+        factor: multiplies the rate at each milestone, above 0.
 
     Raises:
         ValueError: for a number outside its range.
@@ -72,13 +72,13 @@ def make_steps(
 def make_plateau(
     optim: Optimizer, *, mode: Literal["max", "min"], factor: float, patience: int
 ) -> ReduceLROnPlateau:
-    """Multiply the rate by ``factor`` when ``patience`` evaluations brought nothing better.
+    """Multiply the rate by ``factor`` after ``patience`` + 1 evaluations without a better one.
 
     Args:
-        optim: whose rate it is.
+        optim: the optimizer whose rate is scheduled.
         mode: whether a larger (``max``) or smaller (``min``) ``trainer.score.metric`` is better.
         factor: in (0, 1).
-        patience: evaluations, at least 0.
+        patience: evaluations in a row, at least 0.
 
     Raises:
         ValueError: for a number outside its range.
@@ -92,12 +92,12 @@ def make_plateau(
 
 
 def warmed_up(fall: Callable[[int], float], warmup_updates: int) -> Callable[[int], float]:
-    """Shares of the full rate: the first update has ``1 / warmup_updates`` of it."""
+    """``fall`` after a linear rise, as shares of the full rate; the first is 1 / warmup_updates."""
     return lambda update: (update + 1) / warmup_updates if update < warmup_updates else fall(update)
 
 
 def check_warmup(warmup_updates: int, total_updates: int) -> None:
-    """Refuse a rise that is longer than the run with a ValueError."""
+    """Raise a ValueError for a rise that is not shorter than the run."""
     if not 0 <= warmup_updates < total_updates:
         raise ValueError(
             f"warmup_updates must be at least 0 and below the {total_updates} updates of the run, "

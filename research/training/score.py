@@ -14,21 +14,22 @@ log = logging.getLogger(__name__)
 
 
 class Score:
-    """What evaluations have come to so far.
+    """Finds the best evaluation so far by one metric.
 
     Args:
         metric: its name, such as ``eval/return``.
         mode: whether a larger (``max``) or smaller (``min``) value is better.
-        patience: evaluations without a better one after which it is exhausted, at least 1; None
-            for never.
+        patience: evaluations in a row without a better one after which training ends, at least 1;
+            None for never.
 
     Attributes:
-        best_score: None before the first evaluation.
-        evaluated_step: of the last evaluation.
-        evaluations_since_best: how many.
+        best_score: the best value; None before the first evaluation.
+        evaluated_step: step of the last evaluation.
+        evaluations_since_best: number of evaluations after the best one.
 
     Raises:
-        ValueError: for another mode or group of metrics, or a loss to be as large as possible.
+        ValueError: for an unknown mode, a metric that is not the evaluation's, or the mode ``max``
+            with a loss.
 
     """
 
@@ -52,10 +53,10 @@ class Score:
         self.evaluations_since_best = 0
 
     def take(self, metrics: Mapping[str, float], step: int) -> tuple[float, bool]:
-        """The value among an evaluation's ``metrics``, and whether it is the best so far.
+        """The score among an evaluation's ``metrics``, and whether it is the best so far.
 
         Raises:
-            UserError: it is none of them, or not finite.
+            UserError: the score is missing, or not finite.
 
         """
         value = self.find(metrics)
@@ -69,16 +70,16 @@ class Score:
         return value, is_best
 
     def find(self, metrics: Mapping[str, float]) -> float:
-        """The value among an evaluation's ``metrics``.
+        """The score among an evaluation's ``metrics``.
 
         Raises:
-            UserError: it is none of them.
+            UserError: the score is missing.
 
         """
         names = [f"eval/{name}" for name in metrics]
         if self.metric not in names:
             raise UserError(
-                f"trainer.score.metric={self.metric} is none of the evaluation's; "
+                f"trainer.score.metric={self.metric} is not a metric of the evaluation; "
                 f"allowed: {', '.join(names)}{did_you_mean(self.metric, names)}"
             )
         return metrics[self.metric.removeprefix("eval/")]
@@ -87,14 +88,14 @@ class Score:
         """Whether as many evaluations as allowed have passed without a better one."""
         is_over = self.patience is not None and self.evaluations_since_best >= self.patience
         if is_over:
-            log.info("no better for %d evaluations: stopped", self.evaluations_since_best)
+            log.info("no better score in %d evaluations: stopped", self.evaluations_since_best)
         return is_over
 
     def state_dict(self) -> dict[str, Any]:
-        """From which ``load_state_dict`` goes on."""
+        """The state that ``load_state_dict`` restores."""
         return {name: getattr(self, name) for name in SAVED}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from ``state_dict``."""
+        """Restore a ``state_dict``."""
         for name in SAVED:
             setattr(self, name, state[name])

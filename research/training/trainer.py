@@ -1,4 +1,4 @@
-"""The one loop: online, offline and supervised learning."""
+"""The training loop of online, offline and supervised learning."""
 
 import logging
 import shlex
@@ -56,43 +56,44 @@ log = logging.getLogger(__name__)
 
 
 class Trainer:
-    """Trains to ``total_steps``, evaluating, logging and saving on the way.
+    """Trains for ``total_steps`` steps, and evaluates, logs and saves on the way.
 
-    A step is: choose actions, make the updates that are due from what is there, and only then learn
-    what the actions led to. So environments in processes of their own can step meanwhile.
+    A step chooses actions, makes the updates that are due from the data collected before, and only
+    then stores what the actions led to. So environments in processes of their own can step during
+    the updates.
 
     With a collector a step is an environment step (summed over the environments), without one it
     is an update. A period counts steps; with several environments its event comes at the first
     step that reaches it.
 
     In a data-parallel run every rank has a trainer, which learns from its share of the batches and
-    validates on its share of the examples; that of rank 0 alone writes anything.
+    validates on its share of the examples; only the trainer of rank 0 writes the run directory.
 
-    A new run tries a batch of the examples held out before its first update. Where environments
-    evaluate, it does so once before if ``metric`` is one that their infos have to give.
+    To find a wrong ``score.metric`` early, a new run validates on one batch before its first
+    update, or evaluates once in environments if the metric is one of their infos.
 
     Args:
         alg: learns from processed batches.
         processor: processes batches and observations.
         dataset: gives batches; the collector fills it.
-        env: what training acts in, or only spaces.
-        make_env: makes the evaluation environment, when it is first needed.
+        env: the training environments, or only their spaces.
+        make_env: makes the evaluation environments, when they are first needed.
         logger: gets every metric.
         run: the run directory, its status, the seed.
-        total_steps: when training ends; exactly, so a multiple of the number of environments.
+        total_steps: length of the training, a multiple of the number of environments.
         total_epochs: the same in passes over the dataset, if ``total_steps`` is None.
-        collector: makes the collector; None for learning from the dataset as it is.
-        schedule: makes a learning-rate schedule for each optimizer, stepped once per update.
-        max_grad_norm: bound on the norm of each optimizer's gradients, above 0; None for none.
-        prefetch: whether the next batch is gathered in a thread meanwhile, which changes no number;
-            None for with a GPU.
-        log_every: steps between rows of metrics; an evaluation has one too.
-        evaluation: when, and on how much.
-        score: the metric that makes a checkpoint the best, and when training ends for want of a
-            better one.
-        checkpoints: when, and how many are kept.
-        devices: GPUs of each node, or processes without GPUs, that share a batch; ``train.py``
-            starts a process for each.
+        collector: makes the collector; None to learn from the dataset as it is.
+        schedule: makes a learning-rate schedule for each optimizer; None for constant rates.
+        max_grad_norm: bound on the norm of each optimizer's gradients, above 0; None for no bound.
+        prefetch: whether a thread gathers the next batch during an update, which changes no number;
+            None: only on a GPU, and only if the dataset supports it.
+        log_every: steps between rows of metrics; every evaluation adds a row.
+        evaluation: when, and on how much, the run is evaluated.
+        score: the metric that makes a checkpoint the best, and how many evaluations without a
+            better one end the training.
+        checkpoints: when they are saved, and how many are kept.
+        devices: ranks of each node that share every batch, each on a GPU if there are any;
+            ``train.py`` starts them.
 
     Raises:
         ValueError: for a number outside its range, or parts that do not go together.
@@ -180,23 +181,25 @@ class Trainer:
         self.finished: list[dict[str, float]] = []
 
     def train(self) -> float:
-        """Run to ``total_steps``, from the run directory's last checkpoint if it has one.
+        """Train to ``total_steps``, from the run directory's last checkpoint if it has one.
 
-        SIGINT, SIGTERM, SIGUSR1 or SIGUSR2 ends it after the step it is at, with a checkpoint.
+        SIGINT, SIGTERM, SIGUSR1 or SIGUSR2 ends the training after the current step, with a
+        checkpoint.
 
         Returns:
-            the best value of ``metric``.
+            the best value of ``score.metric``.
 
         Raises:
-            Preempted: such a signal came.
-            UserError: a metric or a weight became NaN or infinite, ``metric`` is none of the
-                evaluation's, or no checkpoint is whole, of this code and before the end.
+            Preempted: one of these signals was received.
+            UserError: a metric or a weight became NaN or infinite, the evaluations lack
+                ``score.metric``, or the run's checkpoints are damaged, do not fit this code or
+                config, or lie beyond ``total_steps``.
 
         """
         with closing(self), StopRequest() as self.stop:
             try:
                 self.run_to_end()
-            except Preempted:  # out of an evaluation, or of a wait for examples
+            except Preempted:  # raised during an evaluation, or a wait for examples
                 self.halt_if_asked()
                 raise
         assert self.score.best_score is not None
@@ -205,19 +208,19 @@ class Trainer:
         return self.score.best_score
 
     def run_to_end(self) -> None:
-        """Start, and take all steps."""
+        """Start or resume, and take all remaining steps."""
         if isinstance(self.dataset, WaitingDataset):
             self.dataset.heed(self.stop.at_once)
         self.start()
         with closing(Progress(self.total_steps, self.step)) as self.progress:
             if self.score.evaluated_step < self.step and self.reached(self.eval_every):
-                self.evaluate_and_save()  # it was stopped there, or a longer run passed
+                self.evaluate_and_save()  # it was stopped before this, or total_steps is lower now
             while self.step < self.total_steps and not self.score.is_exhausted():
                 self.halt_if_asked()
                 self.advance()
 
     def start(self) -> None:
-        """Go on from the last checkpoint, or from nothing."""
+        """Resume from the last checkpoint, or begin a new run."""
         if is_begun := holds_checkpoints(self.run.folder):
             self.resume()
         if self.rank == 0:
@@ -229,7 +232,7 @@ class Trainer:
             copy_from_first(self.alg)
         self.alg.train()
         self.processor.train()
-        if not is_begun:  # what is wrong shows before an epoch is spent
+        if not is_begun:  # so that errors show before an epoch is spent
             self.find_metric()
         if self.collector is not None:
             self.collector.start()
@@ -239,14 +242,14 @@ class Trainer:
         self.logged = self.clock()
 
     def find_metric(self) -> None:
-        """Refuse a ``metric`` that evaluations lack, by one, unless all of them have it."""
+        """Refuse a ``score.metric`` that evaluations lack, if necessary by making one."""
         if not isinstance(self.env, VectorEnv):
             self.score.find(self.validate(0, 1))
         elif self.score.metric.removeprefix("eval/") not in ALWAYS_EVALUATED:
             self.score.find(self.evaluate())
 
     def fit_processor(self) -> None:
-        """Let the processor see all training batches, where they can be gone through."""
+        """Fit the processor to all training batches, if the dataset can iterate over them."""
         if isinstance(self.dataset, CountableDataset):
             self.processor.eval()
             batches, device = self.dataset.training_batches, self.policy.device
@@ -255,7 +258,7 @@ class Trainer:
             )
 
     def advance(self) -> None:
-        """Take a step, make its updates, and do what it is time for."""
+        """Take a step and make its updates; log, evaluate and save if they are due."""
         if self.collector is not None:
             self.collector.begin_step(self.step)
             self.phases.lap("environment")
@@ -276,13 +279,13 @@ class Trainer:
             self.save(is_best=False)
 
     def halt_if_asked(self) -> None:
-        """When a signal has come, save what the last checkpoint lacks, and end."""
+        """If a signal asked the run to end, save a checkpoint unless this step has one, and end."""
         if not self.stop.made:
             return
         if self.checkpoints.saved_step < self.step:
             self.save(is_best=False)
         raise Preempted(
-            f"{self.stop.made}: stopped at step {self.step} of {self.total_steps}; go on with "
+            f"{self.stop.made}: stopped at step {self.step} of {self.total_steps}; resume with "
             + shlex.quote(override("hydra.run.dir", self.run.folder))
         )
 
@@ -296,18 +299,18 @@ class Trainer:
         due = self.updates_due()
         while self.learner.updates < due:
             can_prepare = self.collector is None or self.learner.updates + 1 < due
-            if self.num_ranks > 1:  # so that the checkpoint of one holds the generators of all
+            if self.num_ranks > 1:  # so that no checkpoint has to hold the generators of all ranks
                 seed = derive_seed(self.run.seed, "update", self.learner.updates, self.rank)
                 seed_everything(seed)
             self.learner.update(self.step, self.phases, can_prepare=can_prepare)
 
     def updates_due(self) -> int:
-        """How many updates the run has made in all when the next step's are made."""
+        """Total number of updates once those of the next step are made."""
         step = self.step + self.step_size
         return step if self.collector is None else self.collector.updates_due(step)
 
     def log_training(self) -> None:
-        """Log what came since the last row."""
+        """Log the metrics since the last row."""
         clock = self.clock()
         means = self.learner.take_metrics()
         if self.rank > 0:
@@ -340,7 +343,7 @@ class Trainer:
     def evaluate(self) -> dict[str, float]:
         """The evaluation's metrics by name."""
         if not isinstance(self.env, VectorEnv):
-            evaluations = (self.step - 1) // self.eval_every  # that should have been before
+            evaluations = (self.step - 1) // self.eval_every  # due before this one
             batches = self.evaluation.batches
             return self.validate(evaluations * (batches or 0), batches)
         if self.eval_env is None:
@@ -367,7 +370,7 @@ class Trainer:
         )
 
     def clock(self) -> Clock:
-        """Where training stands, for a log row."""
+        """The progress of training, for a log row."""
         frames = self.collector.count_frames(self.step) if self.collector else 0
         per_epoch = self.dataset.batches_per_epoch
         updates = self.learner.updates
@@ -378,7 +381,7 @@ class Trainer:
     def save(self, *, is_best: bool) -> None:
         """Write a checkpoint of everything, unless a metric or a weight is not finite.
 
-        An infinite gradient of a finite loss makes such a weight, which no metric shows yet.
+        An infinite gradient of a finite loss makes such a weight before any metric shows it.
         """
         if self.rank > 0:
             return
@@ -402,26 +405,26 @@ class Trainer:
             "collector": self.collector.state_dict() if self.collector else None,
             "random": random_state(),
         }
-        self.logger.flush()  # first, so that what it refers to outlives a power cut
+        self.logger.flush()  # first: a resumed run needs all rows before its checkpoint
         checkpoint, files = Checkpoint(weights, state), dataset.get("files", [])
         self.checkpoints.save(self.run.folder, self.step, checkpoint, is_best=is_best, files=files)
         self.run.status.update(step=self.step, score=self.score.best_score)
         self.phases.lap("checkpoint")
 
     def resume(self) -> None:
-        """Go on from the run directory's last checkpoint, or the one before if it is damaged."""
+        """Resume from the run directory's last checkpoint, or the one before if it is damaged."""
         folder = load_newest(self.run.folder, self.load)
         if self.step > self.total_steps:
             length = f"trainer.total_steps={self.total_steps}"
             if self.total_epochs is not None:
                 length = f"trainer.total_epochs={self.total_epochs} ({self.total_steps} steps)"
             raise UserError(f"{length} is below the {self.step} steps of {folder}")
-        if self.rank == 0:  # it may lag the checkpoint
+        if self.rank == 0:  # the status may be older than the checkpoint
             self.run.status.update(step=self.step, score=self.score.best_score)
         log.info("resumed at step %d of %d", self.step, self.total_steps)
 
     def load(self, checkpoint: Checkpoint) -> None:
-        """Take over everything that ``save`` wrote."""
+        """Restore everything that ``save`` wrote."""
         weights, state = checkpoint
         self.alg.load_state_dict(weights["alg"])
         self.processor.load_state_dict(weights["processor"])
@@ -436,7 +439,7 @@ class Trainer:
 
     @property
     def data_folder(self) -> Path:
-        """Where the dataset keeps what checkpoints share."""
+        """The folder of the dataset's files, which checkpoints share."""
         return self.run.folder / "checkpoints" / "data"
 
     def close(self) -> None:

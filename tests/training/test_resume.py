@@ -194,7 +194,9 @@ def test_a_run_that_is_told_to_stop_again_and_again_ends_as_one_that_was_not(
     for at in (4, 8, 12, 28, 36):
         trainer = make_online(tmp_path / "told", num_envs=num_envs)
         tell(trainer, number, at=at)
-        with pytest.raises(Preempted, match=f"^{number.name}: stopped at step {at} of 40; go on"):
+        with pytest.raises(
+            Preempted, match=f"^{number.name}: stopped at step {at} of 40; resume with"
+        ):
             trainer.train()
         assert checkpoint_step(tmp_path / "told", "last") == at
     trainer = make_online(tmp_path / "told", num_envs=num_envs)
@@ -455,7 +457,7 @@ def test_where_no_checkpoint_is_whole_nothing_is_touched(
     for path in (tmp_path / "checkpoints").glob("0*/state.pt"):
         cut(path)
     before = sorted((path, path.lstat().st_mtime_ns) for path in tmp_path.rglob("*"))
-    with pytest.raises(UserError, match=r"no checkpoint of .* can be gone on from: .*state.pt is"):
+    with pytest.raises(UserError, match=r"no checkpoint of .* can be resumed from: .*state.pt is"):
         make_online(tmp_path).train()
     assert sorted((path, path.lstat().st_mtime_ns) for path in tmp_path.rglob("*")) == before
 
@@ -551,7 +553,7 @@ def test_an_environment_that_is_not_deterministic_is_reported_once_and_begins_an
     tell(trainer, signal.SIGTERM, at=27)
     with pytest.raises(Preempted):
         trainer.train()
-    assert caplog.text.count("3 of 3 environments did not come back") == 1
+    assert caplog.text.count("3 of 3 environments could not be restored") == 1
     assert isinstance(trainer.collector, Collector)
     begun = np.array(saved["num_episodes"]) + 1
     assert (trainer.collector.num_episodes >= begun).all()

@@ -963,7 +963,7 @@ def test_a_checkpoint_that_is_lost_or_of_other_code_is_refused_and_nothing_overw
     ):
         make_supervised(tmp_path, alg=Falling(), total_steps=20).train()
     (tmp_path / "checkpoints" / "0000000010").rename(tmp_path / "checkpoints" / "moved")
-    with pytest.raises(UserError, match=r"no checkpoint of .* can be gone on from: there is none"):
+    with pytest.raises(UserError, match=r"no checkpoint of .* can be resumed from: there is none"):
         make_supervised(tmp_path, total_steps=20).train()
     assert steps(tmp_path / "train.csv") == [10]
 

@@ -24,8 +24,8 @@ def read_arrays(path: Path, names: Sequence[str]) -> dict[str, Column]:
     """Arrays (n, ...) by their names, after a check that they fit in memory.
 
     Raises:
-        UserError: the file is missing, damaged or of no known kind, or has no such arrays of
-            numbers or text and of one length, or an example has none of them, or they do not fit.
+        UserError: the file is missing, damaged or of an unknown kind; an array is missing, empty
+            or neither numbers nor text; or the arrays differ in length or do not fit in memory.
 
     """
     readers = {
@@ -74,7 +74,7 @@ def read_npz(path: Path, names: Sequence[str]) -> dict[str, Column]:
     """Arrays of ``numpy.savez``.
 
     Raises:
-        UserError: one holds Python objects, which only code of the file's could make.
+        UserError: one holds Python objects, which only code from the file could create.
 
     """
     with zipfile.ZipFile(path) as archive:

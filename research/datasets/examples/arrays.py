@@ -30,25 +30,25 @@ def array_examples(
 ) -> Examples:
     """Named arrays, the first dimension of which counts examples.
 
-    Integer targets (n,) are class labels, others are numbers to be learned. Targets that are text
-    are the names of classes, which are labelled by their place in the alphabet of ``path``. The
-    file of ``validation`` has the same labels. Observations of uint8 are images if they are
-    (n, C, H, W) or (n, H, W), of one channel then; all others are float32.
+    Integer targets (n,) are class labels, others are numbers to be learned. Text targets are names
+    of classes, labelled in the alphabetical order of the names in ``path``; the file of
+    ``validation`` has the same labels. Observations of uint8 are images if they are (n, C, H, W),
+    or (n, H, W) with one channel; all others become float32.
 
     Args:
         env: not used.
         seed: of the order.
         path: the file.
         obs: names of arrays or columns; several are put side by side.
-        target: likewise.
+        target: the same, for the targets.
         validation: the path of another such file, or as ``Examples`` takes it.
         num_classes: as ``Examples`` takes it. If it is given, targets that are whole floats are
             labels, too; 0: integer targets are numbers to be learned.
         split_seed, batch_size, num_workers, device: as ``Examples`` takes them.
 
     Raises:
-        UserError: a file is missing or damaged, or has no such arrays, or one with a value that is
-            no number of float32, or images (n, H, W, C), or a class that training has not.
+        UserError: a file is missing or damaged, or lacks an array, or an array has a value that is
+            not a finite float32, images (n, H, W, C), or a class that training lacks.
         ValueError: as ``Examples`` raises it.
 
     """
@@ -85,8 +85,8 @@ def read_examples(
 
     Args:
         path: the file.
-        obs, target, num_classes: as above.
-        classes: the names that targets of text may have; None for those that they have.
+        obs, target, num_classes: as ``array_examples`` takes them.
+        classes: the names that text targets may have; None for those in the file.
 
     """
     if not obs or not target:
@@ -124,11 +124,11 @@ def numbers(path: Path, name: str, arrays: Mapping[str, Column], key: str) -> Te
 
 
 def to_targets(values: Tensor, path: Path, num_classes: int | None) -> Tensor:
-    """Labels (n,) int64, or numbers to be learned (n, D) float32, of ``values`` (n, ...).
+    """Labels (n,) int64, or numbers to be learned (n, D) float32, from ``values`` (n, ...).
 
     Raises:
-        UserError: there are several labels for an example, or one that is not whole, or a number
-            that is none of float32.
+        UserError: an example has several labels, a label is not whole, or a number is not a finite
+            float32.
 
     """
     if num_classes == 0 or (values.is_floating_point() and num_classes is None):
@@ -151,7 +151,7 @@ def to_targets(values: Tensor, path: Path, num_classes: int | None) -> Tensor:
 
 
 def to_images(values: Tensor, name: str) -> Tensor:
-    """Images (n, C, H, W) of those, or of (n, H, W) with one channel.
+    """Images (n, C, H, W), from the same or from (n, H, W) with one channel.
 
     Raises:
         UserError: they look like (n, H, W, C).

@@ -1,4 +1,4 @@
-"""What an array of a file, or a column of a table, becomes: numbers or text."""
+"""The arrays of a file, or columns of a table: numbers or text."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,9 +16,9 @@ class Text(NamedTuple):
     """Words of n examples.
 
     Attributes:
-        words: all that there are, in any order.
-        indices: (n,) int64, the place of each example's word among them.
-        first: the first example's word and where it is, for errors.
+        words: the distinct words, in any order.
+        indices: (n,) int64, the index of each example's word in ``words``.
+        first: the first example's word and its place, for error messages.
 
     """
 
@@ -41,7 +41,7 @@ def to_labels(
         classes: the names, in the order of their labels; None for those in ``text``, sorted.
 
     Raises:
-        UserError: a name is none of them.
+        UserError: a name is not one of ``classes``.
 
     """
     names = sorted(text.words) if classes is None else classes
@@ -56,10 +56,10 @@ def to_labels(
 
 
 def to_tensor(array: np.ndarray, path: Path, name: str) -> Tensor:
-    """Numbers of any width.
+    """A tensor of numbers of any width.
 
     Raises:
-        UserError: there are others than numbers.
+        UserError: ``array`` holds something else than numbers.
 
     """
     if array.dtype.kind not in "biuf":
@@ -68,7 +68,7 @@ def to_tensor(array: np.ndarray, path: Path, name: str) -> Tensor:
             "see dataset.obs and dataset.target"
         )
     if array.dtype.kind == "u" and array.dtype.itemsize > 1:
-        array = array.astype(np.int64)  # torch knows few operations on them
+        array = array.astype(np.int64)  # torch has few operations for wide unsigned integers
     return torch.from_numpy(np.require(array, array.dtype.newbyteorder("="), ["C", "W"]))
 
 
@@ -85,5 +85,5 @@ def require_names(path: Path, names: Sequence[str], known: Sequence[str]) -> Non
 
 
 def require_arrays_fit(path: Path, num_bytes: int) -> None:
-    """Refuse with a UserError what is too large for memory."""
+    """Raise a UserError if the arrays do not fit in memory."""
     require_room(num_bytes, str(path), torch.device("cpu"), "write fewer examples to the file")

@@ -1,4 +1,4 @@
-"""Examples to learn from in epochs, and others to validate on."""
+"""Examples to learn from in epochs, and examples to validate on."""
 
 import weakref
 from collections.abc import Iterable, Iterator
@@ -21,7 +21,7 @@ from research.machine.device import data_device
 
 
 class Examples:
-    """Every training example once per epoch, in an order of the epoch's own.
+    """Batches of training examples, each once per epoch, in a different order every epoch.
 
     The order follows from ``seed`` and the epoch alone, whatever ``num_workers`` and ``device``
     are. The last batch of an epoch is smaller where B does not divide their number, or holds B + 1
@@ -29,23 +29,23 @@ class Examples:
 
     Args:
         training: the examples to learn from.
-        validation: examples apart; or the fraction of ``training`` to hold out; None for none,
-            where a run has something else to evaluate on.
+        validation: separate examples, or the fraction of ``training`` to hold out; None if the run
+            evaluates on something else.
         seed: of the order.
         split_seed: chooses those that are held out. Not ``seed``, so that runs with different seeds
             are compared on the same examples, which none of them has learned from.
-        num_classes: how many labels there are; None for what ``training`` tells.
+        num_classes: number of classes; None to take it from ``training``.
         batch_size: B, over all ranks.
-        num_workers: 0 reads all examples now, into the memory of ``device``. Otherwise so many
-            processes, but no more than the CPUs that this one may use, read them as they are
-            needed, and as many others those of validation; they start with the first batch.
+        num_workers: 0 to read all examples now, into the memory of ``device``; otherwise the number
+            of processes that read them when they are needed, at most one for each usable CPU, and
+            as many others for validation. They start with the first batch.
         device: cpu, cuda or cuda:N; auto for a GPU if there is one. With workers, batches are in
-            the host's memory, where a GPU can read them by itself if it is one.
+            the host's memory, pinned if ``device`` is a GPU.
 
     Raises:
-        ValueError: for a number outside its range, examples that do not fit in memory, or targets
-            of two kinds.
-        UserError: an example cannot be read, or has a label out of range.
+        ValueError: for a number outside its range, or targets of two kinds.
+        UserError: an example cannot be read, or has a label out of range, or the examples do not
+            fit in memory.
 
     """
 
@@ -101,12 +101,12 @@ class Examples:
         self.batches_per_epoch = len(batch_sizes(len(self._training_indices), batch_size))
         self._streams: dict[str, Any] = {}
         self._waiting: Waiting = nullcontext
-        self._validation_plan: list[list[int]] = []  # its workers' loader looks here every time
-        # Workers do not hear of their end when torch's loader is a part of cyclic garbage.
+        self._validation_plan: list[list[int]] = []  # the loader reads it at every validation
+        # torch's loader does not end its workers if it is collected as part of cyclic garbage.
         weakref.finalize(self, self._streams.clear)
 
     def share(self, rank: int, num_ranks: int) -> None:
-        """Hand out the contiguous share of a rank, as ``numpy.array_split`` cuts every batch.
+        """Hand out a rank's contiguous share of every batch, cut as by ``numpy.array_split``.
 
         Raises:
             ValueError: a batch has fewer examples than there are ranks.
@@ -145,11 +145,11 @@ class Examples:
     def validation_batches(self, first: int = 0, count: int | None = None) -> Iterable[Example]:
         """Batches that show every example held out once, in the order of their storage.
 
-        A rank goes without a batch in which it has no share.
+        A rank skips a batch in which it has no share.
 
         Args:
-            first: the batch to begin with, counted around and around.
-            count: how many there are at most; None for all.
+            first: index of the first batch, modulo their number.
+            count: largest number of batches; None for all.
 
         """
         shares = list(self._cut.shares(self._validation_indices))
@@ -171,7 +171,7 @@ class Examples:
         return self._read(self._training, self._training_indices.split(self.batch_size))
 
     def heed(self, waiting: Waiting) -> None:
-        """Enter ``waiting()`` for every wait for a worker from now on; it may raise out of it."""
+        """Enter ``waiting()`` for every wait for a worker from now on; it may end it by raising."""
         self._waiting = waiting
 
     def save(self, folder: Path) -> dict[str, Any]:
@@ -182,7 +182,7 @@ class Examples:
         """Continue from where ``save`` was called.
 
         Raises:
-            ValueError: an epoch has not so many batches.
+            ValueError: an epoch does not have as many batches.
 
         """
         if not 0 <= state["batch"] < self.batches_per_epoch:
@@ -198,7 +198,7 @@ class Examples:
         return Cut(self.batch_size, self.rank, self.num_ranks)
 
     def _make_reader(self, source: Source) -> ExampleReader:
-        """Checks the labels of what it reads, where they could not be checked before."""
+        """A reader of ``source``, which checks labels if they were not known before."""
         if source.targets is None and isinstance(self.action_space, spaces.Discrete):
             return ExampleReader(source, int(self.action_space.n))
         return ExampleReader(source)

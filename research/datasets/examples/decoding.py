@@ -18,14 +18,14 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""By EXIF's orientation, what shows an image upright."""
+"""The transpositions that turn an image upright, by its EXIF orientation."""
 
 WHITE_16 = 2**16 - 1
-"""In 16 bits."""
+"""White in 16 bits."""
 
 
 def check_form(size: Sequence[int] | None, channels: int | None) -> None:
-    """Refuse a form that no image has with a ValueError."""
+    """Raise a ValueError for a size or a number of channels that no image has."""
     if size is not None and (len(size) != 2 or min(size) < 1):
         raise ValueError(f"size must be [H, W], each at least 1, or null, got {list(size)}")
     if channels not in (None, 1, 3):
@@ -72,7 +72,7 @@ def as_shown(image: Image.Image) -> Image.Image:
         turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     image = on_white(to_bytes(image) if image.mode[0] in "IF" else image)
     shown = image if turn is None else image.transpose(turn)
-    shown.info = {}  # nothing is left to be done a second time
+    shown.info = {}  # so that nothing is applied a second time
     return shown
 
 
@@ -106,7 +106,7 @@ def as_mode(image: Image.Image, mode: str) -> Image.Image:
 
 @contextmanager
 def silent_decoders() -> Iterator[None]:
-    """No warnings of Pillow's, which name no file and leave the pixels as they are."""
+    """Ignore Pillow's warnings, which name no file and do not concern the pixels."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

@@ -22,7 +22,7 @@ SUFFIXES = (
     *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff"),
     *(".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".avif", ".heic", ".heif", ".jxl"),
 )
-"""Of still images; a file that Pillow has no decoder for is refused, not left out."""
+"""Suffixes of still images; a file that Pillow has no decoder for is refused, not left out."""
 
 
 def image_folder_examples(
@@ -39,22 +39,22 @@ def image_folder_examples(
     num_workers: int,
     device: str,
 ) -> Examples:
-    """The images below ``root/train/<class>``, labelled by their class's place in the alphabet.
+    """The images below ``root/train/<class>``, labelled in the alphabetical order of the classes.
 
     They are what a viewer shows: turned upright by their EXIF data, the first of several frames,
     and opaque, on white, since most drawings and scans are dark on a transparent ground. Grey of 16
     bits is divided by 257, so that its full range becomes that of 8 bits. Hidden files and folders
     are left out, and so are files of other suffixes than ``SUFFIXES``, which is logged.
 
-    A class may be without images for validation, but not without any to learn from: what should
-    be there was not found, or a folder is left over that would fit nothing.
+    A class may have no images for validation, but must have some to learn from: otherwise they were
+    not found, or the folder is left over.
 
     Args:
         env: not used.
         seed: of the order.
         root: a folder.
-        size: (H, W) to which every image is resized; None where all have one already.
-        channels: 1 for grey, 3 for RGB, None for either as the files are.
+        size: (H, W) to which every image is resized; None if all have the same size.
+        channels: 1 for grey, 3 for RGB, None for what the files have.
         validation: ``own`` for the images below ``root/val/<class>``, or as ``Examples`` takes it.
         split_seed, num_classes, batch_size, num_workers, device: as ``Examples`` takes them.
 
@@ -101,7 +101,7 @@ class ImageFolder:
         channels: 1, 3 or None.
 
     Raises:
-        UserError: a class has no label, or Pillow cannot read such an image.
+        UserError: a class has no label, or Pillow cannot read images of some suffix.
 
     """
 
@@ -194,12 +194,12 @@ def files_below(folder: Path) -> Iterator[str]:
 
 
 def is_within(path: str, folder: str) -> bool:
-    """Whether ``path`` is ``folder`` or below it: a link to where it comes from has no end."""
+    """Whether ``path`` is ``folder`` or below it; a link to such a folder would have no end."""
     return Path(path).is_relative_to(folder)
 
 
 def suffix(path: str) -> str:
-    """What a file's name ends in, such as ``.jpg``."""
+    """The suffix of a file's name in lower case, such as ``.jpg``."""
     return os.path.splitext(path)[1].lower()
 
 
@@ -226,5 +226,5 @@ def require_decoders(folder: Path, paths: Sequence[str]) -> None:
 
 
 def some(names: Sequence[str]) -> str:
-    """Up to ten of them."""
+    """Up to ten of the names, in one line."""
     return ", ".join(names[:10]) + ", ..." * (len(names) > 10)

@@ -1,4 +1,4 @@
-"""Which example comes when."""
+"""The order of examples: batches, epochs and splits."""
 
 from collections.abc import Iterator
 from itertools import islice
@@ -24,7 +24,7 @@ class Cut(NamedTuple):
     num_ranks: int
 
     def shares(self, indices: Tensor) -> Iterator[Tensor]:
-        """The share of every batch of ``indices`` (n,), cut as ``numpy.array_split`` does."""
+        """The rank's share of every batch of ``indices`` (n,), cut as by ``numpy.array_split``."""
         for batch in indices.split(batch_sizes(len(indices), self.batch_size)):
             yield batch.tensor_split(self.num_ranks)[self.rank]
 
@@ -42,7 +42,7 @@ def batch_sizes(num_examples: int, batch_size: int) -> list[int]:
 
 
 def epochs(indices: Tensor, cut: Cut, *, seed: int, epoch: int, batch: int) -> Iterator[Tensor]:
-    """Shares of batches of ``indices`` (n,), from a batch of an epoch on, without an end."""
+    """Endless shares of batches of ``indices`` (n,), from ``batch`` of ``epoch`` on."""
     while True:
         words = np.random.SeedSequence(seed, spawn_key=(epoch,)).generate_state(2)
         generator = torch.Generator().manual_seed(int(words.view(np.int64)[0]))

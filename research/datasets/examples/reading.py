@@ -1,4 +1,4 @@
-"""Reads examples and refuses those that are not like the others."""
+"""Reading of examples, which must be alike."""
 
 from collections.abc import Sequence
 
@@ -16,10 +16,10 @@ class ExampleReader:
 
     Args:
         source: has at least one example.
-        num_classes: labels must be below it; None where that is checked elsewhere.
+        num_classes: labels must be below it; None if that is checked elsewhere.
 
     Attributes:
-        first: an example.
+        first: the first example.
 
     Raises:
         UserError: the first example cannot be read.
@@ -100,7 +100,7 @@ def read_all(source: Source, device: torch.device) -> TensorSource:
 
 
 def require_room(num_bytes: int, what: str, device: torch.device, way_out: str) -> None:
-    """Refuse with a UserError what will not fit in the memory of ``device``."""
+    """Raise a UserError if ``num_bytes`` do not fit in the memory of ``device``."""
     try:
         require_memory(num_bytes, what, device, way_out)
     except ValueError as error:

@@ -12,8 +12,8 @@ class Source(Protocol):
     """Examples by index, the same whenever they are read.
 
     Attributes:
-        name: what an error calls it.
-        num_classes: where the files tell it, else None.
+        name: for error messages.
+        num_classes: number of classes, if the files define it, else None.
 
     """
 
@@ -22,9 +22,9 @@ class Source(Protocol):
 
     @property
     def targets(self) -> Tensor | None:
-        """Of all examples, (n,) int64 or (n, D) float32.
+        """The targets of all examples, (n,) int64 or (n, D) float32.
 
-        None where they cannot be known without reading the examples, which then have class labels.
+        None if they are not known before the examples are read, which then have class labels.
         """
         ...
 
@@ -40,7 +40,7 @@ class Source(Protocol):
         ...
 
     def name_example(self, index: int) -> str:
-        """What an error calls an example: its file, where it has one."""
+        """The name of an example in error messages: its file, if it has one."""
         ...
 
 
@@ -48,7 +48,7 @@ class TensorSource:
     """Examples in memory.
 
     Args:
-        name: what an error calls them.
+        name: of the examples in error messages.
         obs: (n, ...), uint8 or float32.
         targets: (n,) int64, or (n, D) float32.
 
@@ -56,9 +56,9 @@ class TensorSource:
 
     num_classes: int | None = None
     classes: Sequence[str] | None = None
-    """The names of the classes, in the order of their labels, where they have names."""
+    """The names of the classes, in the order of their labels, if they have names."""
     target_name = "targets"
-    """What an error calls the targets."""
+    """The name of the targets in error messages."""
 
     def __init__(self, name: str, obs: Tensor, targets: Tensor) -> None:
         self.name = name
@@ -80,5 +80,5 @@ class TensorSource:
 
 
 def one_line(error: BaseException) -> str:
-    """What an error says, in one line."""
+    """The message of an error, in one line."""
     return " ".join(str(error).split()) or type(error).__name__

@@ -21,7 +21,7 @@ DELIMITERS = ",;\t"
 
 
 def import_arrow(path: Path) -> Any:
-    """pyarrow with the modules that are needed here; any, since it has no types.
+    """pyarrow with the modules that are needed here; ``Any``, since it has no types.
 
     Raises:
         UserError: it is not installed.
@@ -76,7 +76,7 @@ def read_csv(path: Path, names: Sequence[str]) -> dict[str, Column]:
     )
 
     def row(index: int) -> str:
-        """As a spreadsheet counts it, the header being the first."""
+        """The row as a spreadsheet counts it, where the header is the first."""
         return f"row {index + 2}"
 
     columns = {}
@@ -89,7 +89,7 @@ def read_csv(path: Path, names: Sequence[str]) -> dict[str, Column]:
 
 
 def parse(column: Any, path: Path, name: str, row: Callable[[int], str]) -> Any:
-    """A column of strings as one of numbers, if none of them is anything else.
+    """A column of strings as a column of numbers, if all of them are numbers.
 
     Raises:
         UserError: some are numbers, and some are not.
@@ -98,7 +98,7 @@ def parse(column: Any, path: Path, name: str, row: Callable[[int], str]) -> Any:
     for kind in ("int64", "float64"):
         try:
             return column.cast(kind)
-        except ValueError:  # pyarrow's for what it cannot parse is one
+        except ValueError:  # pyarrow's error for what it cannot parse is one
             continue
     values = column.to_pylist()
     numbers = [index for index, value in enumerate(values) if value and is_number(value)]
@@ -112,7 +112,7 @@ def parse(column: Any, path: Path, name: str, row: Callable[[int], str]) -> Any:
 
 
 def is_number(text: str) -> bool:
-    """Whether it can be read as a number."""
+    """Whether ``text`` can be read as a number."""
     try:
         float(text)
     except ValueError:
@@ -121,13 +121,13 @@ def is_number(text: str) -> bool:
 
 
 def to_column(column: Any, path: Path, name: str, place: Callable[[int], str]) -> Column:
-    """A column of pyarrow's.
+    """A column of pyarrow as numbers or text.
 
     Args:
         column: a chunked array.
         path: of its file.
         name: of the column.
-        place: what an error calls an example.
+        place: names an example in error messages.
 
     Raises:
         UserError: it has gaps, or lists of several lengths, or neither numbers nor text.

@@ -17,13 +17,14 @@ def target_space(
     """The space of the targets, after a check of all targets that are known.
 
     Args:
-        training: says how many classes there are, by its files or else by its greatest label.
-        validation: None, or examples apart, with no other classes than those of training.
+        training: defines the number of classes, by its files or else by its greatest label.
+        validation: None, or separate examples, with no other classes than those of training.
         num_classes: None, or the number of classes, some of which may have no example.
 
     Raises:
-        ValueError: a label is out of range, the number of classes is another one or not known or
-            one, or the targets are no labels and it is given, or validation's are of another kind.
+        ValueError: the number of classes is unknown, one, not that of the files, or given although
+            the targets are not labels; or validation's targets are of another kind or class.
+        UserError: a label is out of range.
 
     """
     if num_classes is not None and num_classes < 1:
@@ -57,7 +58,7 @@ def target_space(
 
 
 class Numbers(spaces.Box):
-    """Numbers to be learned, of any size, whose name an error tells."""
+    """The space of numbers to be learned, of any size, with a name for error messages."""
 
     def __init__(self, shape: Sequence[int], name: str) -> None:
         super().__init__(-np.inf, np.inf, tuple(shape), np.float32)
@@ -68,7 +69,7 @@ class Numbers(spaces.Box):
 
 
 def check_two_classes(training: Source) -> None:
-    """Refuse with a ValueError examples of one class, which any classifier gets right."""
+    """Raise a ValueError for examples of one class, which any classifier gets right."""
     if training.num_classes == 1:
         raise ValueError(
             f"{training.name} has one class, but a classifier needs two; add examples of a second"
@@ -127,7 +128,7 @@ def check_range(labels: Tensor, num_classes: int, source: Source, first: int = 0
 
 
 def check_known(labels: Tensor, known: Tensor, source: Source) -> None:
-    """Refuse with a ValueError ``labels`` (n,) of ``source`` that are none of ``known`` (m,).
+    """Raise a ValueError for ``labels`` (n,) of ``source`` that are not in ``known`` (m,).
 
     Negative ones are left to ``check_range``: they can never be right.
     """

@@ -1,13 +1,13 @@
-"""Which file of a dataset of torchvision's is damaged, where that can be known."""
+"""Finds the damaged file of a torchvision dataset, if its checksums are known."""
 
 import hashlib
 from pathlib import Path
 
 
 def damaged_file(kind: type, root: str) -> str | None:
-    """The first file that is not what the class says, if it lists names and MD5 sums as CIFAR10's.
+    """The first missing or damaged file, if the class lists names and MD5 sums as CIFAR10 does.
 
-    None where there is not one of them.
+    None if there is no such file, or if none of the files exists.
     """
     folder = Path(root, getattr(kind, "base_folder", ""))
     listed = [*getattr(kind, "train_list", ()), *getattr(kind, "test_list", ())]

@@ -17,7 +17,7 @@ from research.datasets.examples.torchvision_files import damaged_file
 from research.errors import UserError, did_you_mean
 
 VALIDATION_SPLITS = ("val", "valid", "test")
-"""What torchvision's datasets call examples that are not learned from, the best choice first."""
+"""torchvision's names of splits that are not learned from, the best choice first."""
 
 
 def torchvision_examples(
@@ -46,12 +46,12 @@ def torchvision_examples(
         name: of a class of ``torchvision.datasets``.
         root: the folder of its files.
         download: whether they may be fetched.
-        arguments: others of its constructor. What they do to an image must not be random: a
-            processor augments.
+        arguments: further ones of its constructor. Their transforms must not be random: processors
+            augment.
         validation_arguments: what differs for the ``own`` validation split; if empty, ``train`` or
             ``split``, whichever the constructor has.
-        size: (H, W) to which every image is resized; None where all have one already.
-        channels: 1 for grey, 3 for RGB, None for either as the files are.
+        size: (H, W) to which every image is resized; None if all have the same size.
+        channels: 1 for grey, 3 for RGB, None for what the files have.
         validation: ``own`` for its validation split, or test split if it has none; or as
             ``Examples`` takes it.
         split_seed, num_classes, batch_size, num_workers, device: as ``Examples`` takes them.
@@ -145,7 +145,7 @@ def dataset_class(name: str) -> type:
     """The class of this name in ``torchvision.datasets``.
 
     Raises:
-        UserError: there is none, or torchvision is not installed, or not for this torch.
+        UserError: there is none, or torchvision is not installed, or was built for another torch.
 
     """
     try:
@@ -168,7 +168,7 @@ def dataset_class(name: str) -> type:
 
 
 def constructor_parameters(kind: type) -> dict[str, inspect.Parameter]:
-    """What the constructor takes, by name, and what it hands on to a base class."""
+    """The constructor's parameters by name, with those that it hands on to a base class."""
     known: dict[str, inspect.Parameter] = {}
     for part in kind.__mro__:
         if "__init__" in vars(part):
@@ -200,20 +200,20 @@ def own_splits(
 
 
 def open_first(kind: type, arguments: Mapping[str, Any], choices: list[Mapping[str, Any]]) -> Any:
-    """The dataset for the first of ``choices`` that it knows."""
+    """The dataset with the first of ``choices`` that it accepts."""
     *others, last = choices
     for choice in others:
         try:
             return open_dataset(kind, {**arguments, **choice})
         except UserError as error:
-            # What all of torchvision says of a split that is not there.
+            # torchvision's message about an unknown split, whatever the dataset.
             if "for argument split" not in str(error):
                 raise
     return open_dataset(kind, {**arguments, **last})
 
 
 def open_dataset(kind: type, arguments: Mapping[str, Any]) -> Any:
-    """What the constructor makes.
+    """Construct a dataset.
 
     Raises:
         UserError: it refuses its arguments, or the files are missing or damaged.
@@ -232,7 +232,7 @@ def open_dataset(kind: type, arguments: Mapping[str, Any]) -> Any:
 
 
 def known_labels(dataset: Any) -> Tensor | None:
-    """All labels (n,), where the dataset keeps them and hands them out as they are."""
+    """All labels (n,), if the dataset keeps them and returns them unchanged; else None."""
     if getattr(dataset, "target_transform", None) is not None:
         return None
     for key in ("targets", "labels", "_labels"):

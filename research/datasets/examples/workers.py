@@ -29,18 +29,18 @@ from research.machine.memory import format_bytes
 log = logging.getLogger(__name__)
 
 Waiting: TypeAlias = Callable[[], AbstractContextManager[None]]
-"""Makes a context that is entered for each wait; it may raise out of the wait."""
+"""Makes a context that is entered for each wait; it may raise to end the wait."""
 
 SHARED = Path("/dev/shm")
-"""What is in the memory of several processes, on Linux."""
+"""The file system of shared memory, on Linux."""
 
 REMEDY = "give it more (docker run --shm-size=1g), or set dataset.num_workers=0"
 
 METHOD = "fork" if sys.platform == "linux" else None
-"""Whatever has started this process: others import everything again, for seconds."""
+"""However this process was started: other methods import everything again, which takes seconds."""
 
 SETTLE_S = 0.1
-"""For threads that have nothing to wait for to come to rest."""
+"""Time for threads that have finished their work to become idle."""
 
 
 def make_loader(
@@ -52,21 +52,21 @@ def make_loader(
     seed: int,
     persistent: bool,
 ) -> DataLoader[Example | UserError]:
-    """Reads ``batches``, indices (B,) each, in their order, two for each worker in advance.
+    """A loader that reads ``batches``, indices (B,) each, in order, two per worker in advance.
 
-    There are ``num_workers``, but no more than ``num_cpus``, which the batches do not depend on.
-    The workers start when it is iterated, and end with the iterator, or if they are ``persistent``
-    with the loader, and with this process however that ends.
+    It has ``num_workers`` workers, but no more than ``num_cpus``; the batches do not depend on
+    their number. The workers start when the loader is iterated, and end with the iterator, or with
+    the loader if they are ``persistent``; they also end with this process, however that ends.
 
     Raises:
-        UserError: they will not be able to start.
+        UserError: the workers cannot start.
 
     """
     num_workers = min(num_workers, num_cpus())
     require_semaphores(num_workers)
     if dist.is_available() and dist.is_initialized():
-        # While a thread of the process group lets go of its last message, a fork may inherit a
-        # locked lock: https://github.com/python/cpython/issues/112275, mended in Python 3.12.
+        # While a thread of the process group releases its last message, a fork may inherit a
+        # locked lock: https://github.com/python/cpython/issues/112275, fixed in Python 3.12.
         time.sleep(SETTLE_S)
     return DataLoader(
         reader,  # type: ignore[arg-type]  # it has all that is asked of a dataset with a sampler
@@ -90,14 +90,14 @@ def num_cpus() -> int:
 
 
 def examples_of(loader: DataLoader[Any], waiting: Waiting) -> Iterator[Example]:
-    """What the workers read.
+    """The batches that the workers read.
 
     Args:
-        loader: of ``make_loader``.
-        waiting: for the waits for a batch.
+        loader: from ``make_loader``.
+        waiting: is entered for each wait for a batch.
 
     Raises:
-        UserError: a worker's.
+        UserError: a worker raised it.
 
     """
     batches = iter(loader)
@@ -109,7 +109,7 @@ def examples_of(loader: DataLoader[Any], waiting: Waiting) -> Iterator[Example]:
         if isinstance(batch, UserError):
             raise batch
         if isinstance(batch, Packed):
-            tell_of_full_memory()
+            warn_of_full_memory()
             batch = Example(*map(torch.from_numpy, batch))
         yield batch
 
@@ -118,7 +118,7 @@ def require_semaphores(num_workers: int) -> None:
     """Refuse to start workers where torch could not make the semaphores of its queues.
 
     Raises:
-        UserError: they do not fit in ``SHARED``, or may not be there.
+        UserError: they do not fit in ``SHARED``, or are not permitted.
 
     """
     context, count = multiprocessing.get_context(METHOD), 8 + 3 * num_workers
@@ -132,8 +132,8 @@ def require_semaphores(num_workers: int) -> None:
 
 
 @functools.cache  # once
-def tell_of_full_memory() -> None:
-    """Say why batches come slowly."""
+def warn_of_full_memory() -> None:
+    """Log why batches come slowly."""
     log.warning(
         "%s has no room for a batch (%s), so that they come through pipes, slowly; %s",
         SHARED,
@@ -143,7 +143,7 @@ def tell_of_full_memory() -> None:
 
 
 def describe_shared() -> str:
-    """How large ``SHARED`` is."""
+    """The size of ``SHARED``, in words."""
     if not SHARED.exists():
         return "it is not there"
     total, _, free = shutil.disk_usage(SHARED)
@@ -168,23 +168,23 @@ def share(batch: Any) -> Any:
 
 
 def has_room(num_bytes: int) -> bool:
-    """Whether two tensors fit in shared memory; torch 2.6 does not ask and dies by SIGBUS."""
+    """Whether two tensors fit in shared memory; torch 2.6 does not check and dies by SIGBUS."""
     return not SHARED.exists() or shutil.disk_usage(SHARED).free > num_bytes + 2 * mmap.PAGESIZE
 
 
 def obey_parent_alone(worker: int) -> None:
-    """Ignore an end that batch systems and terminals ask of every process of a run.
+    """Ignore the signals by which batch systems and terminals end every process of a run.
 
-    The run saves its work then, and would fail if its workers had gone before.
+    The run still saves its work then, and would fail if its workers had ended before.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # macOS has none
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=end_when_told, daemon=True).start()
+        threading.Thread(target=end_at_sigterm, daemon=True).start()
 
 
-def end_when_told() -> None:
-    """End this process at a SIGTERM of its parent."""
+def end_at_sigterm() -> None:
+    """End this process at a SIGTERM from its parent."""
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
         pass
     os._exit(0)

@@ -1,4 +1,4 @@
-"""TensorBoard's event files, written as they come and cut when a run goes back."""
+"""TensorBoard's event files, which are cut back when a run resumes from an earlier step."""
 
 import io
 import os
@@ -26,7 +26,7 @@ class EventFile:
 
     Args:
         folder: where the file goes.
-        purge_step: TensorBoard is to forget earlier files' points from here on; None for nothing.
+        purge_step: step from which TensorBoard drops the points of earlier files; None to keep all.
 
     """
 
@@ -43,12 +43,12 @@ class EventFile:
         return self.path
 
     def open(self) -> Path:
-        """Start a file that TensorBoard reads after those that are there: it sorts by name."""
+        """Start a file whose name sorts last, so that TensorBoard reads it after the others."""
         numbers = [re.match("[0-9]+", path.name.split(".")[3]) for path in self.folder.glob(NAMES)]
         stamp = max([int(time.time()), *(int(number[0]) + 1 for number in numbers if number)])
         name = f"events.out.tfevents.{stamp:010d}.{socket.gethostname()}.{os.getpid()}"
         records = event_record(0, {"file_version": "brain.Event:2"})
-        # TensorBoard obeys every start of a session but the first, so each file has one.
+        # TensorBoard ignores the first start of a session, so each file has one.
         purge_step = self.purge_step if self.purge_step is not None else LAST_STEP
         records += event_record(purge_step, {"session_log": {"status": "START"}})
         append(self.folder / name, records)
@@ -67,7 +67,7 @@ def event_record(step: int, content: Mapping[str, object]) -> bytes:
 
 
 def scalar_values(scalars: Mapping[str, float]) -> list[dict[str, object]]:
-    """Plain numbers by tag, as an event holds them."""
+    """Scalars as the summary values of an event."""
     return [{"tag": tag, "simple_value": value} for tag, value in scalars.items()]
 
 
@@ -76,8 +76,8 @@ def hyperparameter_values(
 ) -> list[dict[str, object]]:
     """Start and end of a session, from which TensorBoard makes a row of its HPARAMS page.
 
-    No experiment is described: TensorBoard would take the columns of all runs from one of them,
-    and without it puts first the hyperparameters in which the runs differ.
+    They have no experiment summary: TensorBoard would take the columns of all runs from one of
+    them. Without it, the hyperparameters that differ between runs come first.
     """
     from google.protobuf.struct_pb2 import Value
     from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData  # type: ignore
@@ -100,10 +100,10 @@ def hyperparameter_values(
 
 
 def rewind_events(folder: Path, step: int) -> None:
-    """Cut the event files in ``folder`` back to ``step``; what is no event file stays as it is.
+    """Cut the event files in ``folder`` back to ``step``; other files stay as they are.
 
-    Later events go, those with hyperparameters too, and whatever a crash left damaged. No file is
-    deleted, even if nothing is left in it: a TensorBoard that reads it would wait there for ever.
+    Later events, events with hyperparameters and damaged records are removed. No file is deleted,
+    even if it has no events left: a TensorBoard that reads it would wait for it for ever.
     """
     for path in folder.glob(NAMES):
         content = path.read_bytes() if path.is_file() else b""
@@ -128,7 +128,7 @@ def readable_events(content: bytes) -> Iterator[tuple[bytes, Any]]:
         length, length_checksum = struct.unpack_from("<QI", content, start)
         end = start + 12 + length + 4
         if masked_crc32c(content[start : start + 8]) != length_checksum or end > len(content):
-            return  # nothing tells where the next record would start
+            return  # the start of the next record is unknown
         data, checksum = content[start + 12 : end - 4], content[end - 4 : end]
         if masked_crc32c(data) != int.from_bytes(checksum, "little"):
             continue
@@ -140,7 +140,7 @@ def readable_events(content: bytes) -> Iterator[tuple[bytes, Any]]:
 
 
 def stays(event: Any, step: int) -> bool:
-    """Whether a run that goes back to ``step`` keeps an event."""
+    """Whether a run that resumes from ``step`` keeps an event."""
     if event.WhichOneof("what") in ("file_version", "session_log"):
         return True
     is_end = any(value.tag.startswith("_hparams_/") for value in event.summary.value)

@@ -1,4 +1,4 @@
-"""What a run logs: a CSV file per group, TensorBoard, and W&B when asked."""
+"""Logs of a run: a CSV file per group of metrics, TensorBoard, and W&B if asked for."""
 
 import importlib
 import math
@@ -21,9 +21,9 @@ class Clock(NamedTuple):
     """How far a run is; these are the first columns of every row.
 
     Attributes:
-        step: environment steps, or updates where there is no environment; TensorBoard's x axis.
-        frames: simulated by the environments: environment steps times the action repeat, less
-            what is not repeated since the episode is over.
+        step: environment steps, or updates if there is no collector; TensorBoard's x axis.
+        frames: simulated by the environments: environment steps times the action repeat, less the
+            repeats that the end of an episode made superfluous.
         updates: of the algorithm.
         epoch: passes through the dataset.
         seconds: of training, earlier attempts included.
@@ -38,14 +38,14 @@ class Clock(NamedTuple):
 
 
 HEADER = ",".join(Clock._fields).encode()
-"""How every log starts, by which it is told from a user's CSV file."""
+"""The start of every log, which distinguishes it from a user's CSV file."""
 
 
 class Logger:
-    """Writes rows of metrics to every place where somebody may look for them.
+    """Writes rows of metrics to CSV files, TensorBoard and W&B.
 
-    A run directory that holds logs is continued. Nothing of TensorBoard is imported before the
-    first row. When the disk is full, the ``OSError`` is raised and every earlier row is whole.
+    Logs that the run directory holds are continued. TensorBoard is not imported before the first
+    row. If the disk is full, an ``OSError`` is raised and every earlier row is whole.
 
     Args:
         run_dir: where the files go.
@@ -69,8 +69,8 @@ class Logger:
         """Add a row to ``<group>.csv`` and points named ``group/metric`` elsewhere.
 
         Raises:
-            ValueError: ``group`` is not of [a-z_], or a metric has a name that no file can hold.
-            UserError: ``<group>.csv`` is there and is not a log.
+            ValueError: ``group`` has characters outside [a-z_], or a metric has an invalid name.
+            UserError: ``<group>.csv`` exists and is not a log.
 
         """
         check_names(group, metrics)
@@ -86,9 +86,9 @@ class Logger:
             self.wandb.log({**clock._asdict(), **scalars})
 
     def flush(self) -> None:
-        """Bring what was logged to the disk: a power cut takes none of it.
+        """Write everything logged to the disk, so that a power cut loses none of it.
 
-        To be called before a checkpoint is written, which is to find its rows when it is resumed.
+        Call it before a checkpoint is written: a run that resumes from it needs the rows before it.
         """
         for path in self.unflushed:
             flush_file(path)
@@ -97,10 +97,9 @@ class Logger:
         self.unflushed.clear()
 
     def rewind(self, step: int) -> None:
-        """Forget everything logged after ``step``, as a run resumed from there will redo it.
+        """Remove everything logged after ``step``; a run that resumes from there logs it again.
 
-        What ``finish`` noted is forgotten at any step. W&B keeps what it has: it cannot take back
-        a point.
+        What ``finish`` wrote is removed at any step. W&B keeps its points: it cannot remove any.
         """
         self.step = step
         for path in self.run_dir.glob("*.csv"):
@@ -111,7 +110,7 @@ class Logger:
             self.events = EventFile(self.run_dir, purge_step=step + 1)
 
     def finish(self, hyperparameters: Mapping[str, object], metrics: Mapping[str, float]) -> None:
-        """Note the hyperparameters (nested, of any type) and final metrics, and close.
+        """Write the hyperparameters (nested, of any type) and final metrics, and close.
 
         TensorBoard's HPARAMS page lists the run with these, and with the last value of everything
         logged; it shows the first five metrics by name.
@@ -119,7 +118,7 @@ class Logger:
         flat = flatten(hyperparameters)
         if self.events is not None:
             scalars = {name: float(value) for name, value in metrics.items()}
-            # One event, so that a rewind tells these scalars by the hyperparameters beside them.
+            # One event, so that a rewind recognises these scalars by their hyperparameters.
             values = scalar_values(scalars) + hyperparameter_values(flat)
             self.unflushed.add(self.events.write(self.step, values))
         self.flush()
@@ -136,7 +135,7 @@ class Logger:
 
 
 class Table:
-    """A log as CSV: it grows by rows and, when a new name comes, by columns."""
+    """A log as CSV: it grows by rows and, when a metric is new, by columns."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -168,7 +167,7 @@ class Table:
         self.columns = columns
 
     def drop_after(self, step: int) -> None:
-        """Remove the rows of later steps, and what a power cut made of some of them."""
+        """Remove the rows of later steps, and rows that a power cut damaged."""
         lines = self.path.read_bytes().splitlines(keepends=True)
         form = re.compile(rb"(\d{1,19})(,[\w.+-]*){%d}\r?\n" % (len(self.columns) - 1))
         matches = filter(None, map(form.fullmatch, lines[1:]))
@@ -178,7 +177,7 @@ class Table:
 
 
 def check_names(group: str, metrics: Mapping[str, float]) -> None:
-    """Raise ``ValueError`` unless the names can be a file's, columns and tags."""
+    """Raise ``ValueError`` unless the names are valid for a file, its columns and its tags."""
     if not re.fullmatch("[a-z_]+", group):
         raise ValueError(f"a group of metrics is named with a-z and _, got '{group}'")
     for name in metrics:
@@ -188,7 +187,7 @@ def check_names(group: str, metrics: Mapping[str, float]) -> None:
 
 
 def flatten(nested: Mapping[str, object], prefix: str = "") -> dict[str, str | bool | int | float]:
-    """Nested mappings as one, keys joined by dots; what is no finite number or bool is text."""
+    """Nested mappings as one, keys joined by dots; all but bools and finite numbers become text."""
     flat: dict[str, str | bool | int | float] = {}
     for key, value in nested.items():
         if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""How far a run is, for whoever sits before it: a bar on a terminal, plain lines elsewhere."""
+"""Progress of a run: a bar on a terminal, plain lines elsewhere."""
 
 import logging
 import os
@@ -21,12 +21,12 @@ class Bar(tqdm):
 class Progress:
     """Shows steps, speed, time left and the last metrics reported.
 
-    Close it: on a terminal, console logging passes above the bar until then.
+    Call ``close`` at the end: until then, console logging on a terminal is printed above the bar.
 
     Args:
         total_steps: where the run ends.
         start_step: where it starts or resumes.
-        terminal: show a bar; None for doing so when stderr is a terminal (of a known size).
+        terminal: whether to show a bar; None: if stderr is a terminal (of a known size).
 
     """
 
@@ -45,7 +45,7 @@ class Progress:
                 unit=" steps",
                 unit_scale=True,
                 dynamic_ncols=True,
-                # Looking at the clock each time costs less than a bar that lags when speed drops.
+                # Read the clock at every step: it is cheap, and the bar never lags.
                 miniters=1,
                 mininterval=0.2,
             )
@@ -66,7 +66,7 @@ class Progress:
             log.info("%s", self.line(metrics))
 
     def close(self) -> None:
-        """Leave the bar as it is and give the console back; harmless when done before."""
+        """Close the bar, which stays visible, and restore console logging; may be called twice."""
         if self.bar is not None:
             self.bar.close()
         for handler, stream in self.streams:
@@ -97,7 +97,7 @@ class Progress:
 class AboveBar:
     """A stream that prints above the bars of the terminal.
 
-    tqdm's own redirection makes a new handler, which has lost the level of the old one.
+    tqdm's own redirection makes a new handler, which loses the level of the old one.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -108,7 +108,7 @@ class AboveBar:
         tqdm.write(text, file=self.stream, end="")
 
     def flush(self) -> None:
-        """Flush the stream below."""
+        """Flush the underlying stream."""
         self.stream.flush()
 
 

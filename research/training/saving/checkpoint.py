@@ -30,11 +30,11 @@ log = logging.getLogger(__name__)
 
 
 class Checkpoint(NamedTuple):
-    """What a checkpoint holds, all of it loadable with ``torch.load(weights_only=True)``.
+    """The content of a checkpoint, loadable with ``torch.load(weights_only=True)``.
 
     Attributes:
         weights: state of algorithm and processor, enough to act.
-        state: all else that training needs to go on.
+        state: everything else that training needs to resume.
 
     """
 
@@ -51,10 +51,10 @@ def save_checkpoint(
     keep_last: int,
     files: list[str],
 ) -> None:
-    """Write ``checkpoints/<step>/`` and point ``last``, and ``best`` if it is, to it.
+    """Write ``checkpoints/<step>/`` and point ``last``, and ``best`` if ``is_best``, to it.
 
-    A reader finds ``last`` complete at every instant; when writing fails, the folder is as it was.
-    Older checkpoints are removed but for ``keep_last`` and the best; anything else is left.
+    ``last`` is complete at every instant; if writing fails, the folder stays as it was. Older
+    checkpoints are then removed, see ``remove_others``.
 
     Args:
         run_dir: the run directory.
@@ -93,7 +93,7 @@ def save_file(path: Path, content: dict[str, Any]) -> None:
     """Write one file of a checkpoint.
 
     Raises:
-        OSError: it cannot be written; torch would say something else.
+        OSError: it cannot be written; torch alone would raise another error.
 
     """
     try:
@@ -107,18 +107,18 @@ def save_file(path: Path, content: dict[str, Any]) -> None:
 
 
 def load_newest(run_dir: Path, load: Callable[[Checkpoint], None]) -> Path:
-    """Hand the newest whole checkpoint to ``load``, and set those aside that are damaged.
+    """Load the newest whole checkpoint, and set damaged ones aside.
 
     Args:
         run_dir: the run directory, which holds a checkpoint.
-        load: takes it over; may raise ``DamagedFile`` for what belongs to it.
+        load: restores a checkpoint; may raise ``DamagedFile`` for a file that it needs.
 
     Returns:
         the folder of the checkpoint.
 
     Raises:
-        UserError: none is whole, and all are where they were.
-        Misfit: one is whole, and does not fit.
+        UserError: no checkpoint is whole; all stay where they are.
+        Misfit: the newest whole one does not fit this code or config.
 
     """
     damaged: list[tuple[Path, str]] = []
@@ -142,7 +142,7 @@ def load_newest(run_dir: Path, load: Callable[[Checkpoint], None]) -> Path:
         return folder
     reasons = "; ".join(reason for _, reason in damaged) or "there is none"
     raise UserError(
-        f"no checkpoint of {run_dir} can be gone on from: {reasons}; to begin anew, "
+        f"no checkpoint of {run_dir} can be resumed from: {reasons}; to begin a new run, "
         "choose another hydra.run.dir"
     )
 
@@ -159,7 +159,7 @@ def load_checkpoint(folder: Path) -> Checkpoint:
 
 
 def check_clock(folder: Path, state: dict[str, Any]) -> None:
-    """Refuse a state whose counts, times and scores are no such numbers."""
+    """Refuse a state with a step, time or score that is not a valid number."""
     forms = {"step": is_count, "evaluated_step": is_count, "seconds": is_number}
     if state.get("best_score") is not None:
         forms["best_score"] = is_number

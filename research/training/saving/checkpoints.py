@@ -1,4 +1,4 @@
-"""When a run saves itself, and how much of that it keeps."""
+"""When a run saves checkpoints, and how many it keeps."""
 
 import time
 from pathlib import Path
@@ -8,16 +8,16 @@ from research.training.saving.checkpoint import Checkpoint, save_checkpoint
 
 
 class Checkpoints:
-    """The checkpoints of a run; an evaluation, and the end, have one whatever the periods are.
+    """The checkpoints of a run, which are also saved at every evaluation and at the end.
 
     Args:
-        every: steps between two; None for no others.
-        minutes: one is made when the last is older than that; None for never.
-        keep_last: how many to keep beside the best, at least 1. If the last is damaged, the one
-            before is gone on from.
+        every: steps between two checkpoints; None for no such period.
+        minutes: age of the last checkpoint at which the next is saved; None to ignore the age.
+        keep_last: how many to keep besides the best, at least 1. If the last is damaged, the run
+            resumes from the one before.
 
     Attributes:
-        saved_step: of the last one.
+        saved_step: step of the last checkpoint.
 
     Raises:
         ValueError: for a number that is not above 0.
@@ -32,11 +32,11 @@ class Checkpoints:
         self.begin(0)
 
     def begin(self, step: int) -> None:
-        """Count the minutes from now on; the last one is of ``step``."""
+        """Count the minutes from now on; ``step`` is that of the last checkpoint."""
         self.saved_step, self.saved_at = step, time.monotonic()
 
     def is_overdue(self) -> bool:
-        """Whether the last one is older than ``minutes``."""
+        """Whether the last checkpoint is older than ``minutes``."""
         return self.minutes is not None and time.monotonic() - self.saved_at >= 60 * self.minutes
 
     def save(
@@ -48,7 +48,7 @@ class Checkpoints:
         is_best: bool,
         files: list[str],
     ) -> None:
-        """Write one; see ``save_checkpoint``."""
+        """Write a checkpoint; see ``save_checkpoint``."""
         save_checkpoint(
             run_dir, step, checkpoint, is_best=is_best, keep_last=self.keep_last, files=files
         )

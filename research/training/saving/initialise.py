@@ -1,4 +1,4 @@
-"""Beginning with the weights of another run."""
+"""Initialisation of a run with the weights of another."""
 
 import logging
 import os
@@ -33,23 +33,23 @@ def initialise(
 ) -> None:
     """Copy the weights and buffers of another run into ``alg`` and ``processor``.
 
-    A run that has a checkpoint goes on from there, and nothing is read. A target network that gets
-    no weights becomes a copy of what its network got, as if it had been made from that; which is
-    one, the algorithm's ``copies`` tell.
+    A run that has a checkpoint resumes from that instead, and nothing is read. A frozen copy, such
+    as a target network, that gets no weights of its own gets those of its original; the algorithm
+    lists both in ``copies``.
 
     Args:
         alg: as it was built.
         processor: as it was built.
         run: the run that begins.
-        source: a run directory, for its best checkpoint (its last where none is the best), or a
+        source: a run directory, for its best checkpoint (its last if it has no best), or a
             checkpoint; None for no other run.
-        parts: names, up to a dot, of what to copy; None for all.
-        strict: whether everything must have a counterpart of the same shape, or what has none is
-            left as it is.
+        parts: what to copy, by the beginnings of names, such as ``alg.network``; None for all.
+        strict: whether every tensor must have a counterpart of the same shape; if not, those
+            without one stay as they are.
 
     Raises:
-        UserError: nothing that fits is there, a part is unknown, or the file is damaged or holds
-            NaN or infinity; then nothing has been changed.
+        UserError: nothing fits, a part is unknown, or the file is damaged or holds NaN or infinity;
+            nothing is changed then.
 
     """
     if source is None or holds_checkpoints(run.folder):
@@ -87,7 +87,12 @@ def initialise(
 
 
 def find_checkpoint(source: Path) -> Path:
-    """The folder of the checkpoint that a run directory or a checkpoint stands for."""
+    """The checkpoint's folder, for a run directory or a checkpoint.
+
+    Raises:
+        UserError: it does not exist, or holds no checkpoint.
+
+    """
     if os.path.lexists(source / "weights.pt"):
         return Path(os.path.realpath(source))
     for folder in (source / "checkpoints" / "best", source / "checkpoints" / "last"):
@@ -124,7 +129,7 @@ def is_dense(value: Tensor) -> bool:
 
 
 def check_parts(parts: Sequence[str], names: Iterable[str]) -> None:
-    """Refuse a part that no name begins with."""
+    """Raise UserError for a part that no name begins with."""
     paths = [name.split(".") for name in names]
     known = {".".join(path[:end]) for path in paths for end in range(1, len(path) + 1)}
     known |= {"alg", "processor"}
@@ -138,7 +143,7 @@ def check_parts(parts: Sequence[str], names: Iterable[str]) -> None:
 
 
 def select(weights: Weights, parts: Sequence[str] | None) -> Weights:
-    """What lies in ``parts``; None for all."""
+    """The weights that lie in ``parts``; None for all."""
     if parts is None:
         return weights
     prefixes = tuple(f"{part}." for part in parts)
@@ -152,7 +157,7 @@ def fits(value: Tensor, own: Tensor) -> bool:
 
 
 def describe_misfits(own: Weights, stored: Weights, loaded: Weights) -> str:
-    """What has no counterpart, counted, with the first few names; empty when all has one."""
+    """Counts and first names of the tensors without a counterpart; empty if all have one."""
     changed = [name for name in own if name in stored and name not in loaded]
     misfits = {
         "missing": [name for name in own if name not in stored],

@@ -37,8 +37,8 @@ GIT_S = 5.0
 def write_provenance(run_dir: Path, command: Sequence[str], changes: Sequence[str] = ()) -> None:
     """Add this attempt to ``provenance.json``, which holds ``{"attempts": [...]}``.
 
-    Takes some 15 ms, most of it in git; the main thread does it, for a second thread makes
-    the fork of environments unsafe.
+    It takes about 15 ms, most of it in git, in the main thread: a second thread would make forking
+    the environments unsafe.
 
     Args:
         run_dir: the run directory.
@@ -46,7 +46,7 @@ def write_provenance(run_dir: Path, command: Sequence[str], changes: Sequence[st
         changes: how this attempt's config differs from the one before, a line each.
 
     Raises:
-        UserError: the file is there and is something else.
+        UserError: the file exists and is something else.
 
     """
     path = run_dir / "provenance.json"
@@ -85,7 +85,7 @@ def read_attempts(path: Path) -> list[object]:
 
 
 def package_versions() -> dict[str, str]:
-    """Versions of what is installed of ``PACKAGES``."""
+    """Versions of the installed ones of ``PACKAGES``."""
     versions = {}
     for name in PACKAGES:
         try:
@@ -114,7 +114,7 @@ def machine() -> dict[str, object]:
 
 
 def cpu_model() -> str:
-    """The processor's name, by Linux's own file where there is one."""
+    """The processor's name, from ``/proc/cpuinfo`` if it exists."""
     try:
         with open("/proc/cpuinfo") as lines:
             names = (line.partition(":")[2].strip() for line in lines if "model name" in line)
@@ -127,7 +127,7 @@ def git_state(folder: Path) -> dict[str, object]:
     """Commit, branch and everything uncommitted of the repository ``folder`` lies in.
 
     Without git or a repository, the only key is ``error``. ``note`` says if the diff was cut.
-    For a launcher's snapshot of a repository it is the commit that the launcher noted.
+    A launcher's snapshot of a repository has the commit that the launcher noted.
     """
     snapshot = folder.parent / ".commit"
     if snapshot.exists():
@@ -168,7 +168,7 @@ def ignores(folder: Path) -> bool:
 
 
 def git(folder: Path, *arguments: str) -> str:
-    """What a git command prints.
+    """The output of a git command.
 
     Raises:
         OSError: there is no git.
@@ -187,13 +187,13 @@ def git(folder: Path, *arguments: str) -> str:
 
 
 def git_environment() -> dict[str, str]:
-    """The environment without the repository that a git hook points at."""
+    """The environment without the variables by which a git hook sets its repository."""
     pointers = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR", "GIT_PREFIX")
     return {name: value for name, value in os.environ.items() if name not in pointers}
 
 
 def untracked_code(root: Path, names: Sequence[str]) -> dict[str, str | None]:
-    """Texts of the code among the files ``names``, up to a total; None for the others."""
+    """Texts of the code files among ``names``, up to a total length; None for the others."""
     texts: dict[str, str | None] = dict.fromkeys(names)
     left = MAX_CHARACTERS
     for name in names:

@@ -2,7 +2,7 @@
 
 | in ``checkpoints/`` | |
 | --- | --- |
-| ``0000012000/`` | a checkpoint, after its step; ``+`` marks one whose name was taken |
+| ``0000012000/`` | a checkpoint, named by its step; ``+`` marks one whose name was taken |
 | ``last`` ``best`` | links to two of them |
 | ``data/`` | what checkpoints share: the rows of a replay buffer |
 | ``damaged-0000012000/`` | one that did not load |
@@ -25,7 +25,7 @@ from research.files import flush_folder, read_json, write_whole
 log = logging.getLogger(__name__)
 
 VERSION = 1
-"""Of the format of checkpoints; this code reads no other."""
+"""Version of the checkpoint format; this code reads no other."""
 
 NAME = re.compile(r"\d{10,}\+*")
 
@@ -34,11 +34,11 @@ MAX_BYTES = 2**20
 
 
 class Manifest(NamedTuple):
-    """What can be known of a checkpoint without loading it.
+    """The facts about a checkpoint that can be read without loading it.
 
     Attributes:
         version: of its format.
-        best: name of the checkpoint that was the best by then; None before the first evaluation.
+        best: name of the best checkpoint at that time; None before the first evaluation.
         files: names of the files in ``data/`` that it needs.
 
     """
@@ -49,10 +49,10 @@ class Manifest(NamedTuple):
 
 
 def holds_checkpoints(run_dir: Path) -> bool:
-    """Whether there is a checkpoint, damaged or not, that a run here has to go on from.
+    """Whether the run directory holds a checkpoint, damaged or not, to resume from.
 
     Raises:
-        UserError: that cannot be told, since what is there in place of their folder is none.
+        UserError: ``checkpoints`` is not a folder.
 
     """
     folder = run_dir / "checkpoints"
@@ -62,9 +62,9 @@ def holds_checkpoints(run_dir: Path) -> bool:
 
 
 def list_checkpoints(run_dir: Path) -> list[Path]:
-    """The checkpoints that a run may go on from, newest first: ``last`` and those before it.
+    """The checkpoints that a run may resume from, newest first: ``last`` and older ones.
 
-    One behind ``last`` was not finished. Where there is no ``last``, all are listed.
+    A newer one than ``last`` was not finished. If there is no ``last``, all are listed.
     """
     folder = run_dir / "checkpoints"
     names = [path.name for path in checkpoint_folders(folder)]
@@ -79,12 +79,12 @@ def checkpoint_folders(folder: Path) -> Iterator[Path]:
 
 
 def link_target(link: Path) -> str | None:
-    """The name beside it that a link points to, whether or not there is anything."""
+    """The name that a link points to, whether or not it exists; None if there is no link."""
     return Path(os.readlink(link)).name if link.is_symlink() else None
 
 
 def point(link: Path, name: str) -> None:
-    """Make ``link`` a symbolic link to ``name`` beside it, replacing an earlier one at once."""
+    """Make ``link`` a symbolic link to ``name`` beside it; an earlier link is replaced at once."""
     temporary = link.with_name(f".{link.name}")
     temporary.unlink(missing_ok=True)
     temporary.symlink_to(name)
@@ -95,7 +95,7 @@ def point(link: Path, name: str) -> None:
 def go_back(run_dir: Path, to: Path, damaged: list[Path]) -> list[Path]:
     """Make ``to`` the last checkpoint; set later, damaged ones aside and return their new paths.
 
-    ``best`` is again what it was then, also where a save was cut off after it had been set.
+    ``best`` is set back to the best of that time, even if a save was cut off after it was set.
     """
     folder = run_dir / "checkpoints"
     if link_target(folder / "last") != to.name:
@@ -116,9 +116,9 @@ def go_back(run_dir: Path, to: Path, damaged: list[Path]) -> list[Path]:
 
 
 def remove_others(run_dir: Path, *, keep_last: int) -> None:
-    """Delete all checkpoints but the last ones and their bests, and the data that none needs.
+    """Delete all checkpoints except the last ones and their bests, and data that is not needed.
 
-    A best that is not among the last keeps its weights and state; data is kept for the last ones.
+    A best that is not among the last keeps its weights and state, but not its data.
     """
     folder = run_dir / "checkpoints"
     kept = list_checkpoints(run_dir)[:keep_last]
@@ -184,5 +184,5 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def compute_checksum(manifest: Manifest) -> int:
-    """CRC-32 of what a manifest says."""
+    """CRC-32 of a manifest's content."""
     return zlib.crc32(json.dumps(manifest).encode())

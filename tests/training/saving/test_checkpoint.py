@@ -118,7 +118,7 @@ def save_with_rows(run_dir: Path, step: int, files: list[str], **options: Any) -
 
 
 def test_data_is_kept_as_long_as_a_checkpoint_needs_it_that_is_kept(tmp_path: Path) -> None:
-    """The best, when it is not among the last, is not gone on from, and needs none."""
+    """The best, when it is not among the last, is not resumed from, and needs none."""
     save_with_rows(tmp_path, 10, ["a"], is_best=True)
     save_with_rows(tmp_path, 20, ["a", "b"])
     assert rows_files(tmp_path) == {"a", "b"}
