@@ -115,7 +115,7 @@ class ShareableDataset(Protocol):
 class WaitingDataset(Protocol):
     """A dataset that waits for batches from other processes, maybe long, or for ever."""
 
-    def heed(self, waiting: Callable[[], AbstractContextManager[None]]) -> None:
+    def wait_in(self, waiting: Callable[[], AbstractContextManager[None]]) -> None:
         """Enter ``waiting()`` for every such wait from now on; it may raise to end the wait.
 
         A state saved after that is as if the wait had not begun.

@@ -210,7 +210,7 @@ class Trainer:
     def run_to_end(self) -> None:
         """Start or resume, and take all remaining steps."""
         if isinstance(self.dataset, WaitingDataset):
-            self.dataset.heed(self.stop.at_once)
+            self.dataset.wait_in(self.stop.at_once)
         self.start()
         with closing(Progress(self.total_steps, self.step)) as self.progress:
             if self.score.evaluated_step < self.step and self.reached(self.eval_every):

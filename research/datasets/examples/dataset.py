@@ -170,7 +170,7 @@ class Examples:
         """
         return self._read(self._training, self._training_indices.split(self.batch_size))
 
-    def heed(self, waiting: Waiting) -> None:
+    def wait_in(self, waiting: Waiting) -> None:
         """Enter ``waiting()`` for every wait for a worker from now on; it may end it by raising."""
         self._waiting = waiting
 

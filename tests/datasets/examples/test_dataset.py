@@ -415,7 +415,7 @@ def test_a_signal_ends_the_wait_for_a_worker_that_hangs_and_no_batch_is_lost() -
     expected = take(make(10, batch_size=2), 10)
     taken: list[Any] = []
     with StopRequest() as stop:
-        dataset.heed(stop.at_once)
+        dataset.wait_in(stop.at_once)
         threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
         with pytest.raises(Preempted, match="SIGTERM"):
             taken.extend(numbers(dataset.sample()) for _ in range(10))
