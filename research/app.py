@@ -10,19 +10,16 @@ import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import hydra
-import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import OverrideParseException
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import DictConfig
 
-from research.config import TRUSTED_MODULES, build, check, to_plain
+from research.config import build, check, to_plain
 from research.console import outlive_readers
 from research.crash import LOG, crash_told, enable_on_stderr, fatal_signal
-from research.differences import LENGTHS, differences
 from research.errors import Misfit, UserError, is_ours
 from research.explain import (
     CONF,
@@ -34,28 +31,22 @@ from research.explain import (
     log_traceback,
     one_line,
 )
-from research.files import read_text, write_whole
+from research.files import write_whole
 from research.hydra_versions import VERSION_BASE, execution_whitelist
 from research.launchers.plan.store import share_config_store
 from research.parallel.ranks import Node, TorchrunRank, this_node, torchrun_rank
 from research.process import collect_seldom, error_line
 from research.rank import devices_override, follow, leading, train_in_parallel
 from research.rehearsal import Task, rehearsing
+from research.resume import claim, compare, is_as_long, read_files
 from research.signals import OF_A_RUN, hear
-from research.status import BLANK, Status, read_status, sole_process
+from research.status import Status, sole_process
 from research.training.run import Run
 from research.training.saving.provenance import write_provenance
 from research.training.saving.retention import holds_checkpoints
+from research.trust import TRUSTED_MODULES
 
 log = logging.getLogger(__name__)
-STRUCTURE = (
-    *("alg._target_", "env._target_", "env.domain", "env.num_envs", "network.", "processor."),
-    *("dataset.capacity", "dataset.n_step", "dataset.storage"),
-)
-"""If one of these keys changes, a checkpoint seldom fits."""
-
-MAX_BYTES, MAX_DEPTH = 2**18, 50
-"""A longer file, or a deeper one, is no config."""
 
 
 def command(task: Task) -> Callable[[], None]:
@@ -206,109 +197,6 @@ def run_in(run_dir: Path, task: Task, cfg: DictConfig, node: Node) -> float:
     at_end = status.fields["step"] == status.fields["total_steps"]
     status.end("completed", "reached its length" if at_end else "stopped by trainer.score.patience")
     return score
-
-
-def is_as_long(cfg: DictConfig, run_dir: Path) -> bool:
-    """Whether the run in a directory was configured to be as long as this one."""
-    stored = read_config(run_dir)["trainer"]
-    names = [key.removeprefix("trainer.") for key in LENGTHS]
-    return all(stored.get(name) == cfg.trainer.get(name) for name in names)
-
-
-def compare(cfg: DictConfig, run_dir: Path) -> list[str]:
-    """The differences of ``cfg`` from the run in a directory, as far as ``resume`` allows them.
-
-    A run without a checkpoint does not count: it starts again from the beginning.
-
-    Raises:
-        UserError: ``resume`` does not allow the run to continue, or the run has come further than
-            ``trainer.total_steps``.
-
-    """
-    if not holds_checkpoints(run_dir):
-        if cfg.resume == "must":
-            raise UserError(f"resume=must, but {run_dir} holds no run")
-        return []
-    if cfg.resume == "never":
-        raise UserError(f"resume=never, but {run_dir} holds a run; choose another hydra.run.dir")
-    stored = read_config(run_dir)
-    # First as written, since the stored file is not resolved; then with values resolved.
-    written = dict(differences(stored, OmegaConf.to_container(cfg)))
-    resolved = dict(differences(stored, to_plain(cfg)))
-    free = {"resume", *LENGTHS}
-    changes = [written[path] for path in written if path in resolved and path not in free]
-    if changes and cfg.resume != "override":
-        fits = not any(path.startswith(STRUCTURE) for path in written if path not in free)
-        accept = ", or accept it by resume=override" if fits else ""
-        raise UserError(
-            f"{run_dir} belongs to another config: {'; '.join(changes)}; "
-            f"choose another hydra.run.dir{accept}"
-        )
-    reached = (read_status(run_dir) or BLANK)["step"]
-    if cfg.trainer.total_steps is not None and cfg.trainer.total_steps < reached:
-        raise UserError(
-            f"trainer.total_steps={cfg.trainer.total_steps} is below the {reached} steps "
-            f"that {run_dir} has reached"
-        )
-    return changes
-
-
-def read_config(run_dir: Path) -> dict[str, Any]:
-    """The config that a run was started with, as it is written; nothing in it is built or resolved.
-
-    Raises:
-        UserError: there is none, or it is damaged.
-
-    """
-    path = run_dir / ".hydra" / "config.yaml"
-    try:
-        config = OmegaConf.to_container(OmegaConf.create(read_yaml(path)))
-    except FileNotFoundError as error:
-        raise UserError(f"{path} is missing, so whose checkpoints these are is unknown") from error
-    except (yaml.YAMLError, OmegaConfBaseException, ValueError, AssertionError) as error:
-        reason = " ".join(str(error).split()) or "it holds no keys"
-        raise UserError(f"{path} is no config: {reason}") from error
-    if not isinstance(config, dict):
-        raise UserError(f"{path} is no config: it holds a {type(config).__name__}")
-    return {str(key): value for key, value in config.items()}
-
-
-def read_yaml(path: Path) -> str:
-    """The text of a YAML file that anybody may have written.
-
-    Raises:
-        ValueError: it is something else, longer than ``MAX_BYTES``, nested deeper than
-            ``MAX_DEPTH``, or has aliases, which can fill the memory.
-
-    """
-    text = read_text(path, max_bytes=MAX_BYTES)
-    depth = 0
-    for event in yaml.parse(text):
-        depth += isinstance(event, yaml.CollectionStartEvent)
-        depth -= isinstance(event, yaml.CollectionEndEvent)
-        if depth > MAX_DEPTH:
-            raise ValueError(f"it is nested deeper than {MAX_DEPTH} levels")
-        if isinstance(event, yaml.AliasEvent):
-            raise ValueError("it has aliases")
-    return text
-
-
-def read_files(folder: Path) -> dict[Path, bytes]:
-    """The contents of the files in a folder."""
-    return {path: path.read_bytes() for path in folder.glob("*") if path.is_file()}
-
-
-def claim(cfg: DictConfig, run_dir: Path) -> None:
-    """Write the config to ``.hydra/``, as Hydra would, but never over another run's."""
-    hydra_cfg = HydraConfig.get()
-    (run_dir / ".hydra").mkdir(parents=True, exist_ok=True)
-    contents = {
-        "config.yaml": cfg,
-        "hydra.yaml": OmegaConf.create({"hydra": hydra_cfg}),
-        "overrides.yaml": hydra_cfg.overrides.task,
-    }
-    for name, content in contents.items():
-        write_whole(run_dir / ".hydra" / name, OmegaConf.to_yaml(content))
 
 
 def fail(line: str, *, status: int) -> NoReturn:

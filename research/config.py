@@ -1,38 +1,20 @@
-"""Builds objects from config nodes, which are checked first, out of trusted modules only."""
+"""Builds objects from config nodes, which are checked first."""
 
-import collections.abc
-import importlib.util
 import inspect
-import types
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from research.annotations import check_type, type_hints
 from research.errors import UserError, did_you_mean, is_deliberate
-from research.hydra_versions import execution_whitelist
-
-TRUSTED_MODULES = (
-    "research",
-    "torch.nn",
-    "torch.optim",
-    "torchvision",
-    "timm.models.vision_transformer.VisionTransformer",
-    "gymnasium",
-    "dm_control",
-    "numpy",
-)
-"""A ``_target_`` outside these is refused; ``trusted_modules=[mine]`` adds to them."""
-
-INSTALLATION = {"timm": "pip install timm", "torchvision": "pip install -e '.[vision]'"}
-"""How to get packages that only some choices need."""
+from research.trust import join_keys, locate, trusted_modules
 
 SPECIAL_KEYS = {"_target_", "_partial_", "_args_", "_convert_", "_recursive_"}
 
@@ -196,69 +178,6 @@ def to_plain(cfg: Any) -> Any:
         raise UserError(" ".join(str(error).split())) from error
 
 
-def trusted_modules(cfg: Any) -> tuple[str, ...]:
-    """The trusted module prefixes of a run with this root config."""
-    return (*TRUSTED_MODULES, *(OmegaConf.select(cfg, "trusted_modules") or ()))
-
-
-def locate(name: str, path: str, trusted: Sequence[str]) -> Callable[..., Any]:
-    """Import ``name``; it and the module that defines it must lie in a trusted module.
-
-    The second condition keeps out what a trusted module merely imports (``torch.os.system``).
-    """
-    key = join_keys(path, "_target_")
-    allowed = f"allowed are {', '.join(trusted)}, and what trusted_modules=[...] adds"
-    if not is_inside(name, trusted):
-        raise UserError(f"{key}: '{name}' is not in a trusted module; {allowed}")
-    try:
-        with execution_whitelist(trusted):
-            target = instantiate({"_target_": name, "_partial_": True}).func
-    except Exception as error:
-        raise UserError(f"{key}: {explain_import(name, error)}") from error
-    packages = {module.partition(".")[0] for module in trusted}
-    if not is_inside(getattr(target, "__module__", None) or "", packages):
-        raise UserError(f"{key}: '{name}' is defined outside the trusted modules; {allowed}")
-    return target
-
-
-def is_inside(name: str, modules: collections.abc.Iterable[str]) -> bool:
-    """Whether a dotted name lies in one of the modules."""
-    return any(name == module or name.startswith(f"{module}.") for module in modules)
-
-
-def explain_import(name: str, error: BaseException) -> str:
-    """One line for a target that cannot be imported, with the nearest name in its module."""
-    for cause in iterate_causes(error):
-        if isinstance(cause, UserError):
-            return str(cause)
-    module_name, _, attribute = name.rpartition(".")
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as cause:
-        return explain_package(module_name, cause)
-    if hasattr(module, attribute):
-        return f"cannot use '{name}': {error}"
-    return f"'{module_name}' has no '{attribute}'{did_you_mean(attribute, vars(module))}"
-
-
-def explain_package(module: str, error: Exception) -> str:
-    """One line for a module that cannot be imported; what to do where its package is optional."""
-    package = module.partition(".")[0]
-    if package in INSTALLATION and importlib.util.find_spec(package) is None:
-        return f"cannot import '{package}', it is not installed: {INSTALLATION[package]}"
-    mend = ""
-    if package in INSTALLATION and not isinstance(error, ModuleNotFoundError):
-        mend = "; install the build that goes with this torch, from the same index of pytorch.org"
-    return f"cannot import '{module}': {type(error).__name__}: {error}{mend}"
-
-
-def iterate_causes(error: BaseException | None) -> Iterator[BaseException]:
-    """The error, what caused it, what caused that, ..."""
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
-
-
 def check_node(value: Any, path: str, trusted: Sequence[str]) -> None:
     """Check a plain config value and everything in it."""
     if value == "???":
@@ -345,90 +264,3 @@ def how_to_drop(key: str) -> str:
         return ""
     typed = {each.lstrip("+").partition("=")[0] for each in HydraConfig.get().overrides.task}
     return "" if key in typed else f"; '~{key}' takes it away"
-
-
-def check_type(value: Any, annotation: Any, path: str) -> None:
-    """Refuse a value that its annotation does not admit."""
-    if not matches(value, annotation):
-        hint = f"; write {int(value)}" if is_whole_float(value) and matches(0, annotation) else ""
-        hint = f"; write [{value}]" if matches([value], annotation) else hint
-        choices = typing.get_args(annotation) if isinstance(value, str) else ()
-        raise UserError(
-            f"{path} must be {name_type(annotation)}, got {value!r}{hint}"
-            f"{did_you_mean(value, choices)}"
-        )
-
-
-def name_type(annotation: Any) -> str:
-    """An annotation in the words of somebody who writes YAML."""
-    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
-    if origin is Literal:
-        return f"one of {', '.join(map(str, arguments))}"
-    if origin is collections.abc.Callable:
-        return "a node with a _target_"
-    if origin in (list, tuple, collections.abc.Sequence):
-        return f"a list, each item {name_type(arguments[0])}"
-    if origin in (typing.Union, types.UnionType):
-        return " or ".join(name_type(each) for each in arguments if not is_tensor(each))
-    if annotation in (None, type(None)):
-        return "null"
-    if inspect.isclass(annotation) and not arguments:
-        return {
-            "int": "an integer",
-            "float": "a number",
-            "bool": "true or false",
-            "str": "text",
-        }.get(annotation.__name__, annotation.__name__)
-    return str(annotation).replace("typing.", "").replace("collections.abc.", "")
-
-
-def matches(value: Any, annotation: Any) -> bool:
-    """Whether a plain config value fits ``annotation``; true if that cannot be known."""
-    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
-    if origin in (typing.Union, types.UnionType):
-        return any(matches(value, argument) for argument in arguments)
-    if origin is Literal:
-        return value in arguments
-    if annotation in (None, type(None)):
-        return value is None
-    if is_tensor(annotation):
-        return isinstance(value, dict)
-    if isinstance(value, dict) and "_target_" in value:
-        return annotation not in (int, float, bool, str)
-    if annotation is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
-    if annotation is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    if annotation in (bool, str):
-        return isinstance(value, annotation)
-    if origin in (list, tuple, collections.abc.Sequence):
-        items = arguments[:1] if len(set(arguments) - {...}) == 1 else ()
-        return isinstance(value, list) and all(matches(v, a) for v in value for a in items)
-    if origin in (dict, collections.abc.Mapping):
-        return isinstance(value, dict) and all(matches(v, arguments[1]) for v in value.values())
-    if origin is collections.abc.Callable:
-        return isinstance(value, dict)
-    return True
-
-
-def is_tensor(annotation: Any) -> bool:
-    """Whether an annotation is torch's tensor, which no YAML can write."""
-    return getattr(annotation, "__module__", "") == "torch" and annotation.__name__ == "Tensor"
-
-
-def is_whole_float(value: Any) -> bool:
-    """Whether a value is a float without a fraction, such as 1e6."""
-    return isinstance(value, float) and value.is_integer()
-
-
-def type_hints(target: Callable[..., Any]) -> Mapping[str, Any]:
-    """The annotations of a target's parameters; none where they cannot be evaluated."""
-    try:
-        return typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
-    except Exception:  # a library's annotation may name what only its type checker imports
-        return {}
-
-
-def join_keys(path: str, key: str) -> str:
-    """``path.key``."""
-    return f"{path}.{key}" if path else key

@@ -3,7 +3,7 @@
 import dis
 import re
 import sysconfig
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
 from pathlib import Path
 from traceback import walk_tb
@@ -46,6 +46,13 @@ def override(key: str, value: object) -> str:
         text = re.sub(r'(\\*)("|$)', lambda end: 2 * end[1] + (end[2] and '\\"'), text)
         text = f'"{text}"'
     return f"{key}={text}"
+
+
+def iterate_causes(error: BaseException | None) -> Iterator[BaseException]:
+    """The error, what caused it, what caused that, ..."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def is_deliberate(error: BaseException) -> bool:

@@ -16,8 +16,15 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from research.config import iterate_causes
-from research.errors import PREEMPTED, Preempted, UserError, did_you_mean, is_ours, override
+from research.errors import (
+    PREEMPTED,
+    Preempted,
+    UserError,
+    did_you_mean,
+    is_ours,
+    iterate_causes,
+    override,
+)
 from research.hydra_versions import VERSION_BASE
 
 CANNOT_USE = (

@@ -11,8 +11,9 @@ import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from research.config import INSTALLATION, build, check, locate, to_plain
+from research.config import build, check, to_plain
 from research.errors import UserError
+from research.trust import INSTALLATION, locate
 from tests.conftest import options
 
 HERE = __name__
@@ -118,7 +119,7 @@ def test_null_and_integers_stand_where_they_may() -> None:
         "subprocess.Popen",
         "pathlib.Path.write_text",
         "research.files.os.system",
-        "research.config.importlib.import_module",
+        "research.trust.importlib.import_module",
         "research.config.build.__globals__",
         "research.config.functools.partial",
         "researchers.steal",

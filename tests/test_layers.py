@@ -25,7 +25,7 @@ SHARED = {
 }
 MAY_IMPORT_HYDRA = {
     *("app.py", "config.py", "explain.py", "hydra_versions.py", "rank.py"),
-    "rehearsal.py",
+    *("rehearsal.py", "resume.py", "trust.py"),
     "launchers",
 }
 FILES = sorted((ROOT / "research").rglob("*.py"))

@@ -1,0 +1,92 @@
+"""Whether a config value fits the annotation of the parameter that it is for."""
+
+import collections.abc
+import inspect
+import types
+import typing
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+from research.errors import UserError, did_you_mean
+
+
+def check_type(value: Any, annotation: Any, path: str) -> None:
+    """Refuse a value that its annotation does not admit."""
+    if not matches(value, annotation):
+        hint = f"; write {int(value)}" if is_whole_float(value) and matches(0, annotation) else ""
+        hint = f"; write [{value}]" if matches([value], annotation) else hint
+        choices = typing.get_args(annotation) if isinstance(value, str) else ()
+        raise UserError(
+            f"{path} must be {name_type(annotation)}, got {value!r}{hint}"
+            f"{did_you_mean(value, choices)}"
+        )
+
+
+def name_type(annotation: Any) -> str:
+    """An annotation in the words of somebody who writes YAML."""
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is Literal:
+        return f"one of {', '.join(map(str, arguments))}"
+    if origin is collections.abc.Callable:
+        return "a node with a _target_"
+    if origin in (list, tuple, collections.abc.Sequence):
+        return f"a list, each item {name_type(arguments[0])}"
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(name_type(each) for each in arguments if not is_tensor(each))
+    if annotation in (None, type(None)):
+        return "null"
+    if inspect.isclass(annotation) and not arguments:
+        return {
+            "int": "an integer",
+            "float": "a number",
+            "bool": "true or false",
+            "str": "text",
+        }.get(annotation.__name__, annotation.__name__)
+    return str(annotation).replace("typing.", "").replace("collections.abc.", "")
+
+
+def matches(value: Any, annotation: Any) -> bool:
+    """Whether a plain config value fits ``annotation``; true if that cannot be known."""
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin in (typing.Union, types.UnionType):
+        return any(matches(value, argument) for argument in arguments)
+    if origin is Literal:
+        return value in arguments
+    if annotation in (None, type(None)):
+        return value is None
+    if is_tensor(annotation):
+        return isinstance(value, dict)
+    if isinstance(value, dict) and "_target_" in value:
+        return annotation not in (int, float, bool, str)
+    if annotation is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if annotation is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if annotation in (bool, str):
+        return isinstance(value, annotation)
+    if origin in (list, tuple, collections.abc.Sequence):
+        items = arguments[:1] if len(set(arguments) - {...}) == 1 else ()
+        return isinstance(value, list) and all(matches(v, a) for v in value for a in items)
+    if origin in (dict, collections.abc.Mapping):
+        return isinstance(value, dict) and all(matches(v, arguments[1]) for v in value.values())
+    if origin is collections.abc.Callable:
+        return isinstance(value, dict)
+    return True
+
+
+def is_tensor(annotation: Any) -> bool:
+    """Whether an annotation is torch's tensor, which no YAML can write."""
+    return getattr(annotation, "__module__", "") == "torch" and annotation.__name__ == "Tensor"
+
+
+def is_whole_float(value: Any) -> bool:
+    """Whether a value is a float without a fraction, such as 1e6."""
+    return isinstance(value, float) and value.is_integer()
+
+
+def type_hints(target: Callable[..., Any]) -> Mapping[str, Any]:
+    """The annotations of a target's parameters; none where they cannot be evaluated."""
+    try:
+        return typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
+    except Exception:  # a library's annotation may name what only its type checker imports
+        return {}
