@@ -14,8 +14,8 @@ import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from research.envs.rendering import HEADLESS, find_renderer, one_line, try_library
-from research.errors import UserError
+from research.envs.rendering import HEADLESS, find_renderer, try_library
+from research.errors import UserError, message_of
 from research.machine.cpus import cpu_quota, usable_cpus
 from research.machine.gpus import driver_version, find_gpus, gpu_models, usable_gpus
 from research.machine.mounts import control_groups
@@ -40,11 +40,11 @@ def main() -> int:
         try:
             line = check()
         except Broken as error:
-            line, status = f"BROKEN: {one_line(error)}", 1
+            line, status = f"BROKEN: {message_of(error)}", 1
         except UserError as error:
-            line = f"PROBLEM: {one_line(error)}"
+            line = f"PROBLEM: {message_of(error)}"
         except Exception as error:  # an unknown kind of machine gets no traceback
-            line = f"cannot tell: {type(error).__name__}: {one_line(error)}"
+            line = f"cannot tell: {type(error).__name__}: {message_of(error)}"
         sys.stdout.write(f"{name:<10} {line}\n")
         sys.stdout.flush()
     return status
@@ -102,7 +102,9 @@ def check_torch() -> str:
     try:
         import torch
     except Exception as error:  # a library that it loads may fail in any way
-        raise Broken(f"torch cannot be imported ({one_line(error)}); . ./setup_shell.sh") from error
+        raise Broken(
+            f"torch cannot be imported ({message_of(error)}); . ./setup_shell.sh"
+        ) from error
     has_gpu = bool(usable_gpus("auto"))
     driver = driver_version(ROOT) or ("unknown" if has_gpu else "none")
     what = f"{torch.__version__}, CUDA {torch.version.cuda or 'none'}, driver {driver}"

@@ -48,6 +48,11 @@ def override(key: str, value: object) -> str:
     return f"{key}={text}"
 
 
+def message_of(error: BaseException) -> str:
+    """The message of an error in one line, or its class if it has none."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def iterate_causes(error: BaseException | None) -> Iterator[BaseException]:
     """The error, what caused it, what caused that, ..."""
     while error is not None:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
-from research.errors import UserError
+from research.errors import UserError, message_of
 
 HEADLESS = ("egl", "osmesa")
 """The values of MUJOCO_GL that need no screen, the one that may use a GPU first."""
@@ -66,7 +66,7 @@ def make_renderer(max_width: int, max_height: int) -> Any:
         return _render.Renderer(max_width, max_height)
     except Exception as error:  # each library and driver has errors of its own
         setattr(_render, "Renderer", make_renderer)  # noqa: B010
-        raise UserError(f"cannot render by {library} ({one_line(error)}); {PACKAGES}") from error
+        raise UserError(f"cannot render by {library} ({message_of(error)}); {PACKAGES}") from error
 
 
 def has_screen() -> bool:
@@ -109,16 +109,11 @@ def try_library(library: str) -> str | None:
             timeout=TRIAL_S,
         )
     except (OSError, subprocess.SubprocessError) as error:
-        return one_line(error)
+        return message_of(error)
     if trial.returncode == 0:
         return None
     lines = [line for line in trial.stderr.splitlines() if line[:1].isalpha() and ":" in line]
     return lines[-1] if lines else f"it ended with status {trial.returncode}"
-
-
-def one_line(error: Exception) -> str:
-    """The message of an error, without line breaks."""
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 @contextmanager

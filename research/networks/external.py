@@ -8,6 +8,7 @@ import gymnasium
 import torch
 from torch import Tensor, nn
 
+from research.errors import message_of
 from research.networks.predictor import Predictor, float_shape
 
 
@@ -42,7 +43,7 @@ class External(Predictor):
         try:
             self.model = model(num_classes=self.output_dim, **image_options(model, shape))
         except Exception as error:  # libraries raise many kinds
-            raise ValueError(f"model cannot be made: {one_line(error)}") from error
+            raise ValueError(f"model cannot be made: {message_of(error)}") from error
         self.check_shapes(shape)
 
     def forward(self, obs: Tensor) -> Tensor:
@@ -56,7 +57,7 @@ class External(Predictor):
             output = self.model(torch.zeros(2, *shape))
         except Exception as error:
             raise ValueError(
-                f"model does not take observations {shape}: {one_line(error)}; timm.create_model "
+                f"model does not take observations {shape}: {message_of(error)}; timm.create_model "
                 "takes another number of channels by network.model.in_chans=1"
             ) from error
         self.model.train()
@@ -72,8 +73,3 @@ def image_options(model: Callable[..., nn.Module], shape: tuple[int, ...]) -> di
     open_names = set(inspect.signature(model).parameters) - set(getattr(model, "keywords", ()))
     sizes = {"img_size": shape[1:], "in_chans": shape[0]}
     return {name: size for name, size in sizes.items() if name in open_names}
-
-
-def one_line(error: BaseException) -> str:
-    """The message of an error, in one line."""
-    return " ".join(str(error).split()) or type(error).__name__

@@ -15,9 +15,8 @@ from research.datasets.examples.columns import (
     require_names,
     to_tensor,
 )
-from research.datasets.examples.sources import one_line
 from research.datasets.examples.tables import read_csv, read_parquet
-from research.errors import UserError
+from research.errors import UserError, message_of
 
 
 def read_arrays(path: Path, names: Sequence[str]) -> dict[str, Column]:
@@ -46,7 +45,7 @@ def read_arrays(path: Path, names: Sequence[str]) -> dict[str, Column]:
     except (UserError, MemoryError):
         raise
     except Exception as error:  # each library has its own errors for damaged files
-        raise UserError(f"{path} cannot be read: {one_line(error)}") from error
+        raise UserError(f"{path} cannot be read: {message_of(error)}") from error
     parts = {
         name: array.indices if isinstance(array, Text) else array for name, array in arrays.items()
     }

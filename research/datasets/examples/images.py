@@ -13,8 +13,7 @@ from PIL import Image
 from research.batches import Example
 from research.datasets.examples.dataset import Examples
 from research.datasets.examples.decoding import check_form, silent_decoders, to_tensor
-from research.datasets.examples.sources import one_line
-from research.errors import UserError
+from research.errors import UserError, message_of
 
 log = logging.getLogger(__name__)
 
@@ -154,7 +153,7 @@ class ImageFolder:
             with silent_decoders(), Image.open(self.paths[index]) as image:
                 obs = to_tensor(image, size=self.size, channels=self.channels)
         except Exception as error:  # a decoder may raise anything for a damaged file
-            raise UserError(f"{self.paths[index]} cannot be read: {one_line(error)}") from error
+            raise UserError(f"{self.paths[index]} cannot be read: {message_of(error)}") from error
         return Example(obs, self.targets[index])
 
     def name_example(self, index: int) -> str:

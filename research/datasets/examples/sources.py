@@ -77,8 +77,3 @@ class TensorSource:
     def take(self, indices: Tensor) -> Example:
         """The examples with these ``indices`` (B,), on the same device."""
         return Example(self.obs.index_select(0, indices), self.targets.index_select(0, indices))
-
-
-def one_line(error: BaseException) -> str:
-    """The message of an error, in one line."""
-    return " ".join(str(error).split()) or type(error).__name__

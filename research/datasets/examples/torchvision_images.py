@@ -12,9 +12,8 @@ from torch import Tensor
 from research.batches import Example
 from research.datasets.examples.dataset import Examples
 from research.datasets.examples.decoding import check_form, read_rgb, silent_decoders, to_tensor
-from research.datasets.examples.sources import one_line
 from research.datasets.examples.torchvision_files import damaged_file
-from research.errors import UserError, did_you_mean
+from research.errors import UserError, did_you_mean, message_of
 
 VALIDATION_SPLITS = ("val", "valid", "test")
 """torchvision's names of splits that are not learned from, the best choice first."""
@@ -131,7 +130,7 @@ class TorchvisionImages:
                 raise TypeError(f"its target is no class label, but {label}")
         except Exception as error:  # a decoder may raise anything for a damaged file
             what = self.name_example(index)
-            raise UserError(f"{what} cannot be read: {one_line(error)}") from error
+            raise UserError(f"{what} cannot be read: {message_of(error)}") from error
         return Example(obs, target.long())
 
     def name_example(self, index: int) -> str:
@@ -155,7 +154,8 @@ def dataset_class(name: str) -> type:
             message = "dataset=torchvision needs an extra: pip install -e '.[vision]'"
             raise UserError(message) from error
         raise UserError(
-            f"dataset=torchvision needs torchvision, which cannot be imported ({one_line(error)}); "
+            f"dataset=torchvision needs torchvision, which cannot be imported "
+            f"({message_of(error)}); "
             f"install the build that goes with torch {torch.__version__}: "
             "pip install torch torchvision, from the same index of pytorch.org"
         ) from error
@@ -224,7 +224,7 @@ def open_dataset(kind: type, arguments: Mapping[str, Any]) -> Any:
     except Exception as error:  # torchvision raises several for damaged files
         given = ", ".join(f"{k}={value}" for k, value in arguments.items() if k != "loader")
         file = damaged_file(kind, str(arguments.get("root", ".")))
-        reason = f"{file} is missing or damaged: {one_line(error)}" if file else one_line(error)
+        reason = f"{file} is missing or damaged: {message_of(error)}" if file else message_of(error)
         raise UserError(
             f"torchvision's {kind.__name__}({given}) cannot be opened: {reason}; "
             "see dataset.root, dataset.download=true and dataset.arguments"

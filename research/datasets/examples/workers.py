@@ -22,8 +22,7 @@ from torch.utils.data import DataLoader
 
 from research.batches import Example, map_tensors
 from research.datasets.examples.reading import ExampleReader
-from research.datasets.examples.sources import one_line
-from research.errors import UserError
+from research.errors import UserError, message_of
 from research.machine.memory import format_bytes
 
 log = logging.getLogger(__name__)
@@ -127,7 +126,7 @@ def require_semaphores(num_workers: int) -> None:
     except (OSError, ImportError) as error:
         raise UserError(
             f"{num_workers} workers cannot start: they need {format_bytes(count * 2**12)} of "
-            f"{SHARED}, where {describe_shared()} ({one_line(error)}); {REMEDY}"
+            f"{SHARED}, where {describe_shared()} ({message_of(error)}); {REMEDY}"
         ) from error
 
 
