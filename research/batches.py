@@ -1,4 +1,4 @@
-"""What a dataset hands to a processor and an algorithm: tuples and dicts of tensors."""
+"""Batches, which a dataset hands to a processor and an algorithm: tuples and dicts of tensors."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ class Transition(NamedTuple):
 
     """
 
-    obs: Any  # a Tree; an algorithm for tensors alone need not tell them apart
+    obs: Any  # a Tree; so an algorithm that takes only tensors need not check for dicts
     action: Tensor
     reward: Tensor
     discount: Tensor
@@ -34,7 +34,7 @@ class Transition(NamedTuple):
 
 
 class Example(NamedTuple):
-    """Observations with the targets that are to be learned, B of them.
+    """Observations with their targets, B of them.
 
     Attributes:
         obs: (B, ...).
@@ -47,7 +47,7 @@ class Example(NamedTuple):
 
 
 class Repeatable(Generic[T]):
-    """What ``make`` returns, made anew for every iteration, so that none of it is kept."""
+    """An iterable that calls ``make`` for every iteration, so that no item is kept in memory."""
 
     def __init__(self, make: Callable[[], Iterable[T]]) -> None:
         self.make = make
@@ -58,11 +58,11 @@ class Repeatable(Generic[T]):
 
 @dataclass(slots=True)
 class Uncut(Generic[T]):
-    """A batch in the memory that its parts share, which is copied to a device as a whole.
+    """A batch whose parts share the memory of a few tensors, which are copied as a whole.
 
     Attributes:
-        memory: tensors on the host.
-        cut: makes the batch of such tensors, wherever they are.
+        memory: these tensors.
+        cut: makes the batch from them, or from their copies on another device.
 
     """
 
@@ -83,7 +83,7 @@ def map_tensors(function: Callable[[Tensor], Tensor], batch: T) -> T:
 
 
 def to_device(batch: T | Uncut[T], device: torch.device) -> T:
-    """Copy ``batch`` to ``device``, without waiting; nothing is copied that is there."""
+    """Copy ``batch`` to ``device`` without waiting; tensors that are there are not copied."""
 
     def copy(tensor: Tensor) -> Tensor:
         return tensor.to(device, non_blocking=True)

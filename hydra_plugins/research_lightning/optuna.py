@@ -1,4 +1,4 @@
-"""``hydra/sweeper=optuna``: an Optuna search that outlives failed trials and its own process."""
+"""``hydra/sweeper=optuna``: an Optuna search that survives failed trials and can be resumed."""
 
 import logging
 from dataclasses import dataclass, field
@@ -27,17 +27,17 @@ class OptunaConf:
         sampler: ``hydra/sweeper/sampler=tpe``, ``random``, ``cmaes`` or ``nsgaii``. Its seed,
             0 unless given, makes the search repeatable.
         direction: ``maximize`` or ``minimize``; the trainer's ``mode`` where there is one.
-        n_trials: how many trials the search has, those before a restart included.
-        n_jobs: trials per launch, chosen without knowing each other's results; null for as many
-            as the local launcher has slots, as one allocation of the SLURM launcher holds, and for
-            one with any other launcher.
+        n_trials: number of trials of the search, those before a restart included.
+        n_jobs: trials per launch, chosen without knowing each other's results; null: as many as
+            the local launcher has slots or an allocation of the SLURM launcher has jobs, and one
+            with any other launcher.
         max_failure_rate: the search ends when more than this share of a launch fails.
         params: keys and what to search for them, as on the command line.
 
     """
 
     _target_: str = "hydra_plugins.research_lightning.optuna.OptunaSweeper"
-    _recursive_: bool = False  # the sampler is made anew for every trial
+    _recursive_: bool = False  # a sampler is built for every trial
     defaults: list[Any] = field(default_factory=lambda: ["_self_", {"optional sampler": "tpe"}])
     sampler: Any = None
     direction: str = "${oc.select:trainer.score.mode,minimize}"
@@ -49,7 +49,7 @@ class OptunaConf:
 
 @dataclass
 class TPEConf:
-    """Options of Optuna's ``TPESampler``; null, here and below, leaves one as Optuna has it."""
+    """Options of Optuna's ``TPESampler``; null for Optuna's default, as for all samplers."""
 
     _target_: str = "optuna.samplers.TPESampler"
     seed: int = 0
@@ -79,7 +79,7 @@ class CMAESConf:
     use_separable_cma: bool | None = None
     with_margin: bool | None = None
     lr_adapt: bool | None = None
-    warn_independent_sampling: bool = False  # else it says so in every trial
+    warn_independent_sampling: bool = False  # else it warns in every trial
 
 
 @dataclass
@@ -98,13 +98,13 @@ SAMPLERS = {"tpe": TPEConf, "random": RandomConf, "cmaes": CMAESConf, "nsgaii": 
 
 
 class OptunaChoices(SearchPathPlugin):
-    """Stores the configs when Hydra has found all plugins, which is when it comes here.
+    """Stores the configs when Hydra has found all plugins, which is when it calls this one.
 
-    Of two of one name the last counts, and an old installation may have ``hydra-optuna-sweeper``.
+    The last config of a name counts; an old installation may also have ``hydra-optuna-sweeper``.
     """
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        """Store them; the search path stays as it is."""
+        """Store the configs; the search path is not changed."""
         store = partial(ConfigStore.instance().store, provider="research_lightning", **REPLACE)
         store(group="hydra/sweeper", name="optuna", node=OptunaConf)
         for name, node in SAMPLERS.items():
@@ -112,7 +112,7 @@ class OptunaChoices(SearchPathPlugin):
 
 
 class OptunaSweeper(Sweeper):
-    """Launches trials until the study has enough of them."""
+    """Launches trials until the study has ``n_trials`` of them."""
 
     def __init__(self, **options: Any) -> None:
         self.options = OptunaConf(**options)
@@ -132,10 +132,10 @@ class OptunaSweeper(Sweeper):
 
         Raises:
             UserError: the extra is not installed, an option is wrong, the sweep directory holds
-                another search or another process is at work on it, or too many trials failed.
+                another search or another process works in it, or too many trials failed.
 
         """
-        logging.getLogger("alembic").setLevel(logging.WARNING)  # else it tells of its plugins
+        logging.getLogger("alembic").setLevel(logging.WARNING)  # else it logs its plugins
         try:
             from research.launchers.search import Study
         except ImportError as error:
@@ -154,13 +154,13 @@ class OptunaSweeper(Sweeper):
             while batch := study.next_batch(batch_size):
                 overrides = [trial.user_attrs["overrides"] for trial in batch]
                 first = batch[0].user_attrs["job"]
-                answers = self.launcher.launch(overrides, initial_job_idx=first)
-                study.tell(batch, answers)
+                job_returns = self.launcher.launch(overrides, initial_job_idx=first)
+                study.tell(batch, job_returns)
             study.conclude()
 
     def batch_size(self) -> int:
-        """The trials of one launch."""
+        """Number of trials per launch."""
         if self.options.n_jobs is not None:
             return self.options.n_jobs
-        at_once = getattr(self.launcher, "jobs_at_once", None)  # ours have it
+        at_once = getattr(self.launcher, "jobs_at_once", None)  # only our launchers have it
         return at_once() if at_once else 1

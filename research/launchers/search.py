@@ -1,4 +1,4 @@
-"""An Optuna search: its trials are noted before they start, so that it goes on where it was."""
+"""An Optuna search; trials are recorded before they start, so that it can be resumed."""
 
 import json
 import logging
@@ -42,13 +42,13 @@ class Study:
     """The Optuna study in ``study/journal.log`` of a sweep directory, its only record.
 
     A new trial is one line of the journal, written before it starts, with its ``overrides``, the
-    number of its ``job`` and that of its ``batch`` as user attributes. A job that failed is tried
-    again as a further trial with the same overrides and job.
+    number of its ``job`` and that of its ``batch`` as user attributes. A failed job is retried as a
+    further trial with the same overrides and job.
 
-    The samplers work on a copy of the study in memory, and none of their own notes, some of which
-    are pickled, are in the journal. Each trial has a sampler that is seeded by its number. After a
-    restart the copy is made again by asking for the same trials, batch by batch, so that a search
-    that was interrupted is the same as one that was not.
+    The samplers work on a copy of the study in memory; the attributes that they store there, some
+    of them pickled, are not in the journal. Each trial has its own sampler, seeded by the trial's
+    number. After a restart the copy is rebuilt by asking for the same trials, batch by batch, so
+    that an interrupted search chooses the same parameters as an uninterrupted one.
 
     Args:
         folder: the sweep directory.
@@ -71,7 +71,7 @@ class Study:
         self.repeat()
 
     def open(self) -> optuna.Study:
-        """The study in the journal; as long as no trial is over, another may take its place."""
+        """The study in the journal; replaces that of another search if no trial of it has ended."""
         search = {
             "direction": DIRECTIONS[self.options.direction],
             "sampler": OmegaConf.to_container(self.options.sampler),
@@ -101,9 +101,9 @@ class Study:
         return study
 
     def take_up(self) -> None:
-        """Go on after a restart; once the search is over, jobs that failed get another try."""
+        """Resume after a restart; once the search is over, retry the jobs that failed."""
         for trial in self.waiting():
-            if "reason" in trial.user_attrs:  # the process was killed as it noted the failure
+            if "reason" in trial.user_attrs:  # the process was killed while recording it
                 self.study.tell(trial.number, state=TrialState.FAIL)
         jobs, waiting = self.jobs(), self.waiting()
         if jobs:
@@ -135,7 +135,7 @@ class Study:
     def next_batch(self, size: int) -> list[FrozenTrial]:
         """The next trials to launch, at most ``size``; none when the search is over.
 
-        Their jobs' numbers are consecutive: launchers that are not ours count from the first.
+        Their jobs' numbers are consecutive, since launchers number jobs from the first one on.
         """
         num_jobs = len(self.jobs())
         if not self.waiting():
@@ -149,7 +149,7 @@ class Study:
         return [trial for _, trial in run][:size]
 
     def repeat(self) -> None:
-        """Bring the copy in memory to where the journal is."""
+        """Bring the copy in memory up to date with the journal."""
         for _, trials in groupby(self.trials(), lambda trial: trial.user_attrs["batch"]):
             batch = list(trials)  # none of its trials knew the result of another
             first = len(self.memory.trials)
@@ -160,7 +160,7 @@ class Study:
                     self.memory.tell(number, trial.value, trial.state)
 
     def start(self, params: Mapping[str, Any] | None = None) -> Mapping[str, Any]:
-        """Begin the next trial in memory; its parameters: ``params`` if it is in the journal."""
+        """Begin the next trial in memory, with ``params`` of the journal if given; returns them."""
         self.memory.sampler = make_sampler(self.options.sampler, len(self.memory.trials))
         chosen = self.memory.ask(self.space).params
         if params is None or params == chosen:
@@ -180,7 +180,7 @@ class Study:
         )
 
     def ask(self, count: int) -> None:
-        """Add new trials, each as a whole."""
+        """Add ``count`` new trials, each with one line of the journal."""
         waiting = self.waiting()
         batch = waiting[0].user_attrs["batch"] if waiting else len(self.memory.trials)
         first = len(self.jobs())
@@ -189,14 +189,15 @@ class Study:
             overrides = as_overrides({**params, **self.fixed})
             self.study.add_trial(self.running(params, job=job, batch=batch, overrides=overrides))
 
-    def tell(self, batch: Sequence[FrozenTrial], answers: Sequence[JobReturn]) -> None:
-        """Take what a launcher returned for a batch.
+    def tell(self, batch: Sequence[FrozenTrial], job_returns: Sequence[JobReturn]) -> None:
+        """Record the results that a launcher returned for a batch.
 
         Raises:
-            UserError: it has no results yet, or more than ``max_failure_rate`` of them failed.
+            UserError: the launcher did not wait for its jobs, or more than ``max_failure_rate`` of
+                them failed.
 
         """
-        scores = [score_of(answer) for answer in answers]
+        scores = [score_of(job_return) for job_return in job_returns]
         for trial, (value, reason) in zip(batch, scores, strict=True):
             if reason:
                 self.study._storage.set_trial_user_attr(trial._trial_id, "reason", reason)
@@ -220,7 +221,7 @@ class Study:
             write_whole(self.folder / "optimization_results.yaml", OmegaConf.to_yaml(results))
 
     def conclude(self) -> None:
-        """Say what came of the search.
+        """Log the result of the search.
 
         Raises:
             UserError: every trial failed.
@@ -230,7 +231,7 @@ class Study:
         reasons = [trial.user_attrs["reason"] for trial in jobs.values() if trial.value is None]
         if len(reasons) == len(jobs):
             raise UserError(f"all {len(reasons)} trials failed; the first: {reasons[0]}")
-        self.write_best()  # the process before may have been killed as it was about to
+        self.write_best()  # an earlier process may have been killed before it could
         best = self.study.best_trial
         overrides = " ".join(as_overrides(best.params))
         log.info("%d trials completed, %d failed", len(jobs) - len(reasons), len(reasons))
@@ -268,7 +269,7 @@ def check(options: "OptunaConf") -> None:
 
 
 def make_sampler(options: DictConfig, number: int) -> Any:
-    """The sampler for a trial: its own stream of random numbers, always the same."""
+    """The sampler of a trial, whose random numbers depend only on ``options`` and ``number``."""
     seed = SeedSequence([options.get("seed") or 0, number]).generate_state(1)[0]
     given = {name: value for name, value in options.items() if value is not None}
     with execution_whitelist(["optuna.samplers"]):
@@ -276,9 +277,9 @@ def make_sampler(options: DictConfig, number: int) -> Any:
 
 
 def repair(path: Path, lock: JournalFileOpenLock) -> None:
-    """Make a journal, or remove what a killed process left: its lock, and a line cut short.
+    """Create the journal, or remove what a killed process left: its lock, and a line cut short.
 
-    ``optuna-dashboard`` may write to the journal, too, and has the lock for that moment.
+    ``optuna-dashboard`` may also write to the journal; it holds the lock only for a moment.
     """
     if os.path.lexists(left := f"{path}.lock"):
         time.sleep(1.0)
@@ -301,17 +302,17 @@ def as_overrides(params: Mapping[str, Any]) -> list[str]:
     return [f"{key}={value}" for key, value in params.items()]
 
 
-def score_of(answer: JobReturn) -> tuple[float | None, str | None]:
-    """A trial's value, or why it has none.
+def score_of(job_return: JobReturn) -> tuple[float | None, str | None]:
+    """A trial's value, or the reason why it has none.
 
     Raises:
-        UserError: the launcher returned before the job did.
+        UserError: the launcher returned before the job ended.
 
     """
-    if answer.status is JobStatus.UNKNOWN:
+    if job_return.status is JobStatus.UNKNOWN:
         raise UserError("a search needs the results of its trials: its launcher must wait for them")
-    result = answer._return_value
-    if answer.status is JobStatus.FAILED:
+    result = job_return._return_value
+    if job_return.status is JobStatus.FAILED:
         return None, str(result) if isinstance(result, JobError) else error_line(result)
     try:
         value = float(result)

@@ -1,4 +1,4 @@
-"""What an Optuna search draws for each key: Hydra's sweeps as Optuna's distributions."""
+"""Optuna's distributions of the keys of a search, from Hydra's syntax for sweeps."""
 
 import math
 import warnings
@@ -23,7 +23,7 @@ def parse(arguments: Sequence[str]) -> tuple[dict[str, BaseDistribution], dict[s
         arguments: overrides; the last one for a key counts.
 
     Raises:
-        UserError: no key is swept, or one in a way that cannot be searched.
+        UserError: no key is swept, or the sweep of one cannot be searched.
 
     """
     overrides = OverridesParser.create().parse_overrides(list(arguments))

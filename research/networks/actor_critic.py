@@ -31,16 +31,16 @@ class Critics(nn.Module):
         self.ensemble = EnsembleMLP(num_critics, obs_dim + action_dim, 1, layers)
 
     def forward(self, obs: Tensor, action: Tensor) -> Tensor:
-        """Every critic's value of (B, O) and (B, A), (N, B)."""
+        """The values (N, B) of all critics for observations (B, O) and actions (B, A)."""
         return self.ensemble(torch.cat([obs, action], dim=-1)).squeeze(-1)
 
     def first(self, obs: Tensor, action: Tensor) -> Tensor:
-        """The first critic's value alone, (B,)."""
+        """The values (B,) of the first critic, without computing the others."""
         return self.ensemble.forward_member(torch.cat([obs, action], dim=-1), 0).squeeze(-1)
 
 
 class ActorCritic(nn.Module):
-    """``actor`` maps observations to actions in [-1, 1]; ``critics`` rate pairs of both.
+    """``actor`` maps observations to actions in [-1, 1]; ``critics`` map both to action values.
 
     Args:
         observation_space: a flat Box of floats, (O,).
@@ -49,10 +49,10 @@ class ActorCritic(nn.Module):
         num_critics: members of the critic ensemble, at least 1.
         activation: makes the activation after each hidden layer.
         layer_norm: whether hidden layers are normalised before their activation.
-        init: fills the weight matrices; None leaves torch's own.
+        init: fills the weight matrices; None for torch's own initialisation.
 
     Raises:
-        ValueError: for spaces that it cannot take.
+        ValueError: for spaces that it cannot take, or a number outside its range.
 
     """
 
@@ -99,7 +99,7 @@ def bounded_action_dim(space: gymnasium.Space) -> int:
     """The width of a flat action space in [-1, 1].
 
     Raises:
-        ValueError: for a discrete, nested or otherwise bounded action space.
+        ValueError: for an action space that is discrete or nested, or has other bounds.
 
     """
     if not isinstance(space, gymnasium.spaces.Box) or len(space.shape) != 1:

@@ -52,7 +52,7 @@ class Trunk(nn.Sequential):
 
 
 class TrunkCritics(nn.Module):
-    """N action values of encoded images (B, R) and actions (B, A), on a trunk of their own."""
+    """N critics on a trunk of their own: encoded images (B, R) and actions (B, A) to (N, B)."""
 
     def __init__(self, trunk: Trunk, critics: Critics) -> None:
         super().__init__()
@@ -64,15 +64,15 @@ class TrunkCritics(nn.Module):
 
 
 class DrQv2ActorCritic(nn.Module):
-    """``encoder`` maps images to (B, R); ``actor`` and ``critics`` take that.
+    """``encoder`` maps images to (B, R); ``actor`` and ``critics`` take its output.
 
     Yarats et al., 2021, https://arxiv.org/abs/2107.09645, appendix B. Weights are orthogonal.
 
     Args:
         observation_space: a Box of uint8 images (C, H, W), at least 15 x 15.
         action_space: a Box in [-1, 1], (A,).
-        feature_dim: F, width of the trunks.
-        hidden_dims: widths of the hidden layers behind the trunks.
+        feature_dim: F, output width of the trunks.
+        hidden_dims: widths of the hidden layers after the trunks.
         num_critics: members of the critic ensemble, at least 1.
 
     Raises:

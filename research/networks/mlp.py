@@ -14,13 +14,13 @@ Init: TypeAlias = Callable[[Tensor], Tensor]
 
 
 class Layers(NamedTuple):
-    """What the layers of a perceptron are, all but the first input and the last output.
+    """Options of the layers of a perceptron, except its input and output widths.
 
     Attributes:
         hidden_dims: widths of the hidden layers.
         activation: makes the activation after each hidden layer.
         layer_norm: whether hidden layers are normalised before their activation.
-        init: fills the weight matrices, the last one too; None leaves torch's own.
+        init: fills the weight matrices, the output layer's too; None for torch's initialisation.
 
     """
 
@@ -33,7 +33,7 @@ class Layers(NamedTuple):
 class EnsembleLinear(nn.Module):
     """N linear layers evaluated as one batched product: (N, B, in) to (N, B, out).
 
-    Initialised like ``torch.nn.Linear``, each member by itself.
+    Each member is initialised like ``torch.nn.Linear``.
     """
 
     def __init__(self, num_members: int, in_dim: int, out_dim: int) -> None:
@@ -95,7 +95,7 @@ class EnsembleMLP(nn.Module):
         return x
 
     def forward_member(self, x: Tensor, index: int) -> Tensor:
-        """One member alone, at its cost alone: (B, in) to (B, out)."""
+        """One member, without computing the others: (B, in) to (B, out)."""
         for layer in self.layers:
             is_ensemble = isinstance(layer, (EnsembleLinear, EnsembleLayerNorm))
             x = layer.forward_member(x, index) if is_ensemble else layer(x)
@@ -126,7 +126,7 @@ def check_dims(in_dim: int, hidden_dims: Sequence[int]) -> list[int]:
 
 @torch.no_grad()
 def initialise(module: nn.Module, init: Init | None) -> None:
-    """Fill every weight matrix by ``init`` and every bias with zeros; None leaves torch's own."""
+    """Set linear layers' weights by ``init`` and their biases to 0; None changes nothing."""
     if init is None:
         return
     for layer in module.modules():

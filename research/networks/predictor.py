@@ -1,4 +1,4 @@
-"""Networks from observations to targets: what they share, and the one that flattens them."""
+"""Networks that predict targets: their base class, and a perceptron on flattened observations."""
 
 import math
 from collections.abc import Sequence
@@ -12,10 +12,10 @@ from research.networks.mlp import MLP, Activation, Init, Layers
 
 
 class Predictor(nn.Module):
-    """Answers observations (B, ...) by the scores (B, K) of K classes, or by values (B, D).
+    """Maps observations (B, ...) to the scores (B, K) of K classes, or to values (B, D).
 
     Attributes:
-        observation_space: of what it takes.
+        observation_space: of the observations.
         action_space: of the targets: Discrete, K classes; or a Box of floats, (D,).
         output_dim: K or D.
 
@@ -40,7 +40,7 @@ class FlatMLP(Predictor):
         hidden_dims: widths of the hidden layers.
         activation: makes the activation after each hidden layer.
         layer_norm: whether hidden layers are normalised before their activation.
-        init: fills the weight matrices; None leaves torch's own.
+        init: fills the weight matrices; None for torch's own initialisation.
 
     Raises:
         ValueError: for spaces that it cannot take, or a width below 1.
@@ -66,10 +66,10 @@ class FlatMLP(Predictor):
 
 
 def count_outputs(space: gymnasium.Space) -> int:
-    """How many numbers a target in ``space`` takes.
+    """The number of outputs for targets in ``space``: K classes, or D values.
 
     Raises:
-        ValueError: for anything but classes from 0 on and flat floats.
+        ValueError: for any other space than classes from 0 on or flat floats.
 
     """
     if isinstance(space, Discrete) and space.start == 0:

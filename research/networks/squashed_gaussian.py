@@ -13,7 +13,7 @@ from research.networks.mlp import MLP, Activation, Init, Layers
 
 
 class SquashedGaussian(NamedTuple):
-    """The distribution of tanh(x) for a normal x with independent parts.
+    """The distribution of tanh(x) for a normal x with independent components.
 
     Haarnoja et al., 2018, https://arxiv.org/abs/1801.01290, appendix C.
 
@@ -34,7 +34,7 @@ class SquashedGaussian(NamedTuple):
         """Actions (B, A) for standard normal ``noise`` (B, A), and their log-densities (B,)."""
         x = self.mean + self.log_std.exp() * noise
         # The normal density, and log(1 - tanh(x)^2) as 2 (log(2) - x - softplus(-2 x)), which is
-        # not rounded to log(0) for a large x; constants come last, since every operation counts.
+        # not rounded to log(0) for a large x; all constants are added at once, which is faster.
         log_prob = (2 * (x + F.softplus(-2 * x)) - self.log_std - 0.5 * noise.square()).sum(dim=-1)
         constant = 0.5 * math.log(2 * math.pi) + 2 * math.log(2)
         return x.tanh(), log_prob - constant * noise.shape[-1]
@@ -43,8 +43,8 @@ class SquashedGaussian(NamedTuple):
 class SquashedGaussianActor(nn.Module):
     """(B, O) to a ``SquashedGaussian``, whose log-std lies between two bounds.
 
-    Its squashing by tanh is pytorch_sac's (https://github.com/denisyarats/pytorch_sac); the paper
-    clips.
+    A tanh keeps it there, as in pytorch_sac (https://github.com/denisyarats/pytorch_sac); the paper
+    clips it.
     """
 
     def __init__(self, mlp: MLP, log_std_bounds: Sequence[float]) -> None:
@@ -59,7 +59,7 @@ class SquashedGaussianActor(nn.Module):
 
 
 class SquashedGaussianActorCritic(nn.Module):
-    """``actor`` maps observations to distributions of actions; ``critics`` rate pairs of both.
+    """``actor`` maps observations to action distributions; ``critics`` return action values.
 
     Args:
         observation_space: a flat Box of floats, (O,).
@@ -68,7 +68,7 @@ class SquashedGaussianActorCritic(nn.Module):
         num_critics: members of the critic ensemble, at least 1.
         activation: makes the activation after each hidden layer.
         layer_norm: whether hidden layers are normalised before their activation.
-        init: fills the weight matrices; None leaves torch's own.
+        init: fills the weight matrices; None for torch's own initialisation.
         log_std_bounds: least and largest logarithm of the standard deviation before the squashing.
 
     Raises:

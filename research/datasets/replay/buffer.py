@@ -27,7 +27,7 @@ ArrayTree: TypeAlias = np.ndarray | dict[str, np.ndarray]
 
 
 class Environments(Protocol):
-    """What a replay buffer asks of a vector environment."""
+    """The attributes of a vector environment that a replay buffer reads."""
 
     @property
     def single_observation_space(self) -> Space[Any]: ...
@@ -48,13 +48,13 @@ NO_DICT = "the environment's observations are a dict, but its observation_space 
 class ReplayBuffer:
     """The newest steps of E environments; a batch is drawn uniformly from all their transitions.
 
-    There is one array of observations: a row holds an observation with the action, the reward and
+    Every observation is stored once: a row holds an observation with the action, the reward and
     the termination that led to it, so an episode of T steps takes T + 1 rows. Every environment
-    writes a ring of its own, since their episodes end at different times.
+    has a ring of its own, since their episodes end at different times.
 
     A transition that starts k steps before the end of its episode, k below ``n_step``, sums k
-    rewards and looks k steps ahead, to the episode's real final observation. One that starts nearer
-    than ``n_step`` to the newest row of a running episode waits until its window is complete.
+    rewards and looks k steps ahead, to the episode's real final observation. In a running
+    episode, a transition can be drawn once ``n_step`` rows follow the row where it starts.
 
     Where ``env.metadata["frame_stack"]`` is S above 1, observations are the S newest frames of an
     episode, uint8 (S * C, H, W), the oldest first, and its first observation is S times the same
@@ -64,24 +64,24 @@ class ReplayBuffer:
     float64 is stored as float32, every other type as it is.
 
     Args:
-        env: its spaces say what a row holds.
+        env: vector environment; its spaces define what a row holds.
         seed: of the buffer's own generator.
         capacity: rows over all environments, ``capacity // E`` for each. When a ring is full, its
             oldest row is overwritten, and the transition that starts there forgotten.
         batch_size: B.
         discount: gamma per environment step, in [0, 1].
-        n_step: most rewards that a transition sums.
-        storage: ``ram``, the memory of ``device``; or ``disk``, for rows that are more than fits: a
-            file in the folder for temporary files ($TMPDIR), which is gone with the process.
-        device: where rows are kept and batches returned; what is drawn does not depend on it.
+        n_step: largest number of rewards that a transition sums.
+        storage: ``ram``, the memory of ``device``; or ``disk``, for more rows than fit in memory:
+            files in the folder for temporary files ($TMPDIR), deleted when the process ends.
+        device: where rows are kept and batches returned; it does not affect which are drawn.
 
     Attributes:
         observation_space: of one environment.
         action_space: of one environment.
-        memory_bytes: taken when it is full.
+        memory_bytes: host memory that the full buffer takes.
 
     Raises:
-        ValueError: for a number outside its range, a space whose elements are no arrays, or rows
+        ValueError: for a number outside its range, an unsupported ``storage`` or space, or rows
             that do not fit.
 
     """
@@ -114,7 +114,7 @@ class ReplayBuffer:
             self._stacks = FrameStacks(obs_space, frame_stack=frame_stack, n_step=n_step)
         obs_leaves = {"obs": self._stacks.leaf} if self._stacks else name_obs_leaves(obs_space)
         self._obs_names = list(obs_leaves)
-        # The order makes neighbours of an observation, what was done there, and where it led.
+        # So an observation lies next to the action, reward and observation of the next row.
         leaves = {
             "action": leaf_of(env.single_action_space, "actions"),
             "reward": Leaf((), torch.float32),
@@ -172,11 +172,12 @@ class ReplayBuffer:
         """Begin an episode in every environment where ``mask`` (E,) is true.
 
         Args:
-            obs: (E, O), or a dict of such; what it holds for other environments is ignored.
+            obs: (E, O), or a dict of such; the entries of other environments are ignored.
             mask: the environments that were reset.
 
         Raises:
-            ValueError: one of them has a running episode, or frames that differ in its stack.
+            ValueError: one of them has a running episode, or a stack of frames that differ.
+            UserError: ``obs`` does not fit the observation space.
 
         """
         if self._stacks:
@@ -201,12 +202,13 @@ class ReplayBuffer:
         Args:
             action: (E, A).
             reward: (E,).
-            terminated: (E,), the episode ended, and nothing that follows has any value.
-            truncated: (E,), the episode was cut off, though it could have gone on.
+            terminated: (E,), whether the episode ended in a terminal state, whose value is 0.
+            truncated: (E,), whether the episode was cut off, though it could have continued.
             next_obs: (E, O), or a dict of such; an ended episode's final observation.
 
         Raises:
             ValueError: an environment has no running episode.
+            UserError: an array does not fit its space.
 
         """
         self._discard_prepared()
@@ -223,7 +225,7 @@ class ReplayBuffer:
     def end_open_episodes(self, mask: np.ndarray) -> None:
         """Truncate the running episodes where ``mask`` (E,) is true at their newest observations.
 
-        For environments that cannot go on where they were, as after loading a state in a new
+        For environments that cannot resume their episodes, as after loading a state in a new
         process; each must start an episode before the next ``add``.
         """
         self._discard_prepared()
@@ -237,14 +239,14 @@ class ReplayBuffer:
         Observations of stacked frames may share memory with each other.
 
         Raises:
-            UserError: there is none yet.
+            UserError: there is no transition yet.
 
         """
         batch = self.sample_uncut()
         return batch.cut(batch.memory)
 
     def sample_uncut(self) -> Uncut[Transition]:
-        """What ``sample`` would return, in memory that can be copied to a device as a whole."""
+        """The batch that ``sample`` would return, in memory copied to a device as a whole."""
         if self._prepared is None:
             return self._reader.read(self._draw(), pinned=False)
         batch, self._prepared = self._prepared.result(), None
@@ -253,10 +255,10 @@ class ReplayBuffer:
     def prepare(self, *, pinned: bool) -> None:
         """Begin to gather, in a thread, the batch that is sampled next.
 
-        If anything is added before that, the work is lost; no number changes.
+        If anything is added before that, the batch is drawn again, as if it had not been prepared.
 
         Args:
-            pinned: whether to gather into memory that a GPU can read by itself.
+            pinned: whether to gather into pinned memory, which a GPU reads directly.
 
         Raises:
             UserError: there is no transition yet.
@@ -267,13 +269,13 @@ class ReplayBuffer:
             self._prepared = self._thread.submit(self._reader.read, self._draw(), pinned=pinned)
 
     def save(self, folder: Path) -> dict[str, Any]:
-        """All that later samples depend on, in tensors and plain values.
+        """Tensors and plain values from which the same samples follow.
 
-        The rows go to ``folder``, only those that came since the last time; the state refers to
-        them. Its tensors share memory with the buffer: save them before the next ``add``.
+        Only the rows added since the last call are written to ``folder``; the state refers to them.
+        Its tensors share memory with the buffer: save them before the next ``add``.
 
         Raises:
-            OSError: the rows cannot be written; every earlier state still has its own.
+            OSError: the rows cannot be written; the rows of earlier states are intact.
 
         """
         if self._journal is None or self._journal.folder != folder:
@@ -295,11 +297,11 @@ class ReplayBuffer:
         }
 
     def load(self, state: dict[str, Any], folder: Path) -> None:
-        """Continue exactly where ``save`` was called; running episodes are running again.
+        """Continue exactly from where ``save`` was called; running episodes continue.
 
         Raises:
             ValueError: the state is of a buffer of other sizes.
-            DamagedFile: the rows are not what was saved.
+            DamagedFile: a file is not what was saved.
 
         """
         if state["layout"] != self._layout():
@@ -325,7 +327,7 @@ class ReplayBuffer:
         self._journal = journal
 
     def _draw(self) -> Tensor:
-        """Where the transitions of a batch start, (B,)."""
+        """The rows where the transitions of a batch start, (B,)."""
         if not len(self._rings.starts):
             raise UserError(
                 f"nothing to sample: the replay buffer holds no complete transition of n_step="
@@ -334,14 +336,14 @@ class ReplayBuffer:
         return self._rings.starts.draw(self.batch_size, self._generator)
 
     def _discard_prepared(self) -> None:
-        """Undo ``prepare``, before anything changes."""
+        """Undo ``prepare``; to be called before anything changes."""
         if self._prepared is not None:
             self._prepared.result()
             self._prepared = None
             self._generator.set_state(self._state_before_draw)
 
     def _restore(self, returns: NStepReturns) -> None:
-        """Compute what rows that were loaded earned."""
+        """Compute the returns of the rows that were loaded."""
         reward, continues = (self._storage.column(name).cpu() for name in ("reward", "continues"))
         starts = self._rings.starts.members()
         returns.restore(starts, self._rings.num_steps(starts), reward, continues)

@@ -1,4 +1,4 @@
-"""Stacks of an episode's newest frames, of which every row holds one."""
+"""Stacks of an episode's newest frames, made from rows that hold one frame each."""
 
 from typing import Any
 
@@ -15,18 +15,18 @@ from research.errors import UserError
 class FrameStacks:
     """Stacks of S frames (S * C, H, W), the oldest first; step t of an episode sees t-S+1 to t.
 
-    Before its first frame an episode has copies of it.
+    Copies of an episode's first frame take the place of frames before it.
 
     Args:
         space: of the stacks.
         frame_stack: S, at least 2.
-        n_step: most steps between the two stacks of a transition.
+        n_step: largest number of steps between the two stacks of a transition.
 
     Attributes:
-        leaf: what a row holds of a stack, its newest frame.
+        leaf: shape and type of one frame, which is what a row holds of a stack.
 
     Raises:
-        ValueError: ``space`` has no such stacks.
+        ValueError: the elements of ``space`` are no such stacks.
 
     """
 
@@ -44,7 +44,7 @@ class FrameStacks:
         self.shape = space.shape
         self.num_channels = space.shape[0] // frame_stack
         self.leaf = Leaf((self.num_channels, *space.shape[1:]), torch.uint8)
-        # Stacks that lie one step apart share all frames but one each.
+        # Stacks one step apart share S - 1 frames, which are gathered once.
         back = list(range(1 - frame_stack, 1))
         self._offsets = torch.tensor([*back, 1] if n_step == 1 else back * 2, dtype=torch.int32)
         self._is_next = torch.tensor([0] * frame_stack + [1] * frame_stack, dtype=torch.int32)
@@ -62,7 +62,7 @@ class FrameStacks:
         """Refuse stacks (E, S * C, H, W) that an episode cannot begin with.
 
         Raises:
-            ValueError: the frames of one differ, so that one frame does not tell the others.
+            ValueError: the frames of a stack differ, but a row holds only one.
 
         """
         frames = stacks.reshape(len(stacks), -1, *self.leaf.shape)
@@ -75,17 +75,16 @@ class FrameStacks:
     def gather(
         self, frames: Tensor, starts: Tensor, num_earlier: Tensor, num_steps: Tensor | None
     ) -> Tensor:
-        """What ``cut`` needs for the stacks at rows ``starts`` (B,), and ``num_steps`` (B,) later.
+        """The frames of the stacks at rows ``starts`` (B,) and ``num_steps`` (B,) later.
 
         Args:
-            frames: (num_rows, C * H * W), an episode's one behind the other.
-            starts: on the host, as all that follows.
-            num_earlier: (B,), how many rows before its start an episode's first frame lies; S - 1
-                if there are more.
+            frames: (num_rows, C * H * W), those of an episode in order.
+            starts: on the host, like ``num_earlier`` and ``num_steps``.
+            num_earlier: (B,), number of rows of the episode before each start, at most S - 1.
             num_steps: None if ``n_step`` is 1; then the two stacks share frames.
 
         Returns:
-            frames (B, F * C, H, W).
+            frames (B, F * C, H, W), to be cut by ``cut``.
 
         """
         offsets = self._offsets
@@ -103,6 +102,6 @@ def gather(frames: Tensor, rows: Tensor) -> Tensor:
     """``frames`` of these rows, in new memory on the same device."""
     if frames.device.type != "cpu":
         return frames.index_select(0, rows.to(frames.device))
-    # numpy asks for huge pages: to get a batch's memory in small ones can take longer than to copy.
+    # numpy asks for huge pages: allocating a batch in small ones can take longer than the copy.
     selected = torch.from_numpy(np.empty((len(rows), frames.shape[1]), np.uint8))
     return torch.index_select(frames, 0, rows, out=selected)

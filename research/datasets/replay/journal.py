@@ -1,8 +1,8 @@
-"""Rows on disk that are written once and never again, so that saving costs what is new.
+"""Rows on disk, each written only once, so that the cost of a save depends on the new rows only.
 
-What a checkpoint refers to is a number of bytes of some files. Nothing changes these bytes: later
-rows go behind them, or into another file, also when they overwrite older ones in memory. So every
-checkpoint that is kept finds its rows as they were, whatever was killed when.
+A checkpoint refers to the first bytes of some files. These bytes never change: later rows are
+written after them, or to another file, even if they overwrite older rows in memory. So every
+checkpoint that is kept finds its rows unchanged, even if a later save is killed.
 """
 
 import os
@@ -17,7 +17,7 @@ from research.errors import DamagedFile
 from research.files import flush_folder
 
 CHUNK_BYTES = 2**24
-"""What is written, or read, at a time."""
+"""Number of bytes written or read at a time."""
 
 Fill: TypeAlias = Callable[[memoryview], None]
 """Reads the next bytes of a segment into memory."""
@@ -30,7 +30,7 @@ class Segment(NamedTuple):
         name: of the file.
         num_bytes: how many of its bytes count.
         checksum: their CRC-32.
-        stops: how many rows of each ring had ever been written by then.
+        stops: how many rows of each ring had been written in total after this segment.
 
     """
 
@@ -41,9 +41,9 @@ class Segment(NamedTuple):
 
 
 class Block(NamedTuple):
-    """Rows that were written together: of each ring, those from its number ``first`` to ``stop``.
+    """Rows that were written together: of each ring, rows ``first`` to ``stop``, exclusive.
 
-    Rows are numbered from 0 over the whole life of a ring.
+    The rows of a ring are numbered from 0 on; a row that overwrites another has a new number.
     """
 
     first: tuple[int, ...]
@@ -51,13 +51,13 @@ class Block(NamedTuple):
 
 
 class Journal:
-    """The rows of R rings, as they were added.
+    """The rows of R rings, in files that rows are appended to.
 
     Args:
-        folder: where the files go; made when it is needed.
+        folder: of the files; created when it is needed.
         num_rings: R.
-        segment_bytes: a file that has come to this size is followed by another. Files are what is
-            deleted when their rows have been overwritten, so this is the space that is lost.
+        segment_bytes: a file that has reached this size is followed by another. A file is dropped
+            only when all its rows have been overwritten, so about this much space is wasted.
 
     Attributes:
         stops: (R,), how many rows of each ring are on disk, deleted ones included.
@@ -73,10 +73,10 @@ class Journal:
         self.is_open = False
 
     def append(self, block: Block, parts: Iterable[memoryview]) -> None:
-        """Write ``parts``, the bytes of a block's rows, which are on the disk on return.
+        """Write ``parts``, the bytes of a block's rows, and flush them to the disk.
 
         Raises:
-            OSError: they cannot be written; what is there still counts.
+            OSError: they cannot be written; the blocks before are intact.
 
         """
         if not self.is_open or self.segments[-1].num_bytes >= self.segment_bytes:
@@ -99,7 +99,7 @@ class Journal:
         self.segments[-1] = Segment(name, num_bytes, checksum, self.stops)
 
     def make_file(self) -> str:
-        """A new empty file, numbered behind all that are there, of whatever attempt."""
+        """Create an empty file, with a number above all in the folder; returns its name."""
         self.folder.mkdir(parents=True, exist_ok=True)
         numbers = [int(path.stem) for path in self.folder.glob("*.rows") if path.stem.isdecimal()]
         name = f"{max(numbers, default=-1) + 1:08d}.rows"
@@ -108,7 +108,7 @@ class Journal:
         return name
 
     def forget(self, first: Sequence[int]) -> None:
-        """Drop the files in which every row is below the number ``first`` (R,) of its ring."""
+        """Drop files, except the last, that hold only rows below ``first`` (R,) of their ring."""
         kept = [
             segment
             for segment in self.segments[:-1]
@@ -117,14 +117,14 @@ class Journal:
         self.segments = [*kept, *self.segments[-1:]]
 
     def state_dict(self) -> list[dict[str, Any]]:
-        """What ``load_state_dict`` takes, of plain numbers and text."""
+        """The segments as plain numbers and text."""
         return [segment._asdict() for segment in self.segments]
 
     def load_state_dict(self, state: list[dict[str, Any]]) -> None:
-        """Go on from ``state_dict``; the next rows go into a file of their own.
+        """Continue from a ``state_dict``; the next rows are written to a new file.
 
         Raises:
-            DamagedFile: it is none, or names a file outside the folder.
+            DamagedFile: ``state`` is not a list of segments, or names a file outside the folder.
 
         """
         try:
@@ -138,17 +138,19 @@ class Journal:
         self.is_open = False
 
     def blocks(self) -> Iterator[tuple[Block, Fill]]:
-        """Every block in the order of writing; its rows must be read before the next.
+        """Every block, in the order of writing, with the function that reads its rows.
+
+        The rows must be read before the next block is asked for.
 
         Raises:
             DamagedFile: a file is missing, too short, or its checksum is wrong; the checksum is
-                known to be right only when the iterator has come to its end.
+                checked after the last block of the file.
 
         """
         for segment in self.segments:
             path = self.folder / segment.name
             try:
-                if not path.is_file():  # to open a pipe would wait for its writer
+                if not path.is_file():  # opening a pipe would wait for its writer
                     raise FileNotFoundError
                 with path.open("rb") as file:
                     reader = RowReader(file.fileno(), path, segment)
@@ -174,7 +176,7 @@ class RowReader:
         self.checksum = 0
 
     def fill(self, target: memoryview) -> None:
-        """Read as many bytes as ``target`` has."""
+        """Fill ``target`` with the next bytes."""
         if target.nbytes > self.left:
             raise DamagedFile(f"{self.path} is damaged: a block is longer than the file")
         self.left -= target.nbytes
@@ -188,13 +190,13 @@ class RowReader:
             self.checksum = zlib.crc32(chunk, self.checksum)
 
     def check(self) -> None:
-        """Refuse what was read if it is not what was written."""
+        """Raise ``DamagedFile`` if the bytes read are not those written."""
         if self.checksum != self.expected:
             raise DamagedFile(f"{self.path} is damaged: its checksum is wrong")
 
 
 def chunks(part: memoryview) -> Iterator[memoryview]:
-    """The bytes of ``part`` in pieces."""
+    """The bytes of ``part`` in pieces of at most ``CHUNK_BYTES``."""
     whole = part.cast("B") if part.nbytes else memoryview(b"")
     for start in range(0, len(whole), CHUNK_BYTES):
         yield whole[start : start + CHUNK_BYTES]

@@ -1,4 +1,4 @@
-"""What n-step transitions earned, summed once instead of at every sampling."""
+"""Rewards of n-step transitions, summed once instead of at every sampling."""
 
 from collections import deque
 from collections.abc import Iterable, Sequence
@@ -30,12 +30,12 @@ class NStepReturns:
         self._recent = [deque[float](maxlen=n_step) for _ in range(num_envs)]
 
     def add(self, rewards: Sequence[float]) -> None:
-        """Take in the newest reward of every environment."""
+        """Add the newest reward of every environment."""
         for recent, reward in zip(self._recent, rewards, strict=True):
             recent.append(reward)
 
     def complete(self, completed: Iterable[Completed], terminated: np.ndarray) -> None:
-        """Set what transitions that end with the newest rewards earned; ``terminated`` is (E,)."""
+        """Set the sums and discounts of ``completed`` transitions; ``terminated`` is (E,)."""
         for env, row, num_steps in completed:
             recent, total = self._recent[env], 0.0
             first = len(recent) - num_steps
@@ -44,25 +44,25 @@ class NStepReturns:
             self._array[row] = total, 0.0 if terminated[env] else self.powers[num_steps]
 
     def read(self, starts: Tensor) -> Tensor:
-        """Sum and discount (B, 2) of the transitions from these rows (B,) on."""
+        """Sum and discount (B, 2) of the transitions that start at these rows (B,)."""
         return self.values.index_select(0, starts)
 
     def restore(
         self, starts: Tensor, num_steps: Tensor, rewards: Tensor, continues: Tensor
     ) -> None:
-        """Set what all transitions earned, to the bit as it was.
+        """Set the sums and discounts of all transitions, bit for bit as ``complete`` set them.
 
         Args:
-            starts: (B,), their rows.
+            starts: (B,), the rows where they start.
             num_steps: (B,).
             rewards: (num_rows,).
-            continues: (num_rows,), 0 where a row was terminal.
+            continues: (num_rows,), 0 in a row whose observation is terminal, else 1.
 
         """
         starts = starts.long()
         total = torch.zeros(len(starts), dtype=torch.float64)
         for k, power in enumerate(self.powers[:-1]):
-            # Behind the episode's end lies anything, NaN included.
+            # Rows after the episode's end may hold anything, even NaN.
             earned = power * rewards[(starts + k + 1).clamp(max=len(rewards) - 1)].double()
             total += torch.where(k < num_steps, earned, 0.0)
         powers = torch.tensor(self.powers, dtype=torch.float64)[num_steps.long()]

@@ -12,7 +12,7 @@ NOT_RUNNING = -1
 
 
 class Completed(NamedTuple):
-    """A transition whose last row has come: of which environment, from which row, its steps."""
+    """A transition whose last row was written: its environment, its start, its number of steps."""
 
     env: int
     row: int
@@ -22,19 +22,19 @@ class Completed(NamedTuple):
 class EpisodeRings:
     """One ring of rows per environment, each holding the newest rows of its episodes in order.
 
-    An episode of T steps takes T + 1 rows. A transition needs the rows from S - 1 before its start,
-    but none before its episode's, to n behind. It is forgotten when one of them is overwritten.
+    An episode of T steps takes T + 1 rows. A transition needs the rows of its episode from S - 1
+    before its start to n after it, and is forgotten when one of them is overwritten.
     The ring of environment e starts at row ``e * (R + W)``; its first W = n + S - 1 rows are
-    repeated behind its last, so that no such window has to wrap.
+    repeated after its last, so that no such window has to wrap.
 
     Args:
         num_envs: E, the number of rings.
         ring_rows: R, rows per ring, at least n + S.
-        n_step: n, the most steps that a transition spans.
-        frame_stack: S, of how many rows an observation is made.
+        n_step: n, the largest number of steps that a transition spans.
+        frame_stack: S, the number of rows that an observation is made of.
 
     Attributes:
-        completed: by the last ``step`` or ``end_running``; for n above 1.
+        completed: transitions that the last ``step`` or ``end_running`` completed; empty if n is 1.
 
     """
 
@@ -48,7 +48,7 @@ class EpisodeRings:
             num_envs, ring_rows=ring_rows, n_step=n_step, frame_stack=frame_stack
         )
         self.starts = RowSet(self.num_rows)
-        # int32 as the members of the set; no array where it would hold nothing but ones.
+        # int32 like the members of the set; empty where all values would be equal.
         self._num_steps = torch.empty(self.num_rows if n_step > 1 else 0, dtype=torch.int32)
         self._num_steps_array = self._num_steps.numpy()
         self._num_earlier = torch.empty(self.num_rows if frame_stack > 1 else 0, dtype=torch.int32)
@@ -58,7 +58,7 @@ class EpisodeRings:
         self.completed: list[Completed] = []
 
     def start(self, envs: Sequence[int]) -> tuple[list[int], list[int]]:
-        """Begin episodes; environments and the rows to write their first observations to.
+        """Begin episodes; returns environments, and the rows to write their first observations to.
 
         Raises:
             ValueError: one of them has a running episode.
@@ -72,7 +72,7 @@ class EpisodeRings:
         return self._advance(envs)
 
     def step(self, ended: Sequence[bool]) -> tuple[list[int], list[int]]:
-        """Continue all episodes; environments and the rows to write their steps to.
+        """Continue all episodes; returns environments, and the rows to write their steps to.
 
         Args:
             ended: (E,), which episodes end with this step.
@@ -105,21 +105,21 @@ class EpisodeRings:
         return self._num_steps.index_select(0, starts)
 
     def newest_rows(self, env: int) -> range:
-        """The rows of the running episode's last steps, n at most, without its first observation's.
+        """The rows of the running episode's last steps, at most n; its first row is not a step's.
 
-        Rows of a window that wraps are told where they are repeated.
+        Where the ring wraps, the range continues in the repeated rows.
         """
         count = max(0, min(self._episode_steps[env], self.n_step))
         stop = self._start_row(env, (self._num_written[env] - count - 1) % self.ring_rows) + 1
         return range(stop, stop + count)
 
     def num_earlier(self, starts: Tensor) -> Tensor:
-        """How many rows of its episode come before each start, S - 1 at most; for S above 1."""
+        """How many rows of its episode precede each start, at most S - 1; only for S above 1."""
         return self._num_earlier.index_select(0, starts)
 
     @property
     def num_written(self) -> list[int]:
-        """(E,), how many rows each ring has ever taken; they are numbered from 0."""
+        """(E,), how many rows were written to each ring in total; they are numbered from 0."""
         return list(self._num_written)
 
     @property
@@ -128,7 +128,7 @@ class EpisodeRings:
         return [max(0, written - self.ring_rows) for written in self._num_written]
 
     def spans(self, first: Sequence[int], stop: Sequence[int]) -> Iterator[tuple[int, int]]:
-        """Where rows of these numbers (E,) lie: start and stop of each range, ring by ring."""
+        """Ranges of the rows that have these numbers (E,): start and stop of each, ring by ring."""
         for env, (begin, end) in enumerate(zip(first, stop, strict=True)):
             base = env * (self.ring_rows + self.num_repeated)
             while begin < end:
@@ -138,7 +138,7 @@ class EpisodeRings:
                 begin += count
 
     def repeated(self) -> Iterator[tuple[int, int]]:
-        """First row of each ring, and the row from where ``num_repeated`` are repeated."""
+        """The first row of each ring, and the row where its repeated rows start."""
         for env in range(self.num_envs):
             base = env * (self.ring_rows + self.num_repeated)
             yield base, base + self.ring_rows
@@ -155,10 +155,10 @@ class EpisodeRings:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from ``state_dict``, of rings of the same sizes.
+        """Continue from a ``state_dict`` of rings of the same sizes.
 
         Raises:
-            ValueError: the numbers cannot be those of such rings.
+            ValueError: ``state`` cannot be that of such rings.
 
         """
         written, steps, starts = state["num_written"], state["episode_steps"], state["starts"]
@@ -204,9 +204,9 @@ class EpisodeRings:
                 self.starts.discard(row)
 
     def _complete(self, env: int, steps: int, least: int, most: int) -> None:
-        """Let transitions start ``least`` to ``most`` rows before the newest row, and end there.
+        """Add the transitions to the newest row from ``least`` to ``most`` rows before it.
 
-        Only ``steps`` rows of the episode come before the newest.
+        ``steps`` rows of the episode come before the newest; no transition starts earlier.
         """
         newest = self._num_written[env] - 1
         for distance in range(least, min(steps, most) + 1):
@@ -219,7 +219,7 @@ class EpisodeRings:
                 self._num_earlier_array[row] = min(steps - distance, self.frame_stack - 1)
 
     def _start_row(self, env: int, place: int) -> int:
-        """The row of a transition's start, of the two at ``place`` that with S - 1 before it."""
+        """The row at ``place``, or its repetition if fewer than S - 1 rows come before it."""
         if place < self.frame_stack - 1:
             place += self.ring_rows
         return env * (self.ring_rows + self.num_repeated) + place
@@ -231,5 +231,5 @@ def count_rows(num_envs: int, *, ring_rows: int, n_step: int, frame_stack: int) 
 
 
 def compute_bookkeeping_bytes(num_rows: int, *, n_step: int, frame_stack: int) -> int:
-    """Host memory that the rings take beside the rows."""
+    """Host memory, in bytes, that the rings take besides the rows."""
     return num_rows * (RowSet.bytes_per_row + 4 * (n_step > 1) + 4 * (frame_stack > 1))

@@ -59,7 +59,7 @@ class RowSet:
         """Hold exactly ``members``, in this order.
 
         Raises:
-            ValueError: one of them is no row, or there twice.
+            ValueError: they are not int32 row numbers, or one of them occurs twice.
 
         """
         if members.dtype != torch.int32 or members.dim() != 1 or len(members) > len(self._places):

@@ -17,7 +17,7 @@ DTYPES: dict[np.dtype[Any], torch.dtype] = {
     np.dtype(name): getattr(torch, name)
     for name in ("bool", "uint8", "int8", "int16", "int32", "int64", "float16", "float32")
 } | {np.dtype("float64"): torch.float32}
-"""What every type of array is stored as: itself, but float64 as float32."""
+"""The type that each type of array is stored as: the same, except float64 as float32."""
 
 
 class Leaf(NamedTuple):
@@ -33,10 +33,11 @@ class Leaf(NamedTuple):
 
 
 def leaf_of(space: gymnasium.Space[Any], where: str) -> Leaf:
-    """How elements of a space are stored.
+    """Shape and type that elements of a space are stored as.
 
     Raises:
-        ValueError: the elements of the space are no arrays of a fixed size; ``where`` names it.
+        ValueError: the elements are not arrays of a fixed size and a type in ``DTYPES``; the
+            message calls them ``where``.
 
     """
     dtype = None if space.dtype is None else DTYPES.get(space.dtype)
@@ -54,7 +55,7 @@ def compute_row_bytes(leaves: Iterable[Leaf]) -> int:
 
 
 class Column(NamedTuple):
-    """Where a leaf lies in a row: its group, and its first and one past its last element."""
+    """The place of a leaf in a row: its group, its first element, and one past its last."""
 
     group: str
     start: int
@@ -72,7 +73,7 @@ class RowStorage:
         num_rows: how many rows there are.
         num_staged: how many rows can be staged at a time.
         device: where the rows are.
-        on_disk: whether they are in temporary files instead, which look like host memory.
+        on_disk: whether they are in temporary files, mapped into host memory.
         apart: leaves that get a group to themselves, whatever their type.
 
     """
@@ -127,7 +128,7 @@ class RowStorage:
         staged[...] = values
 
     def write(self, staged: Sequence[int], rows: Sequence[int]) -> None:
-        """Copy the staged rows of these numbers to these rows."""
+        """Copy the staged rows with the numbers ``staged`` to ``rows``."""
         for group, source in self._staging.items():
             if group in self._arrays:
                 target = self._arrays[group]
@@ -139,14 +140,14 @@ class RowStorage:
                 target.index_copy_(0, torch.tensor(rows, device=target.device), values)
 
     def column(self, name: str) -> Tensor:
-        """One leaf without dimensions, of all rows, (num_rows,); it shares their memory."""
+        """A scalar leaf of all rows, (num_rows,); shares memory with them."""
         group, start, _ = self.columns[name]
         return self.groups[group][:, start]
 
     def read_rows(self, spans: Iterable[tuple[int, int]]) -> Iterator[memoryview]:
-        """The bytes of the rows from start to stop of every range, group by group.
+        """The bytes of the rows in every range, from start to stop, group by group.
 
-        Those in host memory are not copied: use them before the next ``write``.
+        Rows in host memory are not copied: use the bytes before the next ``write``.
         """
         for start, stop in spans:
             for group, rows in self.groups.items():
@@ -157,7 +158,7 @@ class RowStorage:
                         yield piece.cpu().numpy().view(np.uint8).data
 
     def fill_rows(self, spans: Iterable[tuple[int, int]], fill: Fill) -> None:
-        """Set rows to the bytes that ``read_rows`` gave for the same ranges, one after another."""
+        """Fill the rows in every range by ``fill``, in the order of ``read_rows``."""
         for start, stop in spans:
             for group, rows in self.groups.items():
                 if group in self._arrays:
@@ -169,23 +170,23 @@ class RowStorage:
                         piece.copy_(host)
 
     def repeat(self, source: int, target: int, count: int) -> None:
-        """Copy ``count`` rows from row ``source`` on to row ``target`` and those behind it."""
+        """Copy the ``count`` rows that start at ``source`` to those that start at ``target``."""
         for rows in self.groups.values():
             rows[target : target + count] = rows[source : source + count]
 
 
 def rows_per_chunk(rows: Tensor) -> int:
-    """How many rows pass between GPU and host at a time."""
+    """Number of rows copied between GPU and host at a time."""
     return max(1, CHUNK_BYTES // max(1, rows[:1].nbytes))
 
 
 class Piece(NamedTuple):
-    """One copy of a window.
+    """The part of a window that lies in one group, gathered with one copy.
 
     Attributes:
         windows: (num_rows, width of the window), overlapping views of a group.
         sizes: widths of the parts that a window is cut into.
-        leaves: the parts that are wanted: part, number of the wanted leaf, its shape.
+        leaves: for each wanted leaf the index of its part, its index among all wanted, its shape.
 
     """
 
@@ -195,14 +196,14 @@ class Piece(NamedTuple):
 
 
 class Window:
-    """Some leaves of a row and of those behind it, gathered with one copy per group.
+    """Some leaves of a row and of the rows after it, gathered with one copy per group.
 
-    Rows follow each other in memory, so that what lies between the first and the last wanted
-    element of a group is one range; wanted leaves should be neighbours.
+    Rows are contiguous in memory. All elements between the first and the last wanted one of a group
+    are copied as one range, so wanted leaves should be neighbours.
 
     Args:
         storage: the rows.
-        wanted: name of a leaf, and how many rows behind the row it is read from.
+        wanted: for each leaf its name, and how many rows after the given row it is read.
 
     """
 
@@ -223,14 +224,14 @@ class Window:
         return len(self._pieces)
 
     def gather(self, rows: Tensor) -> list[Tensor]:
-        """What ``cut`` needs for the wanted leaves of rows (B,), a copy of each group's."""
+        """The windows at ``rows`` (B,), one tensor per group, to be cut by ``cut``."""
         return [piece.windows.index_select(0, rows) for piece in self._pieces]
 
     def cut(self, memory: Sequence[Tensor]) -> list[Tensor]:
-        """The wanted leaves (B, ...), which share what was gathered; more may stand behind it."""
+        """The wanted leaves (B, ...), views of the gathered tensors; ignores any after those."""
         leaves = [memory[0]] * self._num_wanted
         for window, (_, sizes, wanted) in zip(memory, self._pieces, strict=False):
-            # "unsafe" for gradients alone, which nothing here has
+            # "unsafe" only for gradients, which nothing here has
             parts = window.unsafe_split_with_sizes(sizes, 1)
             for part, number, shape in wanted:
                 leaves[number] = parts[part] if len(shape) == 1 else parts[part].view(-1, *shape)
@@ -240,7 +241,7 @@ class Window:
 def make_piece(
     rows: Tensor, cuts: Sequence[tuple[int, int, int]], shapes: Sequence[tuple[int, ...]]
 ) -> Piece:
-    """The piece that cuts the elements from start to stop for the leaf of each number."""
+    """The piece for ``cuts``: first element, one past the last, and index of each wanted leaf."""
     first, last = cuts[0][0], cuts[-1][1]
     sizes, leaves, position = [], [], first
     for start, stop, number in cuts:

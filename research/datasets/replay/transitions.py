@@ -1,4 +1,4 @@
-"""From rows of steps to batches of n-step transitions."""
+"""Batches of n-step transitions, gathered from rows of steps."""
 
 from collections.abc import Sequence
 
@@ -18,8 +18,8 @@ class TransitionReader:
     Args:
         storage: rows with ``action``, ``reward``, ``continues`` and observations.
         rings: which rows belong together, and n.
-        stacks: makes observations of frames; None if a row holds whole observations.
-        returns: what transitions of several steps earned; None for n of 1.
+        stacks: makes observations from frames; None if a row holds whole observations.
+        returns: sums of rewards, and discounts, of n-step transitions; None if n is 1.
         obs_names: the leaves of an observation.
         obs_keys: their keys in a Dict space; None for any other.
         discount: gamma per environment step.
@@ -43,24 +43,24 @@ class TransitionReader:
         self.on_host = storage.device.type == "cpu"
         self.returns = returns
         self.obs_keys = obs_keys
-        names = [] if stacks else obs_names  # stacks need rows that no window has
+        names = [] if stacks else obs_names  # the frames of stacks are gathered apart
         self.num_obs = len(names)
         obs = [(name, 0) for name in names]
         if returns is None:
             led_to = ["action", "reward", "continues", *names]
             self.step = Window(storage, [*obs, *((name, 1) for name in led_to)])
-            # A tensor, which multiplies in half the time of a number.
+            # A tensor: multiplying by a number takes twice as long.
             self.gamma = torch.tensor(discount, device=storage.device)
         else:
             self.first = Window(storage, [*obs, ("action", 1)])
             self.last = Window(storage, obs)
 
     def read(self, starts: Tensor, *, pinned: bool) -> Uncut[Transition]:
-        """The transitions (B, ...) from these rows (B,) on.
+        """The transitions (B, ...) that start at these rows (B,).
 
         Args:
             starts: on the host.
-            pinned: whether the batch is to be where a GPU can read it by itself.
+            pinned: whether to put the batch in pinned memory, which a GPU reads directly.
 
         """
         batch = self.one_step(starts) if self.returns is None else self.n_steps(starts)
@@ -117,10 +117,10 @@ class TransitionReader:
         return stacks.gather(self.storage.groups["obs"], starts, num_earlier, num_steps)
 
     def on_device(self, tensor: Tensor) -> Tensor:
-        """``tensor`` where the rows are."""
-        # To be told that it is there takes as long as some of the copies.
+        """``tensor`` on the device of the rows."""
+        # On the host, ``to`` would copy nothing, but take as long as some of the copies.
         return tensor if self.on_host else tensor.to(self.storage.device)
 
     def tree(self, parts: Sequence[Tensor]) -> Tree:
-        """An observation of its leaves."""
+        """An observation from its leaves."""
         return parts[0] if self.obs_keys is None else dict(zip(self.obs_keys, parts, strict=True))
