@@ -65,7 +65,8 @@ class RowSet:
         if members.dtype != torch.int32 or members.dim() != 1 or len(members) > len(self._places):
             raise ValueError(f"{tuple(members.shape)} members in {members.dtype} do not fit")
         if len(members) and not 0 <= members.min() <= members.max() < len(self._places):
-            raise ValueError(f"row {members.max()} is none of {len(self._places)}")
+            span = f"{members.min()} to {members.max()}"
+            raise ValueError(f"rows {span} do not lie in the {len(self._places)} that there are")
         if len(members.unique()) < len(members):
             raise ValueError("a row is a member twice")
         self._size = len(members)
