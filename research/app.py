@@ -173,7 +173,7 @@ def run_in(run_dir: Path, task: Task, cfg: DictConfig, node: Node) -> float:
     status.start(total_steps=cfg.trainer.total_steps)
     try:
         run = Run(run_dir, status, cfg.seed, to_plain(cfg))
-        if cfg.trainer.devices > 1 or node.count > 1:
+        if cfg.trainer.devices > 1 or node.count > 1 or torchrun_rank():
             score = train_in_parallel(task, run, node)
         else:
             with crash_told(run_dir):

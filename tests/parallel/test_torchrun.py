@@ -3,8 +3,10 @@
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -22,16 +24,17 @@ from tests.parallel.test_parallel import (
     weights,
 )
 
+TWO_RANKS = "--nproc-per-node=2"
 ENDLESS = (*DIGITS, "device=cpu", "alg.mixup_alpha=0.4", "trainer.total_epochs=1000")
 
 
 class Torchrun:
     """``torchrun --nproc-per-node=2 train.py hydra.run.dir=FOLDER ...``, started."""
 
-    def __init__(self, folder: Path, *words: str) -> None:
+    def __init__(self, folder: Path, *words: str, options: Sequence[str] = (TWO_RANKS,)) -> None:
         self.folder = folder
         self.path = folder.with_suffix(".txt")
-        command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
+        command = [sys.executable, "-m", "torch.distributed.run", *options]
         with self.path.open("a") as file:
             self.process = subprocess.Popen(
                 [*command, str(ROOT / "train.py"), f"hydra.run.dir={folder}", *words],
@@ -81,6 +84,18 @@ def test_it_trains_as_two_devices_do(folder: Path) -> None:
     again = Torchrun(folder, *DIGITS)
     assert again.join() == 0
     assert "is complete" in again.path.read_text()
+
+
+def test_on_two_nodes_it_trains_as_on_one(folder: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    where = ("--nnodes=2", "--nproc-per-node=1", "--master-addr=127.0.0.1", f"--master-port={port}")
+    nodes = [Torchrun(folder, *DIGITS, options=(*where, f"--node-rank={rank}")) for rank in (0, 1)]
+    own = folder.with_name("own")
+    finish(own, *DIGITS, TWO)
+    assert [node.join() for node in nodes] == [0, 0], folder.with_suffix(".txt").read_text()
+    torch.testing.assert_close(weights(folder), weights(own), rtol=0, atol=0)
 
 
 def test_told_to_end_it_saves_and_is_gone_on_from_without_torchrun(folder: Path) -> None:
