@@ -2,18 +2,25 @@
 
 import collections.abc
 import inspect
+import operator
 import types
 import typing
-from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge, GroupedMetadata, Gt, Le, Lt
 
 from research.errors import UserError, did_you_mean
+
+OPERATORS = {"gt": operator.gt, "ge": operator.ge, "lt": operator.lt, "le": operator.le}
+"""What the bounds of annotated-types mean, by their names."""
 
 
 def check_type(value: Any, annotation: Any, path: str) -> None:
     """Refuse a value that its annotation does not admit."""
     if not matches(value, annotation):
-        hint = f"; write {int(value)}" if is_whole_float(value) and matches(0, annotation) else ""
+        is_int = is_whole_float(value) and matches(int(value), annotation)
+        hint = f"; write {int(value)}" if is_int else ""
         hint = f"; write [{value}]" if matches([value], annotation) else hint
         choices = typing.get_args(annotation) if isinstance(value, str) else ()
         raise UserError(
@@ -25,6 +32,8 @@ def check_type(value: Any, annotation: Any, path: str) -> None:
 def name_type(annotation: Any) -> str:
     """An annotation in the words of somebody who writes YAML."""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is Annotated:
+        return name_type(arguments[0]) + name_bounds(bounds_of(annotation))
     if origin is Literal:
         return f"one of {', '.join(map(str, arguments))}"
     if origin is collections.abc.Callable:
@@ -48,6 +57,9 @@ def name_type(annotation: Any) -> str:
 def matches(value: Any, annotation: Any) -> bool:
     """Whether a plain config value fits ``annotation``; true if that cannot be known."""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is Annotated:
+        bounds = bounds_of(annotation)
+        return matches(value, arguments[0]) and all(OPERATORS[op](value, b) for op, b in bounds)
     if origin in (typing.Union, types.UnionType):
         return any(matches(value, argument) for argument in arguments)
     if origin is Literal:
@@ -74,6 +86,24 @@ def matches(value: Any, annotation: Any) -> bool:
     return True
 
 
+def bounds_of(annotation: Any) -> list[tuple[str, float]]:
+    """The bounds of an ``Annotated`` number, such as ``[("gt", 0), ("le", 1)]``; else none."""
+    items = typing.get_args(annotation)[1:] if typing.get_origin(annotation) is Annotated else ()
+    groups = [item if isinstance(item, GroupedMetadata) else [item] for item in items]
+    parts = [part for group in groups for part in group if isinstance(part, (Gt, Ge, Lt, Le))]
+    return [(op, getattr(part, op)) for part in parts for op in OPERATORS if hasattr(part, op)]
+
+
+def name_bounds(bounds: Sequence[tuple[str, float]]) -> str:
+    """Bounds in words: `` above 0``, `` of at least 1``, `` in (0, 1]``."""
+    if len(bounds) == 2:
+        (low_op, low), (high_op, high) = sorted(bounds, key=lambda bound: bound[0][0] == "l")
+        opening, closing = "(["[low_op == "ge"], ")]"[high_op == "le"]
+        return f" in {opening}{low}, {high}{closing}"
+    words = {"gt": " above", "ge": " of at least", "lt": " below", "le": " of at most"}
+    return "".join(f"{words[op]} {bound}" for op, bound in bounds)
+
+
 def is_tensor(annotation: Any) -> bool:
     """Whether an annotation is torch's tensor, which no YAML can write."""
     return getattr(annotation, "__module__", "") == "torch" and annotation.__name__ == "Tensor"
@@ -87,6 +117,8 @@ def is_whole_float(value: Any) -> bool:
 def type_hints(target: Callable[..., Any]) -> Mapping[str, Any]:
     """The annotations of a target's parameters; none where they cannot be evaluated."""
     try:
-        return typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
+        return typing.get_type_hints(
+            target.__init__ if inspect.isclass(target) else target, include_extras=True
+        )
     except Exception:  # a library's annotation may name what only its type checker imports
         return {}

@@ -180,7 +180,7 @@ def test_another_config_is_refused_with_the_difference(cli: Cli, tmp_path: Path)
             ["env must be a vector environment, got PendulumEnv", "env=gymnasium env.id="],
         ),
         (["alg.tau=fast"], ["alg.tau must be a number", "'fast'"]),
-        (["alg.tau=3"], ["alg: tau must be in (0, 1], got 3"]),
+        (["alg.tau=3"], ["alg.tau must be a number in (0, 1], got 3"]),
         (["envv=cheetah"], ["envv", "did you mean 'env'?"]),
         (["~env"], ["~env leaves no env; choose another by env=..."]),
         (["~alg=td3"], ["~alg=td3 leaves no alg; choose another by alg=..."]),

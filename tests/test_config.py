@@ -2,7 +2,9 @@
 
 import functools
 import importlib
+import re
 import sys
+import typing
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -11,9 +13,10 @@ import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from research.annotations import bounds_of, type_hints
 from research.config import build, check, to_plain
 from research.errors import UserError
-from research.trust import INSTALLATION, locate
+from research.trust import INSTALLATION, TRUSTED_MODULES, locate
 from tests.conftest import options
 
 HERE = __name__
@@ -270,3 +273,49 @@ def test_alg_brings_companions_and_the_command_line_wins(load: Callable[..., Dic
     assert cfg.dataset.batch_size == 32
     optimizer = build(cfg.alg.optim)([torch.nn.Parameter(torch.zeros(1))])
     assert isinstance(optimizer, torch.optim.Adam)
+
+
+def beyond(value: Any, path: str) -> Iterator[tuple[str, float]]:
+    """A number beyond every bound of a node's numbers and of those within it, by its key."""
+    for key, inner in value.items() if isinstance(value, dict) else ():
+        yield from beyond(inner, f"{path}.{key}")
+    if isinstance(value, dict) and "_target_" in value:
+        hints = type_hints(locate(value["_target_"], path, TRUSTED_MODULES))
+        for name in sorted(hints.keys() & value.keys()):
+            for part in (hints[name], *typing.get_args(hints[name])):
+                for op, bound in bounds_of(part):
+                    yield f"{path}.{name}", bound + {"gt": 0, "ge": -1, "lt": 0, "le": 1}[op]
+
+
+@pytest.mark.parametrize("alg", options("alg"))
+def test_a_number_beyond_a_bound_is_refused_with_its_whole_key(
+    load: Callable[..., DictConfig], alg: str
+) -> None:
+    cfg = load(f"alg={alg}", "seed=0")
+    cases = [case for part in PARTS for case in beyond(to_plain(cfg[part]), part)]
+    assert any(key.startswith("alg.") for key, _ in cases)
+    for key, number in cases:
+        wrong = cfg.copy()
+        OmegaConf.update(wrong, key, number)
+        with pytest.raises(UserError, match=rf"^{re.escape(key)} must be an? .*, got {number}$"):
+            check(wrong)
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("alg.tau=0", "alg.tau must be a number in (0, 1], got 0"),
+        ("alg.tau=nan", "alg.tau must be a number in (0, 1], got nan"),
+        ("alg.explore_noise=-1", "alg.explore_noise must be a number of at least 0, got -1"),
+        ("alg.actor_every=0", "alg.actor_every must be an integer of at least 1, got 0"),
+        ("alg.actor_every=2.0", "must be an integer of at least 1, got 2.0; write 2"),
+        ("alg.actor_every=0.0", "must be an integer of at least 1, got 0.0"),
+        ("alg.actor_every=null", "must be an integer of at least 1, got None"),
+    ],
+)
+def test_a_bound_is_told_in_words(
+    load: Callable[..., DictConfig], override: str, told: str
+) -> None:
+    with pytest.raises(UserError) as error:
+        check(load("alg=td3", "env=pendulum", override))
+    assert str(error.value).endswith(told)

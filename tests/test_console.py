@@ -19,7 +19,10 @@ from tests.test_app import ROOT, SMALL
         (">&- 2>&- <&-", b""),
         ("| head -1", b""),
         ("2>&1 | head -1", b""),
-        ("alg.tau=7 2>&1 >&- | cat >&2", b"train.py: alg: tau must be in (0, 1], got 7\n"),
+        (
+            "network.hidden_dims=[0] 2>&1 >&- | cat >&2",
+            b"train.py: network: hidden_dims must be positive, got [0]\n",
+        ),
     ],
 )
 def test_a_stream_without_reader_ends_no_run_and_is_not_talked_of(

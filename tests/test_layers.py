@@ -21,7 +21,7 @@ MAY_IMPORT = {
 }
 SHARED = {
     *("batches", "console", "crash", "differences", "errors", "files"),
-    *("hydra_versions", "load_order", "process", "signals", "status"),
+    *("hydra_versions", "load_order", "process", "ranges", "signals", "status"),
 }
 MAY_IMPORT_HYDRA = {
     *("app.py", "config.py", "explain.py", "hydra_versions.py", "rank.py"),

@@ -2,10 +2,11 @@
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
+from annotated_types import Interval
 from gymnasium.spaces import Discrete
 from torch import Tensor
 
@@ -13,6 +14,7 @@ from research.algs.base import Metrics
 from research.algs.supervised import GroupedOptimFactory, Supervised, check_shape
 from research.batches import Example, Tree, map_tensors
 from research.networks.predictor import Predictor
+from research.ranges import Decay, PositiveInt, ShareBelowOne
 
 
 class Classification(Supervised):
@@ -49,12 +51,12 @@ class Classification(Supervised):
         network: Predictor,
         *,
         optim: GroupedOptimFactory,
-        label_smoothing: float,
+        label_smoothing: ShareBelowOne,
         class_weights: Sequence[float] | None,
         top_k: int | None,
-        mixup_alpha: float,
-        accumulate: int,
-        ema_decay: float | None,
+        mixup_alpha: Annotated[float, Interval(ge=0, lt=math.inf)],
+        accumulate: PositiveInt,
+        ema_decay: Decay | None,
         precision: Literal["fp32", "bf16", "fp16"],
         compile: bool,
     ) -> None:
@@ -67,8 +69,6 @@ class Classification(Supervised):
             compile=compile,
         )
         num_classes = network.output_dim
-        if not 0 <= label_smoothing < 1:
-            raise ValueError(f"label_smoothing must be in [0, 1), got {label_smoothing}")
         if class_weights is not None and not are_weights(class_weights, num_classes):
             raise ValueError(
                 f"class_weights must be null or {num_classes} numbers of at least 0, not all 0, "
@@ -76,8 +76,6 @@ class Classification(Supervised):
             )
         if top_k is not None and not 2 <= top_k <= num_classes:
             raise ValueError(f"top_k must be null or in [2, {num_classes}], got {top_k}")
-        if not 0 <= mixup_alpha < math.inf:
-            raise ValueError(f"mixup_alpha must be at least 0 and finite, got {mixup_alpha}")
         weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float)
         self.register_buffer(
             "class_weights", None if weights is None else weights.to(self.device), persistent=False

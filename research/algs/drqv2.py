@@ -10,6 +10,7 @@ from research.algs.base import Algorithm, Metrics, OptimFactory, take_step
 from research.batches import Transition
 from research.networks.drqv2 import DrQv2ActorCritic
 from research.networks.targets import frozen_copy, polyak_update
+from research.ranges import NonNegativeFloat, PositiveInt, PositiveShare
 
 EDGE = 1e-6
 """How far sampled actions stay from -1 and 1, as in the authors' code."""
@@ -34,9 +35,6 @@ class DrQv2(Algorithm):
         noise_steps: environment steps over which it changes linearly, at least 1.
         noise_clip: bound on the noise of actions in updates, at least 0.
 
-    Raises:
-        ValueError: for a number outside its range.
-
     """
 
     def __init__(
@@ -44,22 +42,13 @@ class DrQv2(Algorithm):
         network: DrQv2ActorCritic,
         *,
         optim: OptimFactory,
-        tau: float,
-        noise_start: float,
-        noise_end: float,
-        noise_steps: int,
-        noise_clip: float,
+        tau: PositiveShare,
+        noise_start: NonNegativeFloat,
+        noise_end: NonNegativeFloat,
+        noise_steps: PositiveInt,
+        noise_clip: NonNegativeFloat,
     ) -> None:
         super().__init__()
-        if not 0 < tau <= 1:
-            raise ValueError(f"tau must be in (0, 1], got {tau}")
-        if min(noise_start, noise_end, noise_clip) < 0:
-            raise ValueError(
-                "noise_start, noise_end and noise_clip must be at least 0, "
-                f"got {noise_start}, {noise_end} and {noise_clip}"
-            )
-        if noise_steps < 1:
-            raise ValueError(f"noise_steps must be at least 1, got {noise_steps}")
         self.network = network
         self.target_critics = frozen_copy(network.critics)
         self.optim = optim

@@ -11,6 +11,7 @@ from research.algs.base import Algorithm, Metrics, OptimFactory, take_step
 from research.batches import Transition
 from research.networks.squashed_gaussian import SquashedGaussianActorCritic
 from research.networks.targets import frozen_copy, polyak_update
+from research.ranges import PositiveFloat, PositiveInt, PositiveShare
 
 
 class SAC(Algorithm):
@@ -34,9 +35,6 @@ class SAC(Algorithm):
         actor_every: critic updates per update of actor and temperature, at least 1.
         target_every: critic updates per target update, at least 1.
 
-    Raises:
-        ValueError: for a number outside its range.
-
     """
 
     def __init__(
@@ -44,22 +42,13 @@ class SAC(Algorithm):
         network: SquashedGaussianActorCritic,
         *,
         optim: OptimFactory,
-        tau: float,
-        temperature: float,
+        tau: PositiveShare,
+        temperature: PositiveFloat,
         target_entropy: float | None,
-        actor_every: int,
-        target_every: int,
+        actor_every: PositiveInt,
+        target_every: PositiveInt,
     ) -> None:
         super().__init__()
-        if not 0 < tau <= 1:
-            raise ValueError(f"tau must be in (0, 1], got {tau}")
-        if temperature <= 0:
-            raise ValueError(f"temperature must be above 0, got {temperature}")
-        if min(actor_every, target_every) < 1:
-            raise ValueError(
-                "actor_every and target_every must be at least 1, "
-                f"got {actor_every} and {target_every}"
-            )
         self.network = network
         self.target_critics = frozen_copy(network.critics)
         device = next(network.parameters()).device

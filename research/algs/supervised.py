@@ -21,6 +21,7 @@ from research.networks.predictor import Predictor
 from research.networks.targets import frozen_copy, polyak_update
 from research.parallel.batch_norm import has_batch_norm, synchronise_batch_norm
 from research.parallel.sums import count_examples, is_parallel, sum_over_ranks
+from research.ranges import Decay, PositiveInt
 
 GroupedOptimFactory: TypeAlias = Callable[[list[dict[str, Any]]], Optimizer]
 
@@ -63,7 +64,7 @@ class Supervised(Algorithm):
         compile: whether training compiles the network (torch.compile).
 
     Raises:
-        ValueError: for a number outside its range, or a network for targets of another kind.
+        ValueError: for a network for targets of another kind.
 
     """
 
@@ -75,8 +76,8 @@ class Supervised(Algorithm):
         network: Predictor,
         *,
         optim: GroupedOptimFactory,
-        accumulate: int,
-        ema_decay: float | None,
+        accumulate: PositiveInt,
+        ema_decay: Decay | None,
         precision: Literal["fp32", "bf16", "fp16"],
         compile: bool,
     ) -> None:
@@ -86,12 +87,6 @@ class Supervised(Algorithm):
                 f"{type(self).__name__} learns targets in a {self.target_space.__name__}, got "
                 f"{network.action_space}; {REMEDIES.get(self.target_space, 'try another alg')}"
             )
-        if accumulate < 1:
-            raise ValueError(f"accumulate must be at least 1, got {accumulate}")
-        if ema_decay is not None and not 0 < ema_decay < 1:
-            raise ValueError(f"ema_decay must be null or in (0, 1), got {ema_decay}")
-        if precision not in AUTOCAST:
-            raise ValueError(f"precision must be one of {', '.join(AUTOCAST)}, got {precision}")
         self.network = network
         self.average = None if ema_decay is None else frozen_copy(network)
         self.scaler = LossScaler(self.device) if precision == "fp16" else None

@@ -10,6 +10,7 @@ from research.algs.base import Algorithm, Metrics, OptimFactory, take_step
 from research.batches import Transition
 from research.networks.actor_critic import ActorCritic
 from research.networks.targets import frozen_copy, polyak_update
+from research.ranges import NonNegativeFloat, PositiveInt, PositiveShare
 
 
 class TD3(Algorithm):
@@ -31,9 +32,6 @@ class TD3(Algorithm):
         noise_clip: bound on the target noise, at least 0.
         actor_every: critic updates per actor and target update, at least 1.
 
-    Raises:
-        ValueError: for a number outside its range.
-
     """
 
     def __init__(
@@ -41,22 +39,13 @@ class TD3(Algorithm):
         network: ActorCritic,
         *,
         optim: OptimFactory,
-        tau: float,
-        explore_noise: float,
-        target_noise: float,
-        noise_clip: float,
-        actor_every: int,
+        tau: PositiveShare,
+        explore_noise: NonNegativeFloat,
+        target_noise: NonNegativeFloat,
+        noise_clip: NonNegativeFloat,
+        actor_every: PositiveInt,
     ) -> None:
         super().__init__()
-        if not 0 < tau <= 1:
-            raise ValueError(f"tau must be in (0, 1], got {tau}")
-        if min(explore_noise, target_noise, noise_clip) < 0:
-            raise ValueError(
-                "explore_noise, target_noise and noise_clip must be at least 0, "
-                f"got {explore_noise}, {target_noise} and {noise_clip}"
-            )
-        if actor_every < 1:
-            raise ValueError(f"actor_every must be at least 1, got {actor_every}")
         self.network = network
         self.target = frozen_copy(network)
         self.optim = optim

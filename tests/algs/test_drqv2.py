@@ -228,23 +228,6 @@ def test_targets_move_a_share_tau_towards_the_updated_critics(drqv2: DrQv2) -> N
         torch.testing.assert_close(new, 0.95 * old + 0.05 * goal)
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"tau": 0.0}, r"tau must be in \(0, 1\], got 0.0"),
-        ({"noise_start": -0.1}, "must be at least 0, got -0.1, 0.2 and 0.3"),
-        ({"noise_end": -0.1}, "must be at least 0, got 1.0, -0.1 and 0.3"),
-        ({"noise_clip": -0.1}, "must be at least 0, got 1.0, 0.2 and -0.1"),
-        ({"noise_steps": 0}, "noise_steps must be at least 1, got 0"),
-    ],
-)
-def test_numbers_outside_their_range_are_refused(
-    make: Make, changes: dict[str, Any], message: str
-) -> None:
-    with pytest.raises(ValueError, match=message):
-        make(**changes)
-
-
 def test_solves_a_bandit(make: Make) -> None:
     drqv2 = make(optim=partial(torch.optim.Adam, lr=1e-3), hidden_dims=(64, 64))
     for updates in range(250):

@@ -277,24 +277,6 @@ def test_the_optimizers_share_the_network_between_them(td3: TD3) -> None:
     assert set(owned) == set(td3.network.parameters())
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"tau": 0.0}, r"tau must be in \(0, 1\], got 0.0"),
-        ({"tau": 1.5}, r"tau must be in \(0, 1\], got 1.5"),
-        ({"explore_noise": -0.1}, "must be at least 0, got -0.1, 0.2 and 0.5"),
-        ({"target_noise": -0.1}, "must be at least 0, got 0.1, -0.1 and 0.5"),
-        ({"noise_clip": -0.1}, "must be at least 0, got 0.1, 0.2 and -0.1"),
-        ({"actor_every": 0}, "actor_every must be at least 1, got 0"),
-    ],
-)
-def test_numbers_outside_their_range_are_refused(
-    make: Make, changes: dict[str, Any], message: str
-) -> None:
-    with pytest.raises(ValueError, match=message):
-        make(**changes)
-
-
 def test_solves_a_bandit(make: Make) -> None:
     td3 = make(optim=partial(torch.optim.Adam, lr=3e-3))
     for updates in range(300):

@@ -261,10 +261,19 @@ def test_one_bad_job_is_found_before_the_first_starts(tmp_path: Path) -> None:
     assert not [entry for entry in tmp_path.iterdir() if entry.is_dir()]
 
 
-def test_a_value_out_of_range_is_found_before_the_first_starts(tmp_path: Path) -> None:
-    answer = train("env=pendulum", "alg.tau=0.005,7", f"hydra.sweep.dir={tmp_path}")
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("alg.tau=0.005,7", "job 1 (tau=7) cannot run: alg.tau must be a number in (0, 1], got 7"),
+        ("network.hidden_dims=[8],[0]", "cannot run: network: hidden_dims must be positive"),
+    ],
+)
+def test_a_value_out_of_range_is_found_before_the_first_starts(
+    tmp_path: Path, override: str, told: str
+) -> None:
+    answer = train("env=pendulum", override, f"hydra.sweep.dir={tmp_path}")
     assert answer.returncode == 1
-    assert "job 1 (tau=7) cannot run: alg: tau must be in (0, 1], got 7" in answer.stderr
+    assert told in answer.stderr
     assert answer.stderr.count("\n") == 1
     assert not [entry for entry in tmp_path.iterdir() if entry.is_dir()]
 

@@ -1,0 +1,17 @@
+"""Numbers with bounds, as annotations of the parameters that a config sets.
+
+``research.config`` checks them before anything is built; constructors do not check them again.
+"""
+
+from typing import Annotated, TypeAlias
+
+from annotated_types import Ge, Gt, Interval
+
+PositiveInt: TypeAlias = Annotated[int, Ge(1)]
+NonNegativeInt: TypeAlias = Annotated[int, Ge(0)]
+PositiveFloat: TypeAlias = Annotated[float, Gt(0)]
+NonNegativeFloat: TypeAlias = Annotated[float, Ge(0)]
+Share: TypeAlias = Annotated[float, Interval(ge=0, le=1)]
+PositiveShare: TypeAlias = Annotated[float, Interval(gt=0, le=1)]
+Decay: TypeAlias = Annotated[float, Interval(gt=0, lt=1)]
+ShareBelowOne: TypeAlias = Annotated[float, Interval(ge=0, lt=1)]
