@@ -240,7 +240,10 @@ def test_bad_input_ends_in_one_line(
     [
         (["dataset.batch_size=0"], ["dataset: batch_size must be at least 1, got 0"]),
         (["dataset.num_classes=5"], ["example 5 of digits has label 5; allowed are 0 to 4"]),
-        (["trainer.total_epochs=0"], ["trainer: total_epochs must be above 0, got 0"]),
+        (
+            ["trainer.total_epochs=0"],
+            ["trainer.total_epochs must be an integer of at least 1 or null, got 0"],
+        ),
         (["trainer.total_steps=9"], ["one of total_steps and total_epochs", "got 9 and 1"]),
         (
             ["trainer.score.metric=eval/acuracy"],

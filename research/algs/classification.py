@@ -39,7 +39,8 @@ class Classification(Supervised):
         accumulate, ema_decay, precision, compile: see ``Supervised``.
 
     Raises:
-        ValueError: for a number outside its range, or a network for other targets than classes.
+        ValueError: for class weights or ``top_k`` that do not suit the number of classes, or a
+            network for other targets than classes.
 
     """
 

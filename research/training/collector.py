@@ -10,6 +10,7 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
 from research.datasets.base import OnlineDataset
 from research.errors import UserError
+from research.ranges import NonNegativeInt, PositiveInt
 from research.training.episodes import SKIPPED_FRAMES, Episodes
 from research.training.observations import Bounds, find_fault
 from research.training.policy import Policy
@@ -35,7 +36,7 @@ class Collector:
             environments in processes of their own; None: if they are.
 
     Raises:
-        ValueError: for a number outside its range, an environment that resets itself, or
+        ValueError: for two ratios above 1, an environment that resets itself, or
             ``overlap`` with environments in this process.
 
     """
@@ -47,16 +48,14 @@ class Collector:
         dataset: OnlineDataset,
         seed: int,
         *,
-        warmup_steps: int,
-        updates_per_step: int,
-        steps_per_update: int,
+        warmup_steps: NonNegativeInt,
+        updates_per_step: PositiveInt,
+        steps_per_update: PositiveInt,
         overlap: bool | None,
     ) -> None:
-        if warmup_steps < 0:
-            raise ValueError(f"warmup_steps must be at least 0, got {warmup_steps}")
         if min(updates_per_step, steps_per_update) != 1:
             raise ValueError(
-                "updates_per_step and steps_per_update must be at least 1, and one of them 1, "
+                "one of updates_per_step and steps_per_update must be 1, "
                 f"got {updates_per_step} and {steps_per_update}"
             )
         if env.metadata.get("autoreset_mode") is not AutoresetMode.DISABLED:

@@ -13,11 +13,11 @@ from torch import Tensor
 from research.batches import map_tensors, to_device
 from research.errors import UserError
 from research.parallel.process_group import sum_by_name
+from research.ranges import PositiveInt
 from research.training.episodes import Episodes, mean_metrics
 from research.training.meter import check_metric
 from research.training.observations import find_fault
 from research.training.policy import Policy
-from research.training.requirements import check_positive
 from research.training.seed import derive_seed, preserve_random_state, seed_everything
 
 LONG_EPISODE = 30_000
@@ -40,13 +40,11 @@ class Evaluation:
         batches: number of validation batches per evaluation, each time the next ones in turn; None
             for all.
 
-    Raises:
-        ValueError: for a number that is not above 0.
-
     """
 
-    def __init__(self, *, every: int | None, episodes: int, batches: int | None) -> None:
-        check_positive("evaluation.", every=every, episodes=episodes, batches=batches)
+    def __init__(
+        self, *, every: PositiveInt | None, episodes: PositiveInt, batches: PositiveInt | None
+    ) -> None:
         self.every = every
         self.episodes = episodes
         self.batches = batches

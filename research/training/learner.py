@@ -41,7 +41,7 @@ class Learner:
             and only if the dataset supports it.
 
     Raises:
-        ValueError: for a number outside its range, or ``prefetch`` if the dataset does not support
+        ValueError: for ``prefetch`` if the dataset does not support
             it.
 
     """
@@ -58,8 +58,6 @@ class Learner:
         max_grad_norm: float | None,
         prefetch: bool | None,
     ) -> None:
-        if max_grad_norm is not None and max_grad_norm <= 0:
-            raise ValueError(f"max_grad_norm must be above 0, got {max_grad_norm}")
         self.preparing = dataset if isinstance(dataset, PreparingDataset) else None
         if prefetch and self.preparing is None:
             raise ValueError(

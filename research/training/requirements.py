@@ -11,18 +11,6 @@ from research.datasets.base import Dataset, OnlineDataset, ShareableDataset, Val
 from research.parallel.process_group import rank_and_count
 
 
-def check_positive(node: str, **numbers: float | None) -> None:
-    """Refuse a number of a config node that is neither None nor above 0.
-
-    Raises:
-        ValueError: with its name and value.
-
-    """
-    for name, value in numbers.items():
-        if value is not None and value <= 0:
-            raise ValueError(f"{node}{name} must be above 0, got {value}")
-
-
 def check_parts(alg: Algorithm, dataset: Dataset, env: Any, *, collects: bool) -> None:
     """Refuse parts that do not go together.
 

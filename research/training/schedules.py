@@ -7,9 +7,11 @@ from typing import Literal
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
+from research.ranges import Decay, NonNegativeInt, PositiveFloat, Share
+
 
 def make_cosine(
-    optim: Optimizer, total_updates: int, *, warmup_updates: int, final_share: float
+    optim: Optimizer, total_updates: int, *, warmup_updates: NonNegativeInt, final_share: Share
 ) -> LambdaLR:
     """Rise linearly over the first updates, then fall by half a cosine to the end of the run.
 
@@ -22,12 +24,10 @@ def make_cosine(
         final_share: of the full rate at the end, in [0, 1].
 
     Raises:
-        ValueError: for a number outside its range.
+        ValueError: for a rise that is not shorter than the run.
 
     """
     check_warmup(warmup_updates, total_updates)
-    if not 0 <= final_share <= 1:
-        raise ValueError(f"final_share must be in [0, 1], got {final_share}")
 
     def fall(update: int) -> float:
         done = (update - warmup_updates) / (total_updates - warmup_updates)
@@ -40,9 +40,9 @@ def make_steps(
     optim: Optimizer,
     total_updates: int,
     *,
-    warmup_updates: int,
-    milestones: Sequence[float],
-    factor: float,
+    warmup_updates: NonNegativeInt,
+    milestones: Sequence[Share],
+    factor: PositiveFloat,
 ) -> LambdaLR:
     """Rise linearly over the first updates, then multiply at each milestone.
 
@@ -54,14 +54,10 @@ def make_steps(
         factor: multiplies the rate at each milestone, above 0.
 
     Raises:
-        ValueError: for a number outside its range.
+        ValueError: for a rise that is not shorter than the run.
 
     """
     check_warmup(warmup_updates, total_updates)
-    if not all(0 <= milestone <= 1 for milestone in milestones):
-        raise ValueError(f"milestones must be shares of the run in [0, 1], got {list(milestones)}")
-    if factor <= 0:
-        raise ValueError(f"factor must be above 0, got {factor}")
 
     def fall(update: int) -> float:
         return factor ** sum(update >= share * total_updates for share in milestones)
@@ -70,7 +66,7 @@ def make_steps(
 
 
 def make_plateau(
-    optim: Optimizer, *, mode: Literal["max", "min"], factor: float, patience: int
+    optim: Optimizer, *, mode: Literal["max", "min"], factor: Decay, patience: NonNegativeInt
 ) -> ReduceLROnPlateau:
     """Multiply the rate by ``factor`` after ``patience`` + 1 evaluations without a better one.
 
@@ -80,14 +76,7 @@ def make_plateau(
         factor: in (0, 1).
         patience: evaluations in a row, at least 0.
 
-    Raises:
-        ValueError: for a number outside its range.
-
     """
-    if not 0 < factor < 1 or patience < 0:
-        raise ValueError(
-            f"factor must be in (0, 1) and patience at least 0, got {factor} and {patience}"
-        )
     return ReduceLROnPlateau(optim, mode, factor=factor, patience=patience)
 
 
@@ -98,8 +87,8 @@ def warmed_up(fall: Callable[[int], float], warmup_updates: int) -> Callable[[in
 
 def check_warmup(warmup_updates: int, total_updates: int) -> None:
     """Raise a ValueError for a rise that is not shorter than the run."""
-    if not 0 <= warmup_updates < total_updates:
+    if warmup_updates >= total_updates:
         raise ValueError(
-            f"warmup_updates must be at least 0 and below the {total_updates} updates of the run, "
+            f"warmup_updates must be below the {total_updates} updates of the run, "
             f"got {warmup_updates}"
         )

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from research.errors import UserError, did_you_mean
-from research.training.requirements import check_positive
+from research.ranges import PositiveInt
 
 SAVED = ("best_score", "evaluated_step", "evaluations_since_best")
 
@@ -28,15 +28,13 @@ class Score:
         evaluations_since_best: number of evaluations after the best one.
 
     Raises:
-        ValueError: for an unknown mode, a metric that is not the evaluation's, or the mode ``max``
-            with a loss.
+        ValueError: for a metric that is not the evaluation's, or the mode ``max`` with a loss.
 
     """
 
-    def __init__(self, *, metric: str, mode: Literal["max", "min"], patience: int | None) -> None:
-        check_positive("score.", patience=patience)
-        if mode not in ("max", "min"):
-            raise ValueError(f"score.mode must be max or min, got {mode}")
+    def __init__(
+        self, *, metric: str, mode: Literal["max", "min"], patience: PositiveInt | None
+    ) -> None:
         if not metric.startswith("eval/"):
             raise ValueError(
                 f"score.metric must be one of the evaluation's, eval/..., got {metric}"

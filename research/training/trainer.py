@@ -21,6 +21,7 @@ from research.datasets.base import (
 from research.errors import Preempted, UserError, override
 from research.parallel.process_group import copy_from_first
 from research.processors.base import Processor
+from research.ranges import PositiveFloat, PositiveInt
 from research.signals import StopRequest
 from research.training.collector import Collector
 from research.training.episodes import mean_metrics
@@ -32,7 +33,6 @@ from research.training.records.logger import Clock, Logger
 from research.training.records.progress import Progress
 from research.training.requirements import (
     check_parts,
-    check_positive,
     count_steps,
     epoch_steps,
     share_dataset,
@@ -96,7 +96,7 @@ class Trainer:
             ``train.py`` starts them.
 
     Raises:
-        ValueError: for a number outside its range, or parts that do not go together.
+        ValueError: for parts or lengths that do not go together.
 
     """
 
@@ -110,25 +110,18 @@ class Trainer:
         logger: Logger,
         run: Run,
         *,
-        total_steps: int | None,
-        total_epochs: int | None,
+        total_steps: PositiveInt | None,
+        total_epochs: PositiveInt | None,
         collector: CollectorFactory | None,
         schedule: ScheduleFactory | None,
-        max_grad_norm: float | None,
+        max_grad_norm: PositiveFloat | None,
         prefetch: bool | None,
-        log_every: int,
+        log_every: PositiveInt,
         evaluation: Evaluation,
         score: Score,
         checkpoints: Checkpoints,
-        devices: int,
+        devices: PositiveInt,
     ) -> None:
-        check_positive(
-            "",
-            total_steps=total_steps,
-            total_epochs=total_epochs,
-            log_every=log_every,
-            devices=devices,
-        )
         self.alg = alg
         self.processor = processor
         self.dataset = dataset

@@ -188,7 +188,7 @@ def test_a_rank_that_fails_is_named_with_its_reason(folder: Path) -> None:
     ("overrides", "words"),
     [
         (["trainer.devices=2", "device=cuda:1"], ["device=cuda:1", "auto, cpu or cuda"]),
-        (["trainer.devices=0"], ["devices must be above 0, got 0"]),
+        (["trainer.devices=0"], ["trainer.devices must be an integer of at least 1, got 0"]),
         (["trainer.devices=2", "dataset.batch_size=1"], ["batch of 1", "dataset.batch_size"]),
     ],
 )

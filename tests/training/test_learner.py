@@ -103,12 +103,6 @@ def test_the_bound_is_on_the_norm_of_all_gradients_of_an_optimizer() -> None:
     assert [weight.item() for weight in weights] == pytest.approx([-0.6, -0.8])
 
 
-@pytest.mark.parametrize("bound", [0.0, -1.0])
-def test_a_bound_that_is_none_is_refused(bound: float) -> None:
-    with pytest.raises(ValueError, match=f"max_grad_norm must be above 0, got {bound}"):
-        make_learner(max_grad_norm=bound)
-
-
 @pytest.mark.parametrize(
     ("options", "reason"),
     [

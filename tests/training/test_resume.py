@@ -32,7 +32,6 @@ from research.training.seed import seed_everything
 from research.training.trainer import Trainer
 from tests.training.saving.test_checkpoint import Dead
 from tests.training.test_trainer import (
-    SPACES,
     Scripted,
     checkpoint_step,
     collecting,
@@ -41,7 +40,7 @@ from tests.training.test_trainer import (
     make_trainer,
     steps,
 )
-from tests.training.toys import Count, Points, Regression, Toy, vector
+from tests.training.toys import Count, Regression, Toy, vector
 
 PERIODS: Any = {"log_every": 7, "eval_every": 15, "checkpoint_every": 9}
 
@@ -335,20 +334,6 @@ def test_time_makes_checkpoints_and_no_rows(
     trainer.train()
     assert saved == [10, 20, 25, 35, 45, 50]
     assert steps(tmp_path / "train.csv") == [10, 20, 25, 30, 40, 50]
-
-
-@pytest.mark.parametrize(
-    ("options", "reason"),
-    [
-        ({"checkpoint_minutes": 0.0}, r"checkpoints.minutes must be above 0, got 0\.0"),
-        ({"keep_last": 0}, "keep_last must be above 0, got 0"),
-    ],
-)
-def test_periods_that_cannot_be_are_refused(
-    tmp_path: Path, options: dict[str, Any], reason: str
-) -> None:
-    with pytest.raises(ValueError, match=reason):
-        make_trainer(tmp_path, Regression(), Points(), SPACES, total_steps=10, **options)
 
 
 # What is damaged

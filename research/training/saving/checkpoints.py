@@ -3,7 +3,7 @@
 import time
 from pathlib import Path
 
-from research.training.requirements import check_positive
+from research.ranges import PositiveFloat, PositiveInt
 from research.training.saving.checkpoint import Checkpoint, save_checkpoint
 
 
@@ -19,13 +19,11 @@ class Checkpoints:
     Attributes:
         saved_step: step of the last checkpoint.
 
-    Raises:
-        ValueError: for a number that is not above 0.
-
     """
 
-    def __init__(self, *, every: int | None, minutes: float | None, keep_last: int) -> None:
-        check_positive("checkpoints.", every=every, minutes=minutes, keep_last=keep_last)
+    def __init__(
+        self, *, every: PositiveInt | None, minutes: PositiveFloat | None, keep_last: PositiveInt
+    ) -> None:
         self.every = every
         self.minutes = minutes
         self.keep_last = keep_last
