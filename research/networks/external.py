@@ -61,6 +61,15 @@ class External(Predictor):
                 "takes another number of channels by network.model.in_chans=1"
             ) from error
         self.model.train()
+        patch = getattr(self.model, "patch_embed", None)
+        sizes = getattr(patch, "patch_size", ())
+        if any(side % size for side, size in zip(shape[1:], sizes, strict=False)) and not getattr(
+            patch, "dynamic_img_pad", False
+        ):
+            raise ValueError(
+                f"patch_size must divide the images' sides {shape[1]} and {shape[2]}, got "
+                f"{sizes[0]}; the rest of an image would be cut off"
+            )
         if not isinstance(output, Tensor) or output.shape != (2, self.output_dim):
             found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
             raise ValueError(f"model must return (2, {self.output_dim}), got {found}")

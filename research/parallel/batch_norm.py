@@ -20,13 +20,13 @@ def synchronise_batch_norm(network: nn.Module, device: torch.device) -> None:
     The modules are replaced; their parameters and buffers, and the names of these, stay.
 
     Raises:
-        UserError: ``device`` is a CPU, where torch has no such norm; or a norm is of a custom
+        UserError: ``device`` is no CUDA device, and torch has no such norm elsewhere; or a norm is of a custom
             class, whose forward would be lost.
 
     """
     if not has_batch_norm(network):
         return
-    if device.type == "cpu":
+    if device.type != "cuda":
         raise UserError(
             "batch normalisation over several processes needs GPUs; set trainer.devices=1, or "
             "choose a network without it, such as network=mlp or network=vit"

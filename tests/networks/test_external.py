@@ -86,6 +86,12 @@ def test_vit_is_shaped_by_the_images(load: Load, shape: tuple[int, ...]) -> None
     assert network.get_parameter("model.pos_embed").shape == (1, tokens, 192)
 
 
+def test_patches_that_do_not_divide_the_images_are_refused(load: Load) -> None:
+    require("timm")
+    with pytest.raises(UserError, match="patch_size must divide the images' sides 8 and 9, got 4"):
+        build(load("network=vit").network, images(3, 8, 9), Discrete(5))
+
+
 def test_the_size_of_images_is_the_configs_where_it_says_one(load: Load) -> None:
     require("timm")
     cfg = load("network=vit", "+network.model.img_size=16")
