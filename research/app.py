@@ -39,7 +39,7 @@ from research.process import collect_seldom, error_line
 from research.rank import devices_override, follow, leading, train_in_parallel
 from research.rehearsal import Task, rehearsing
 from research.resume import claim, compare, is_as_long, read_files
-from research.signals import OF_A_RUN, hear
+from research.signals import OF_A_RUN, handle
 from research.status import Status, sole_process
 from research.training.run import Run
 from research.training.saving.provenance import write_provenance
@@ -95,7 +95,7 @@ def command(task: Task) -> Callable[[], None]:
         typed = sys.argv[1:]
         # Hydra's parser takes overrides on one side of an option only.
         sys.argv[1:] = sorted(sys.argv[1:], key=is_override, reverse=True)
-        hear(OF_A_RUN, signal.default_int_handler)
+        handle(OF_A_RUN, signal.default_int_handler)
         if line := explain_no_choice(typed):
             fail(line, status=1)
         if not __debug__:

@@ -57,17 +57,17 @@ class Repeatable(Generic[T]):
 
 
 @dataclass(slots=True)
-class Uncut(Generic[T]):
+class PackedBatch(Generic[T]):
     """A batch whose parts share the memory of a few tensors, which are copied as a whole.
 
     Attributes:
         memory: these tensors.
-        cut: makes the batch from them, or from their copies on another device.
+        unpack: makes the batch from them, or from their copies on another device.
 
     """
 
     memory: Sequence[Tensor]
-    cut: Callable[[Sequence[Tensor]], T]
+    unpack: Callable[[Sequence[Tensor]], T]
 
 
 def map_tensors(function: Callable[[Tensor], Tensor], batch: T) -> T:
@@ -82,12 +82,12 @@ def map_tensors(function: Callable[[Tensor], Tensor], batch: T) -> T:
     raise TypeError(f"a batch holds tensors in dicts and tuples, got {type(batch).__name__}")
 
 
-def to_device(batch: T | Uncut[T], device: torch.device) -> T:
+def to_device(batch: T | PackedBatch[T], device: torch.device) -> T:
     """Copy ``batch`` to ``device`` without waiting; tensors that are there are not copied."""
 
     def copy(tensor: Tensor) -> Tensor:
         return tensor.to(device, non_blocking=True)
 
-    if isinstance(batch, Uncut):
-        return batch.cut([copy(tensor) for tensor in batch.memory])
+    if isinstance(batch, PackedBatch):
+        return batch.unpack([copy(tensor) for tensor in batch.memory])
     return map_tensors(copy, batch)

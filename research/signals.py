@@ -47,18 +47,18 @@ def ignore(numbers: Sequence[int]) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def hear(numbers: Sequence[int], handler: Handler) -> dict[int, Any]:
+def handle(numbers: Sequence[int], handler: Handler) -> dict[int, Any]:
     """Set the handler of the signals that are not ignored; returns their previous handlers."""
-    heard = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
-    return {number: signal.signal(number, handler) for number in heard}
+    handled = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
+    return {number: signal.signal(number, handler) for number in handled}
 
 
 @contextmanager
-def hearing(numbers: Sequence[int], handler: Handler) -> Iterator[None]:
+def handling(numbers: Sequence[int], handler: Handler) -> Iterator[None]:
     """In this context, ``handler`` gets the signals that are not ignored; main thread only."""
     before = {}
     if threading.current_thread() is threading.main_thread():
-        before = hear(numbers, handler)
+        before = handle(numbers, handler)
     try:
         yield
     finally:
@@ -76,11 +76,11 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.made: str | None = None
-        self.is_heard_at_once = False
+        self.is_immediate = False
 
     def __enter__(self) -> "StopRequest":
-        self.hearing = hearing(OF_A_RUN, self.note)
-        self.hearing.__enter__()
+        self.handling = handling(OF_A_RUN, self.note)
+        self.handling.__enter__()
         return self
 
     def __exit__(
@@ -89,25 +89,25 @@ class StopRequest:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.hearing.__exit__(None, None, None)
+        self.handling.__exit__(None, None, None)
 
     def note(self, number: int, frame: FrameType | None) -> None:
         """Handle a signal."""
         if self.made and number == signal.SIGINT:  # batch systems repeat the others
             raise KeyboardInterrupt
         self.made = self.made or signal.Signals(number).name
-        if self.is_heard_at_once:
+        if self.is_immediate:
             self.check()
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
         """In this context, raise ``Preempted`` as soon as a signal comes, not at the next check."""
-        self.is_heard_at_once = True
+        self.is_immediate = True
         try:
             self.check()
             yield
         finally:
-            self.is_heard_at_once = False
+            self.is_immediate = False
 
     def check(self) -> None:
         """Raise ``Preempted`` if a signal came."""

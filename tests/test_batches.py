@@ -2,7 +2,7 @@
 
 import torch
 
-from research.batches import Uncut, to_device
+from research.batches import PackedBatch, to_device
 
 CPU = torch.device("cpu")
 
@@ -12,9 +12,9 @@ def test_nothing_is_copied_that_is_there() -> None:
     assert all(moved is part for moved, part in zip(to_device(batch, CPU), batch, strict=True))
 
 
-def test_an_uncut_batch_is_moved_before_it_is_cut() -> None:
+def test_a_packed_batch_is_moved_before_it_is_unpacked() -> None:
     window = torch.arange(12.0).view(3, 4)
-    uncut = Uncut([window], lambda memory: (memory[0][:, :3], memory[0][:, 1:]))
-    first, last = to_device(uncut, torch.device("meta"))
+    packed = PackedBatch([window], lambda memory: (memory[0][:, :3], memory[0][:, 1:]))
+    first, last = to_device(packed, torch.device("meta"))
     assert first.device.type == last.device.type == "meta"
     assert first.untyped_storage()._cdata == last.untyped_storage()._cdata

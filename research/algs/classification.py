@@ -14,7 +14,7 @@ from research.algs.base import Metrics
 from research.algs.supervised import GroupedOptimFactory, Supervised, check_shape
 from research.batches import Example, Tree, map_tensors
 from research.networks.predictor import Predictor
-from research.ranges import Decay, PositiveInt, ShareBelowOne
+from research.ranges import Decay, FractionBelowOne, PositiveInt
 
 
 class Classification(Supervised):
@@ -52,7 +52,7 @@ class Classification(Supervised):
         network: Predictor,
         *,
         optim: GroupedOptimFactory,
-        label_smoothing: ShareBelowOne,
+        label_smoothing: FractionBelowOne,
         class_weights: Sequence[float] | None,
         top_k: int | None,
         mixup_alpha: Annotated[float, Interval(ge=0, lt=math.inf)],

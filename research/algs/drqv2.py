@@ -10,7 +10,7 @@ from research.algs.base import Algorithm, Metrics, OptimFactory, take_step
 from research.batches import Transition
 from research.networks.drqv2 import DrQv2ActorCritic
 from research.networks.targets import frozen_copy, polyak_update
-from research.ranges import NonNegativeFloat, PositiveInt, PositiveShare
+from research.ranges import NonNegativeFloat, PositiveFraction, PositiveInt
 
 EDGE = 1e-6
 """How far sampled actions stay from -1 and 1, as in the authors' code."""
@@ -42,7 +42,7 @@ class DrQv2(Algorithm):
         network: DrQv2ActorCritic,
         *,
         optim: OptimFactory,
-        tau: PositiveShare,
+        tau: PositiveFraction,
         noise_start: NonNegativeFloat,
         noise_end: NonNegativeFloat,
         noise_steps: PositiveInt,

@@ -11,7 +11,7 @@ from research.algs.base import Algorithm, Metrics, OptimFactory, take_step
 from research.batches import Transition
 from research.networks.squashed_gaussian import SquashedGaussianActorCritic
 from research.networks.targets import frozen_copy, polyak_update
-from research.ranges import PositiveFloat, PositiveInt, PositiveShare
+from research.ranges import PositiveFloat, PositiveFraction, PositiveInt
 
 
 class SAC(Algorithm):
@@ -42,7 +42,7 @@ class SAC(Algorithm):
         network: SquashedGaussianActorCritic,
         *,
         optim: OptimFactory,
-        tau: PositiveShare,
+        tau: PositiveFraction,
         temperature: PositiveFloat,
         target_entropy: float | None,
         actor_every: PositiveInt,

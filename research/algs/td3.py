@@ -10,7 +10,7 @@ from research.algs.base import Algorithm, Metrics, OptimFactory, take_step
 from research.batches import Transition
 from research.networks.actor_critic import ActorCritic
 from research.networks.targets import frozen_copy, polyak_update
-from research.ranges import NonNegativeFloat, PositiveInt, PositiveShare
+from research.ranges import NonNegativeFloat, PositiveFraction, PositiveInt
 
 
 class TD3(Algorithm):
@@ -39,7 +39,7 @@ class TD3(Algorithm):
         network: ActorCritic,
         *,
         optim: OptimFactory,
-        tau: PositiveShare,
+        tau: PositiveFraction,
         explore_noise: NonNegativeFloat,
         target_noise: NonNegativeFloat,
         noise_clip: NonNegativeFloat,

@@ -8,7 +8,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 import numpy as np
 from gymnasium import Space
 
-from research.batches import Transition, Uncut
+from research.batches import PackedBatch, Transition
 
 Batch = TypeVar("Batch", covariant=True)
 
@@ -128,13 +128,13 @@ class PreparingDataset(Protocol):
     """A dataset that can gather its next batch while other work is done."""
 
     def prepare(self, *, pinned: bool) -> None:
-        """Begin to gather what the next ``sample_uncut`` returns; add nothing before that.
+        """Begin to gather what the next ``sample_packed`` returns; add nothing before that.
 
         Args:
             pinned: whether to gather into pinned memory, which a GPU reads directly.
 
         """
 
-    def sample_uncut(self) -> Uncut[Any]:
+    def sample_packed(self) -> PackedBatch[Any]:
         """The batch that ``sample`` would return, in memory copied to a device as a whole."""
         ...

@@ -61,15 +61,7 @@ class External(Predictor):
                 "takes another number of channels by network.model.in_chans=1"
             ) from error
         self.model.train()
-        patch = getattr(self.model, "patch_embed", None)
-        sizes = getattr(patch, "patch_size", ())
-        if any(side % size for side, size in zip(shape[1:], sizes, strict=False)) and not getattr(
-            patch, "dynamic_img_pad", False
-        ):
-            raise ValueError(
-                f"patch_size must divide the images' sides {shape[1]} and {shape[2]}, got "
-                f"{sizes[0]}; the rest of an image would be cut off"
-            )
+        check_patches(self.model, shape)
         if not isinstance(output, Tensor) or output.shape != (2, self.output_dim):
             found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
             raise ValueError(f"model must return (2, {self.output_dim}), got {found}")
@@ -82,3 +74,21 @@ def image_options(model: Callable[..., nn.Module], shape: tuple[int, ...]) -> di
     open_names = set(inspect.signature(model).parameters) - set(getattr(model, "keywords", ()))
     sizes = {"img_size": shape[1:], "in_chans": shape[0]}
     return {name: size for name, size in sizes.items() if name in open_names}
+
+
+def check_patches(model: nn.Module, shape: tuple[int, ...]) -> None:
+    """Refuse images (C, H, W) that a timm model would cut off, because patches do not divide them.
+
+    Raises:
+        ValueError: the size of a patch does not divide a side.
+
+    """
+    embed = getattr(model, "patch_embed", None)
+    if getattr(embed, "dynamic_img_pad", False):
+        return
+    for side, size in zip(shape[1:], getattr(embed, "patch_size", ()), strict=False):
+        if side % size:
+            raise ValueError(
+                f"patch_size must divide the images' sides {shape[1]} and {shape[2]}, got {size}; "
+                "the rest of an image would be cut off"
+            )

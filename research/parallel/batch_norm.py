@@ -20,8 +20,8 @@ def synchronise_batch_norm(network: nn.Module, device: torch.device) -> None:
     The modules are replaced; their parameters and buffers, and the names of these, stay.
 
     Raises:
-        UserError: ``device`` is no CUDA device, and torch has no such norm elsewhere; or a norm is of a custom
-            class, whose forward would be lost.
+        UserError: ``device`` is not a CUDA device, where torch has no such norm; or a norm is of a
+            custom class, whose forward would be lost.
 
     """
     if not has_batch_norm(network):

@@ -124,7 +124,7 @@ class Learner:
         if self.optimizers is None:
             self.make_optimizers()
         preparing = self.preparing
-        batch = preparing.sample_uncut() if preparing else self.dataset.sample()
+        batch = preparing.sample_packed() if preparing else self.dataset.sample()
         if can_prepare:
             self.prepare()
         phases.lap("sample")

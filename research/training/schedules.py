@@ -7,11 +7,11 @@ from typing import Literal
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
-from research.ranges import Decay, NonNegativeInt, PositiveFloat, Share
+from research.ranges import Decay, Fraction, NonNegativeInt, PositiveFloat
 
 
 def make_cosine(
-    optim: Optimizer, total_updates: int, *, warmup_updates: NonNegativeInt, final_share: Share
+    optim: Optimizer, total_updates: int, *, warmup_updates: NonNegativeInt, final_share: Fraction
 ) -> LambdaLR:
     """Rise linearly over the first updates, then fall by half a cosine to the end of the run.
 
@@ -41,7 +41,7 @@ def make_steps(
     total_updates: int,
     *,
     warmup_updates: NonNegativeInt,
-    milestones: Sequence[Share],
+    milestones: Sequence[Fraction],
     factor: PositiveFloat,
 ) -> LambdaLR:
     """Rise linearly over the first updates, then multiply at each milestone.

@@ -10,7 +10,7 @@ import torch
 from gymnasium import Space, spaces
 from torch import Tensor
 
-from research.batches import Transition, Uncut
+from research.batches import PackedBatch, Transition
 from research.datasets.replay.frames import FrameStacks
 from research.datasets.replay.journal import Block, Journal
 from research.datasets.replay.returns import NStepReturns
@@ -161,7 +161,7 @@ class ReplayBuffer:
         self._generator = torch.Generator().manual_seed(seed)
         self._state_before_draw = self._generator.get_state()
         self._thread = ThreadPoolExecutor(1, "sample")
-        self._prepared: Future[Uncut[Transition]] | None = None
+        self._prepared: Future[PackedBatch[Transition]] | None = None
         self._journal: Journal | None = None
 
     def __len__(self) -> int:
@@ -242,10 +242,10 @@ class ReplayBuffer:
             UserError: there is no transition yet.
 
         """
-        batch = self.sample_uncut()
-        return batch.cut(batch.memory)
+        batch = self.sample_packed()
+        return batch.unpack(batch.memory)
 
-    def sample_uncut(self) -> Uncut[Transition]:
+    def sample_packed(self) -> PackedBatch[Transition]:
         """The batch that ``sample`` would return, in memory copied to a device as a whole."""
         if self._prepared is None:
             return self._reader.read(self._draw(), pinned=False)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from research.batches import Transition, Tree, Uncut
+from research.batches import PackedBatch, Transition, Tree
 from research.datasets.replay.frames import FrameStacks
 from research.datasets.replay.returns import NStepReturns
 from research.datasets.replay.rings import EpisodeRings
@@ -55,7 +55,7 @@ class TransitionReader:
             self.first = Window(storage, [*obs, ("action", 1)])
             self.last = Window(storage, obs)
 
-    def read(self, starts: Tensor, *, pinned: bool) -> Uncut[Transition]:
+    def read(self, starts: Tensor, *, pinned: bool) -> PackedBatch[Transition]:
         """The transitions (B, ...) that start at these rows (B,).
 
         Args:
@@ -65,17 +65,17 @@ class TransitionReader:
         """
         batch = self.one_step(starts) if self.returns is None else self.n_steps(starts)
         if pinned:
-            return Uncut([tensor.pin_memory() for tensor in batch.memory], batch.cut)
+            return PackedBatch([tensor.pin_memory() for tensor in batch.memory], batch.unpack)
         return batch
 
-    def one_step(self, starts: Tensor) -> Uncut[Transition]:
+    def one_step(self, starts: Tensor) -> PackedBatch[Transition]:
         """Transitions of one step each."""
         memory = self.step.gather(self.on_device(starts))
         if self.stacks is not None:
             memory.append(self.gather_frames(self.stacks, starts, None))
-        return Uncut(memory, self.cut_one_step)
+        return PackedBatch(memory, self.unpack_one_step)
 
-    def cut_one_step(self, memory: Sequence[Tensor]) -> Transition:
+    def unpack_one_step(self, memory: Sequence[Tensor]) -> Transition:
         """The transitions in what ``one_step`` gathered."""
         parts = self.step.cut(memory)
         action, reward, continues = parts[self.num_obs : self.num_obs + 3]
@@ -85,7 +85,7 @@ class TransitionReader:
             obs, next_obs = self.tree(parts[: self.num_obs]), self.tree(parts[-self.num_obs :])
         return Transition(obs, action, reward, continues * self.gamma, next_obs)
 
-    def n_steps(self, starts: Tensor) -> Uncut[Transition]:
+    def n_steps(self, starts: Tensor) -> PackedBatch[Transition]:
         """Transitions of up to n steps each."""
         assert self.returns is not None, "transitions of one step have no returns"
         num_steps = self.rings.num_steps(starts)
@@ -96,9 +96,9 @@ class TransitionReader:
         ]
         if self.stacks is not None:
             memory.append(self.gather_frames(self.stacks, starts, num_steps))
-        return Uncut(memory, self.cut_n_steps)
+        return PackedBatch(memory, self.unpack_n_steps)
 
-    def cut_n_steps(self, memory: Sequence[Tensor]) -> Transition:
+    def unpack_n_steps(self, memory: Sequence[Tensor]) -> Transition:
         """The transitions in what ``n_steps`` gathered."""
         num_first, num_windows = len(self.first), len(self.first) + len(self.last)
         *obs, action = self.first.cut(memory[:num_first])

@@ -19,7 +19,7 @@ from research.launchers.pool.guard import Guard
 from research.machine.gpus import slot_environment
 from research.machine.slots import Slot
 from research.process import Call, Ending, Process, error_line
-from research.signals import OF_A_LAUNCHER, hearing
+from research.signals import OF_A_LAUNCHER, handling
 from research.status import BLANK, Status, read_status
 
 log = logging.getLogger(__name__)
@@ -122,7 +122,7 @@ class Pool:
         self.free = deque(self.slots)
         self.next_start = self.next_watch = -float("inf")
         with ExitStack() as stack:
-            stack.enter_context(hearing(self.stop_signals, self.note))
+            stack.enter_context(handling(self.stop_signals, self.note))
             self.guard = Guard()
             stack.callback(self.guard.close)
             stack.callback(self.kill_all)

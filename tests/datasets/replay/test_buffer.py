@@ -455,7 +455,7 @@ def test_a_prepared_batch_is_pinned_and_the_same_on_a_gpu(n_step: int) -> None:
     for each in (buffer, other):
         fill(each, 50)
     buffer.prepare(pinned=True)
-    batch = buffer.sample_uncut()
+    batch = buffer.sample_packed()
     assert all(tensor.is_pinned() for tensor in batch.memory)
     moved = to_device(batch, torch.device("cuda:0"))
     assert {part.device.type for part in moved} == {"cuda"}
@@ -463,15 +463,15 @@ def test_a_prepared_batch_is_pinned_and_the_same_on_a_gpu(n_step: int) -> None:
 
 
 @pytest.mark.parametrize(("n_step", "num_copies"), [(1, 1), (3, 3)])
-def test_an_uncut_batch_has_few_parts_and_is_cut_to_the_same(n_step: int, num_copies: int) -> None:
+def test_a_packed_batch_has_few_parts_and_unpacks_to_the_same(n_step: int, num_copies: int) -> None:
     buffer, other = make_buffer(n_step=n_step), make_buffer(n_step=n_step)
     for each in (buffer, other):
         fill(each, 50)
-    batch = buffer.sample_uncut()
+    batch = buffer.sample_packed()
     assert len(batch.memory) == num_copies
     expected = other.sample()
-    for _ in range(2):  # to cut changes nothing
-        assert_same(expected, batch.cut([tensor.clone() for tensor in batch.memory]))
+    for _ in range(2):  # to unpack changes nothing
+        assert_same(expected, batch.unpack([tensor.clone() for tensor in batch.memory]))
     assert_same(expected, to_device(batch, torch.device("cpu")))
 
 
