@@ -85,35 +85,39 @@ def command(task: Task) -> Callable[[], None]:
         if place and place.rank > 0:
             sys.exit(follow(task, place))
         with leading(place):
-            start(place)
-
-    def start(place: TorchrunRank | None) -> None:
-        collect_seldom()
-        outlive_readers()
-        os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints the error in its own words
-        enable_on_stderr()
-        typed = sys.argv[1:]
-        # Hydra's parser takes overrides on one side of an option only.
-        sys.argv[1:] = sorted(sys.argv[1:], key=is_override, reverse=True)
-        handle(OF_A_RUN, signal.default_int_handler)
-        if line := explain_no_choice(typed):
-            fail(line, status=1)
-        if not __debug__:
-            keep_asserts_of_parser()
-        try:
-            if place:
-                sys.argv.insert(1, devices_override(place, typed))
-            with execution_whitelist(TRUSTED_MODULES):  # each run adds its trusted_modules
-                program()
-        except (Exception, KeyboardInterrupt) as error:
-            is_misread = isinstance(error, OverrideParseException)
-            line = explain_word(error.override, typed) if is_misread else one_line(error)
-            if full_error or line is None:
-                traceback.print_exc()
-                sys.exit(1)
-            fail(line, status=exit_status(error))
+            run_command(program, place, full_error=full_error)
 
     return main
+
+
+def run_command(
+    program: Callable[[], None], place: TorchrunRank | None, *, full_error: bool
+) -> None:
+    """Run Hydra's program with the command line that was typed; ends with a line for an error."""
+    collect_seldom()
+    outlive_readers()
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints the error in its own words
+    enable_on_stderr()
+    typed = sys.argv[1:]
+    # Hydra's parser takes overrides on one side of an option only.
+    sys.argv[1:] = sorted(sys.argv[1:], key=is_override, reverse=True)
+    handle(OF_A_RUN, signal.default_int_handler)
+    if line := explain_no_choice(typed):
+        fail(line, status=1)
+    if not __debug__:
+        keep_asserts_of_parser()
+    try:
+        if place:
+            sys.argv.insert(1, devices_override(place, typed))
+        with execution_whitelist(TRUSTED_MODULES):  # each run adds its trusted_modules
+            program()
+    except (Exception, KeyboardInterrupt) as error:
+        is_misread = isinstance(error, OverrideParseException)
+        line = explain_word(error.override, typed) if is_misread else one_line(error)
+        if full_error or line is None:
+            traceback.print_exc()
+            sys.exit(1)
+        fail(line, status=exit_status(error))
 
 
 def keep_asserts_of_parser() -> None:
