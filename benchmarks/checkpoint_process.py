@@ -30,6 +30,7 @@ from stable_baselines3.common.logger import Logger
 from benchmarks.measure import ROOT
 from benchmarks.sb3 import make_model
 from benchmarks.train_speed import ACTION_DIM, OBS_DIM
+from research import batches
 from research.config import build
 from research.files import flush_file, flush_folder, write_whole
 from research.hydra_versions import VERSION_BASE
@@ -102,7 +103,7 @@ class Ours:
     def add(self, steps: Iterable[Step]) -> None:
         no = np.array([False])
         for action, reward, over, next_obs in steps:
-            self.dataset.add(action, reward, no, over, next_obs)
+            self.dataset.add(batches.Step(action, reward, no, over, next_obs))
             if over:
                 self.dataset.start_episodes(next_obs, over)
             self.trainer.step += 1

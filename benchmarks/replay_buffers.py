@@ -13,7 +13,7 @@ from gymnasium import spaces
 from numpy.lib.array_utils import byte_bounds
 from torch import Tensor
 
-from research.batches import Transition
+from research.batches import Step, Transition
 from research.datasets.replay.buffer import ReplayBuffer
 from research.machine.device import choose_device
 
@@ -126,13 +126,13 @@ class Ours:
         return "ram"
 
     def prepare(self, episode: Episode) -> list[Any]:
-        steps = [(a, r, end, cut, after) for _, a, r, end, cut, after in episode.steps()]
+        steps = [Step(a, r, end, cut, after) for _, a, r, end, cut, after in episode.steps()]
         return [(episode.obs[0], np.ones(1, np.bool_)), *steps]
 
     def add_steps(self, prepared: list[Any]) -> None:
         self.buffer.start_episodes(*prepared[0])
         for step in prepared[1:]:
-            self.buffer.add(*step)
+            self.buffer.add(step)
 
     add_episode = add_steps
 

@@ -1,16 +1,46 @@
 """Batches, which a dataset hands to a processor and an algorithm: tuples and dicts of tensors."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 Tree: TypeAlias = Tensor | dict[str, Tensor]
 """One tensor, or a dict of them for a Dict space."""
 
+ArrayTree: TypeAlias = np.ndarray | dict[str, np.ndarray]
+"""One array, or a dict of them for a Dict space."""
+
 T = TypeVar("T")
+
+
+class Step(NamedTuple):
+    """One step of E environments, as a collector hands it to a dataset.
+
+    Attributes:
+        action: (E, A), as the environments got it.
+        reward: (E,).
+        terminated: (E,) bool, whether the episode ended in a terminal state, whose value is 0.
+        truncated: (E,) bool, whether the episode was cut off, though it could have continued.
+        next_obs: (E, O), or a dict of such; an ended episode's final observation.
+        extras: values (E, ...) that the algorithm returned with the actions, by name.
+        next_info: chosen infos (E, ...) of the environments that came with ``next_obs``, by name.
+        active: (E,) bool, which environments took this step; None for all. The others only began
+            an episode, and their entries are ignored.
+
+    """
+
+    action: np.ndarray
+    reward: np.ndarray
+    terminated: np.ndarray
+    truncated: np.ndarray
+    next_obs: ArrayTree
+    extras: Mapping[str, np.ndarray] = {}
+    next_info: Mapping[str, np.ndarray] = {}
+    active: np.ndarray | None = None
 
 
 class Transition(NamedTuple):
@@ -31,6 +61,27 @@ class Transition(NamedTuple):
     reward: Tensor
     discount: Tensor
     next_obs: Any
+
+
+class ExtendedTransition(NamedTuple):
+    """A ``Transition`` where the algorithm or the environment gives more than its five fields.
+
+    Attributes:
+        obs, action, reward, discount, next_obs: as in ``Transition``.
+        extras: values (B, ...) that the algorithm returned with ``action``, by name.
+        info: chosen infos (B, ...) of the environment that came with ``obs``, by name.
+        next_info: those that came with ``next_obs``.
+
+    """
+
+    obs: Any
+    action: Tensor
+    reward: Tensor
+    discount: Tensor
+    next_obs: Any
+    extras: dict[str, Tensor]
+    info: dict[str, Tensor]
+    next_info: dict[str, Tensor]
 
 
 class Example(NamedTuple):

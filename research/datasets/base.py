@@ -1,6 +1,6 @@
 """The protocols of datasets, as the trainer uses them."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
@@ -8,7 +8,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 import numpy as np
 from gymnasium import Space
 
-from research.batches import PackedBatch, Transition
+from research.batches import ArrayTree, PackedBatch, Step, Transition
 
 Batch = TypeVar("Batch", covariant=True)
 
@@ -57,19 +57,21 @@ class OnlineDataset(Dataset[Transition], Protocol):
 
     def __len__(self) -> int: ...
 
-    def start_episodes(self, obs: np.ndarray | dict[str, np.ndarray], mask: np.ndarray) -> None:
-        """Begin an episode in every environment where ``mask`` (E,) is true."""
+    def start_episodes(
+        self, obs: ArrayTree, mask: np.ndarray, info: Mapping[str, np.ndarray] | None = None
+    ) -> None:
+        """Begin an episode in every environment where ``mask`` (E,) is true.
+
+        Args:
+            obs: (E, O), or a dict of such; the entries of other environments are ignored.
+            mask: (E,) bool.
+            info: chosen infos (E, ...) that came with ``obs``, by name.
+
+        """
         ...
 
-    def add(
-        self,
-        action: np.ndarray,
-        reward: np.ndarray,
-        terminated: np.ndarray,
-        truncated: np.ndarray,
-        next_obs: np.ndarray | dict[str, np.ndarray],
-    ) -> None:
-        """Store one step of all environments, each with a running episode."""
+    def add(self, step: Step) -> None:
+        """Store one step of the environments, each of which has a running episode."""
         ...
 
     def end_open_episodes(self, mask: np.ndarray) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
+from research.batches import Step
 from research.datasets.base import OnlineDataset
 from research.errors import UserError
 from research.ranges import NonNegativeInt, PositiveInt
@@ -110,7 +111,7 @@ class Collector:
         self.obs, reward, terminated, truncated, infos = result
         self.require_finite(reward)
         self.bounds.look(self.obs)
-        self.dataset.add(self.action, reward, terminated, truncated, self.obs)
+        self.dataset.add(Step(self.action, reward, terminated, truncated, self.obs))
         self.episodes.add(reward, infos)
         over = terminated | truncated
         if not over.any():

@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from research.algs.base import Algorithm, Metrics
-from research.batches import Tree, map_tensors
+from research.batches import Step, Tree, map_tensors
 from research.config import build, check
 from research.datasets.base import CountableDataset
 from research.processors.base import Processor
@@ -92,7 +92,7 @@ def fill(dataset: Any, steps: list[dict[str, Any]]) -> None:
     for step in steps:
         if step["begun"].any():
             dataset.start_episodes(step["first"], step["begun"])
-        dataset.add(*(step[name] for name in ("action", "reward", "ended", "cut", "obs")))
+        dataset.add(Step(*(step[name] for name in ("action", "reward", "ended", "cut", "obs"))))
 
 
 def record(env: Any, *, num_steps: int, seed: int) -> Iterator[dict[str, Any]]:

@@ -4,7 +4,7 @@ Their yamls are in ``tests/algs/conf``.
 """
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from research.algs.base import Algorithm, Metrics, OptimFactory, take_step
-from research.batches import Example, Transition
+from research.batches import Example, Step, Transition
 from research.datasets.replay.buffer import Environments
 from research.networks.predictor import Predictor
 from research.networks.targets import frozen_copy, polyak_update
@@ -90,24 +90,18 @@ class NewestSteps:
     def __len__(self) -> int:
         return len(self.steps)
 
-    def start_episodes(self, obs: Any, mask: np.ndarray) -> None:
+    def start_episodes(
+        self, obs: Any, mask: np.ndarray, info: Mapping[str, np.ndarray] | None = None
+    ) -> None:
         mask = mask.reshape(-1, *[1] * (self.obs.ndim - 1))
         self.obs = torch.where(torch.from_numpy(mask), torch.from_numpy(obs), self.obs)
 
-    def add(
-        self,
-        action: np.ndarray,
-        reward: np.ndarray,
-        terminated: np.ndarray,
-        truncated: np.ndarray,
-        next_obs: Any,
-    ) -> None:
-        discount = self.discount * ~terminated
-        values = (torch.tensor(value) for value in (action, reward, discount, next_obs))
-        action_, reward_, discount_, next_obs_ = values
-        step = Transition(self.obs, action_, reward_.float(), discount_.float(), next_obs_)
-        self.steps.append(step)
-        self.obs = step.next_obs
+    def add(self, step: Step) -> None:
+        discount = self.discount * ~step.terminated
+        values = (torch.tensor(v) for v in (step.action, step.reward, discount, step.next_obs))
+        action, reward, discount_, next_obs = values
+        self.steps.append((self.obs, action, reward.float(), discount_.float(), next_obs))
+        self.obs = next_obs
 
     def end_open_episodes(self, mask: np.ndarray) -> None:
         """Nothing: no step knows of the next."""

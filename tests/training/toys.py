@@ -13,8 +13,9 @@ from gymnasium.spaces import Box
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from torch import Tensor, nn
 
+from research import batches
 from research.algs.base import Algorithm, Metrics, OptimFactory, take_step
-from research.batches import Transition
+from research.batches import ArrayTree, Transition
 from research.processors.base import Identity
 from research.training.policy import Policy
 
@@ -99,34 +100,29 @@ class Tape:
     def __len__(self) -> int:
         return len(self.steps)
 
-    def start_episodes(self, obs: np.ndarray | dict[str, np.ndarray], mask: np.ndarray) -> None:
+    def start_episodes(
+        self, obs: ArrayTree, mask: np.ndarray, info: Mapping[str, np.ndarray] | None = None
+    ) -> None:
         assert isinstance(obs, np.ndarray)
         for env in np.flatnonzero(mask).tolist():
             assert env not in self.obs, "an episode is running"
             self.obs[env] = obs[env].copy()
 
-    def add(
-        self,
-        action: np.ndarray,
-        reward: np.ndarray,
-        terminated: np.ndarray,
-        truncated: np.ndarray,
-        next_obs: np.ndarray | dict[str, np.ndarray],
-    ) -> None:
-        assert isinstance(next_obs, np.ndarray)
-        for env in range(len(reward)):
-            over = bool(terminated[env]), bool(truncated[env])
-            step = Step(
+    def add(self, step: batches.Step) -> None:
+        assert isinstance(step.next_obs, np.ndarray)
+        for env in range(len(step.reward)):
+            over = bool(step.terminated[env]), bool(step.truncated[env])
+            taped = Step(
                 env,
                 self.obs.pop(env),
-                float(action[env, 0]),
-                float(reward[env]),
+                float(step.action[env, 0]),
+                float(step.reward[env]),
                 *over,
-                next_obs[env].copy(),
+                step.next_obs[env].copy(),
             )
-            self.steps.append(step)
+            self.steps.append(taped)
             if not any(over):
-                self.obs[env] = step.next_obs
+                self.obs[env] = taped.next_obs
 
     def end_open_episodes(self, mask: np.ndarray) -> None:
         for env in np.flatnonzero(mask).tolist():

@@ -3,14 +3,14 @@
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from gymnasium import Space, spaces
 from torch import Tensor
 
-from research.batches import PackedBatch, Transition
+from research.batches import ArrayTree, PackedBatch, Step, Transition
 from research.datasets.replay.frames import FrameStacks
 from research.datasets.replay.journal import Block, Journal
 from research.datasets.replay.returns import NStepReturns
@@ -21,9 +21,6 @@ from research.errors import DamagedFile, UserError
 from research.machine.device import data_device
 from research.machine.disk import require_disk
 from research.machine.memory import require_memory
-
-ArrayTree: TypeAlias = np.ndarray | dict[str, np.ndarray]
-"""One array, or a dict of them for a Dict space."""
 
 
 class Environments(Protocol):
@@ -168,12 +165,15 @@ class ReplayBuffer:
         """Number of transitions that ``sample`` chooses from."""
         return len(self._rings.starts)
 
-    def start_episodes(self, obs: ArrayTree, mask: np.ndarray) -> None:
+    def start_episodes(
+        self, obs: ArrayTree, mask: np.ndarray, info: Mapping[str, np.ndarray] | None = None
+    ) -> None:
         """Begin an episode in every environment where ``mask`` (E,) is true.
 
         Args:
             obs: (E, O), or a dict of such; the entries of other environments are ignored.
             mask: the environments that were reset.
+            info: chosen infos (E, ...) that came with ``obs``, by name.
 
         Raises:
             ValueError: one of them has a running episode, or a stack of frames that differ.
@@ -189,22 +189,8 @@ class ReplayBuffer:
         sources, rows = self._rings.start(np.flatnonzero(mask).tolist())
         self._storage.write(sources, rows)
 
-    def add(
-        self,
-        action: np.ndarray,
-        reward: np.ndarray,
-        terminated: np.ndarray,
-        truncated: np.ndarray,
-        next_obs: ArrayTree,
-    ) -> None:
+    def add(self, step: Step) -> None:
         """Store one step of all environments.
-
-        Args:
-            action: (E, A).
-            reward: (E,).
-            terminated: (E,), whether the episode ended in a terminal state, whose value is 0.
-            truncated: (E,), whether the episode was cut off, though it could have continued.
-            next_obs: (E, O), or a dict of such; an ended episode's final observation.
 
         Raises:
             ValueError: an environment has no running episode.
@@ -212,15 +198,15 @@ class ReplayBuffer:
 
         """
         self._discard_prepared()
-        self._storage.stage("action", action)
-        self._storage.stage("reward", reward)
-        self._storage.stage("continues", np.logical_not(terminated))
-        self._stage_obs(next_obs)
-        sources, rows = self._rings.step(np.logical_or(terminated, truncated).tolist())
+        self._storage.stage("action", step.action)
+        self._storage.stage("reward", step.reward)
+        self._storage.stage("continues", np.logical_not(step.terminated))
+        self._stage_obs(step.next_obs)
+        sources, rows = self._rings.step(np.logical_or(step.terminated, step.truncated).tolist())
         self._storage.write(sources, rows)
         if self._returns:
-            self._returns.add(reward.astype(np.float32).tolist())
-            self._returns.complete(self._rings.completed, terminated)
+            self._returns.add(step.reward.astype(np.float32).tolist())
+            self._returns.complete(self._rings.completed, step.terminated)
 
     def end_open_episodes(self, mask: np.ndarray) -> None:
         """Truncate the running episodes where ``mask`` (E,) is true at their newest observations.

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from research.batches import map_tensors, to_device
+from research.batches import Step, map_tensors, to_device
 from research.datasets.replay.buffer import ReplayBuffer
 from research.errors import UserError
 from research.machine import memory
@@ -140,7 +140,7 @@ class Streams:
         terminated, truncated = ends == TERMINATE, ends == TRUNCATE
         action = numbers[:, None].astype(np.float32)
         obs, remembered = self.observe(numbers, np.zeros(self.num_envs, np.bool_))
-        self.buffer.add(action, rewards, terminated, truncated, obs)
+        self.buffer.add(Step(action, rewards, terminated, truncated, obs))
         for env in range(self.num_envs):
             row = (remembered[env], int(numbers[env]), int(rewards[env]), bool(terminated[env]))
             self.naive.episodes[env][-1].append(Row(*row))
@@ -178,7 +178,9 @@ def fill(buffer: ReplayBuffer, num_steps: int, episode_steps: int = 10, num_envs
             buffer.start_episodes(rng.random((num_envs, 2)), everywhere)
         ended = np.full(num_envs, (step + 1) % episode_steps == 0)
         action = rng.random((num_envs, 1))
-        buffer.add(action, rng.random(num_envs), ended & False, ended, rng.random((num_envs, 2)))
+        buffer.add(
+            Step(action, rng.random(num_envs), ended & False, ended, rng.random((num_envs, 2)))
+        )
 
 
 @settings(max_examples=200, deadline=None)
@@ -233,9 +235,9 @@ def test_a_reward_behind_the_end_of_an_episode_is_never_summed() -> None:
     buffer = make_buffer(capacity=50, n_step=3, batch_size=500)
     obs, action = np.zeros((1, 2)), np.zeros((1, 1))
     buffer.start_episodes(obs, OVER)
-    buffer.add(action, np.array([1.0]), GOES_ON, OVER, obs)
+    buffer.add(Step(action, np.array([1.0]), GOES_ON, OVER, obs))
     buffer.start_episodes(obs, OVER)
-    buffer.add(action, np.array([np.nan]), GOES_ON, GOES_ON, obs)
+    buffer.add(Step(action, np.array([np.nan]), GOES_ON, GOES_ON, obs))
     assert (buffer.sample().reward == 1.0).all()
 
 
@@ -276,7 +278,7 @@ def test_dict_observations_keep_their_keys_shapes_and_types() -> None:
 
     buffer.start_episodes(obs(250), OVER)
     for number in (251, 252):
-        buffer.add(np.array([number - 245]), np.ones(1), GOES_ON, GOES_ON, obs(number))
+        buffer.add(Step(np.array([number - 245]), np.ones(1), GOES_ON, GOES_ON, obs(number)))
     batch = buffer.sample()
     assert isinstance(batch.obs, dict)
     assert isinstance(batch.next_obs, dict)
@@ -316,7 +318,7 @@ def test_a_loaded_state_samples_on_as_the_saved_buffer(tmp_path: Path, n_step: i
         assert_same(saved.sample(), loaded.sample())
         obs, nowhere = rng.random((2, 2)), np.zeros(2, np.bool_)
         for buffer in (saved, loaded):
-            buffer.add(obs[:, :1], obs[0], nowhere, nowhere, obs)
+            buffer.add(Step(obs[:, :1], obs[0], nowhere, nowhere, obs))
     assert len(saved) == len(loaded)
 
 
@@ -396,7 +398,7 @@ def test_an_ended_episode_cannot_go_on() -> None:
     mask = np.array([False, True])
     buffer.start_episodes(np.zeros((2, 2)), ~mask)
     with pytest.raises(ValueError, match=r"environments \[1\] must start an episode"):
-        buffer.add(np.zeros((2, 1)), np.zeros(2), ~mask, ~mask, np.zeros((2, 2)))
+        buffer.add(Step(np.zeros((2, 1)), np.zeros(2), ~mask, ~mask, np.zeros((2, 2))))
 
 
 @settings(max_examples=50, deadline=None)

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from research.batches import Step
 from research.datasets.replay.buffer import ReplayBuffer
 from research.errors import UserError
 from tests.datasets.replay.test_buffer import (
@@ -235,7 +236,7 @@ def test_an_observation_of_another_size_is_not_taken_for_a_stack() -> None:
     buffer.start_episodes(np.zeros((1, 3, HEIGHT, WIDTH), np.uint8), OVER)
     frame = np.zeros((1, 1, HEIGHT, WIDTH), np.uint8)
     with pytest.raises(UserError, match=r"stacked frames of shape \(1, .* says \(3, "):
-        buffer.add(np.zeros((1, 1)), np.zeros(1), GOES_ON, GOES_ON, frame)
+        buffer.add(Step(np.zeros((1, 1)), np.zeros(1), GOES_ON, GOES_ON, frame))
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from research.batches import Step
 from research.datasets.replay import journal
 from research.datasets.replay.buffer import ReplayBuffer
 from research.datasets.replay.journal import Block, Journal
@@ -83,7 +84,7 @@ def apply(buffer: ReplayBuffer, events: list[Any], index: int) -> None:
         rng.random(len(ends)),
         rng.random((len(ends), 2)),
     )
-    buffer.add(action, reward, ends == TERMINATE, ends == TRUNCATE, obs)
+    buffer.add(Step(action, reward, ends == TERMINATE, ends == TRUNCATE, obs))
 
 
 @contextmanager
