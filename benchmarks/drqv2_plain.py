@@ -40,7 +40,7 @@ from research.config import build
 from research.hydra_versions import VERSION_BASE
 from research.networks.drqv2 import Encoder, TrunkCritics
 from research.networks.mlp import EnsembleLinear, EnsembleMLP
-from research.networks.targets import frozen_copy
+from research.algs.targets import frozen_copy
 from research.training.meter import Phases
 from research.training.records.logger import Clock, Logger
 from research.training.seed import seed_everything

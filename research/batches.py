@@ -122,15 +122,24 @@ class PackedBatch(Generic[T]):
 
 
 def map_tensors(function: Callable[[Tensor], Tensor], batch: T) -> T:
-    """Apply ``function`` to every tensor of nested dicts and (named) tuples."""
+    """Apply ``function`` to every tensor of nested dicts and (named) tuples; None stays None."""
     if isinstance(batch, Tensor):
         return function(batch)  # type: ignore[return-value]
     if isinstance(batch, dict):
         return {key: map_tensors(function, value) for key, value in batch.items()}  # type: ignore
+    if batch is None:
+        return batch
     if isinstance(batch, tuple):
         values = [map_tensors(function, value) for value in batch]
         return type(batch)(*values) if hasattr(batch, "_fields") else tuple(values)  # type: ignore
     raise TypeError(f"a batch holds tensors in dicts and tuples, got {type(batch).__name__}")
+
+
+def count_rows(batch: Any) -> int:
+    """B, the length of the first tensor of a batch."""
+    while not isinstance(batch, Tensor):
+        batch = next(iter(batch.values() if isinstance(batch, dict) else batch))
+    return len(batch)
 
 
 def to_device(batch: T | PackedBatch[T], device: torch.device) -> T:

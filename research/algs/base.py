@@ -1,62 +1,134 @@
-"""The base class of algorithms: a module that acts and learns from batches."""
+"""The base class of algorithms: what they minimise, and how they act."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeAlias
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from research.batches import Tree
 
 Metrics: TypeAlias = dict[str, Tensor]
-"""Detached tensors without dimensions, by name."""
+"""Tensors without dimensions, by name."""
 
-OptimFactory: TypeAlias = Callable[[Iterable[nn.Parameter]], Optimizer]
+OptimFactory: TypeAlias = Callable[[Iterable[Any]], Optimizer]
+"""Makes an optimizer of parameters, or of groups of parameters."""
+
+
+class Loss(NamedTuple):
+    """What a loss function returns.
+
+    Attributes:
+        value: to be minimised, without dimensions; a mean over the batch.
+        metrics: other means over the batch, to be logged.
+        result: tensors (B, ...) for an objective that reuses them, which gets them detached.
+
+    """
+
+    value: Tensor
+    metrics: Mapping[str, Tensor] = {}
+    result: Any = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objective:
+    """A loss, and the parameters that are trained to lower it.
+
+    Attributes:
+        name: names the optimizer. The loss is logged as ``{name}_loss``, or as ``loss`` if it is
+            the algorithm's only one.
+        loss: takes a batch and what ``Algorithm.draw`` drew for it. It must depend on these and
+            on the parameters alone, and must not branch on a tensor's value.
+        trains: modules and parameters; no other parameter gets a gradient.
+        optim: makes the optimizer.
+        every: updates per step of this objective, at least 1.
+        reuses: name of an earlier objective, whose ``Loss.result`` of the same update is the third
+            argument of ``loss``; None for no third argument.
+
+    """
+
+    name: str
+    loss: Callable[..., Loss]
+    trains: Sequence[nn.Module | nn.Parameter]
+    optim: OptimFactory
+    every: int = 1
+    reuses: str | None = None
+
+
+class PolyakCopy(NamedTuple):
+    """A frozen copy of a module that follows it, such as a target network.
+
+    Attributes:
+        target: the copy.
+        of: the module.
+        tau: the share of the way that every parameter goes at a time, in (0, 1].
+        every: updates per such move, at least 1.
+
+    """
+
+    target: nn.Module
+    of: nn.Module
+    tau: float
+    every: int = 1
 
 
 class Algorithm(nn.Module, ABC):
-    """A learning rule. Its ``state_dict`` holds its weights; its optimizers are attributes.
+    """A learning rule: losses and what they train, and a policy.
 
-    It is built without optimizers, so acting and loading weights need none; the trainer asks for
-    them before the first update. (The first optimizer of a process makes torch import its compiler,
-    which takes about as long as importing torch.)
+    The trainer's learner takes the steps. In every update it calls ``augment`` and ``draw``, takes
+    a step for each objective in order, then moves the copies. The ``state_dict`` holds the weights.
     """
 
-    is_skipped = False
-    """Whether the last update changed no weight, since it overflowed; schedules skip it, too."""
+    @abstractmethod
+    def objectives(self) -> Sequence[Objective]:
+        """The objectives, in the order in which an update takes their steps."""
+
+    def copies(self) -> Sequence[PolyakCopy]:
+        """The frozen copies, which move after the steps of an update.
+
+        With ``init_from``, a copy that gets no weights of its own gets those of its module.
+        """
+        return ()
 
     @abstractmethod
-    def act(self, obs: Tree, step: int, explore: bool) -> Tensor:
-        """Actions (B, A) for observations (B, O), with exploration noise or without."""
+    def act(self, obs: Tree, step: Tensor, explore: bool) -> Tensor:
+        """Actions (B, A) for observations (B, O).
 
-    @abstractmethod
-    def make_optimizers(self) -> None:
-        """Set the optimizers, as attributes, for the parameters on their present device.
-
-        Raises:
-            ValueError: an optimizer refuses its settings.
+        Args:
+            obs: as the processor returns them, on the device.
+            step: steps of the run so far, a float without dimensions on the device.
+            explore: whether to add the noise of training.
 
         """
 
-    @abstractmethod
-    def update(self, batch: Any, *, step: int, updates: int) -> Metrics:
-        """Learn from one batch.
+    def augment(self, batch: Any) -> Any:
+        """The batch that is learned from, in place of a processed one."""
+        return batch
+
+    def draw(self, batch: Any, step: Tensor) -> Any:
+        """All that the losses need besides the batch: random numbers, numbers that follow ``step``.
+
+        Returns:
+            a tensor, or tensors in tuples and dicts. Each is (B, ...), or has no dimensions.
+
+        """
+        return None
+
+    def update(self, batch: Any, step: Tensor, optimizers: Mapping[str, Optimizer]) -> Metrics:
+        """Learn from one batch in another way than by steps down the objectives' gradients.
+
+        Only an algorithm whose steps no objective can express overrides this. Its objectives then
+        only say what the optimizers train. It runs on one rank, in fp32, in whole batches.
 
         Args:
             batch: as the processor returns it, on the device.
-            step: steps of the run so far, for schedules.
-            updates: updates made before this one, for periods.
+            step: steps of the run so far, a float without dimensions on the device.
+            optimizers: by the names of the objectives.
 
         """
-
-    def copies(self) -> Sequence[tuple[nn.Module, nn.Module]]:
-        """Each frozen copy of a network, such as a target, and the network that it copies.
-
-        With ``init_from`` a copy that gets no weights of its own gets those of its network.
-        """
-        return ()
+        raise NotImplementedError
 
     def validate(self, batch: Any) -> Metrics:
         """Metrics of the algorithm on one batch that it does not learn from.
@@ -66,21 +138,3 @@ class Algorithm(nn.Module, ABC):
 
         """
         raise NotImplementedError(f"{type(self).__name__} has no validation on batches")
-
-    @property
-    def optimizers(self) -> dict[str, Optimizer]:
-        """The optimizers by their attribute's name."""
-        return {name: value for name, value in vars(self).items() if isinstance(value, Optimizer)}
-
-
-def take_step(optim: Optimizer, loss: Tensor) -> None:
-    """One optimizer step down the gradient of ``loss``, for this optimizer's parameters alone.
-
-    No other parameter gets a gradient, so a frozen critic costs nothing in an actor's update.
-    """
-    parameters = [p for group in optim.param_groups for p in group["params"]]
-    for parameter, grad in zip(
-        parameters, torch.autograd.grad(loss, parameters, allow_unused=True), strict=True
-    ):
-        parameter.grad = grad
-    optim.step()

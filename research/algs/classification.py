@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -10,11 +10,11 @@ from annotated_types import Interval
 from gymnasium.spaces import Discrete
 from torch import Tensor
 
-from research.algs.base import Metrics
-from research.algs.supervised import GroupedOptimFactory, Supervised, check_shape
+from research.algs.base import Metrics, OptimFactory
+from research.algs.supervised import Supervised, check_shape
 from research.batches import Example, Tree, map_tensors
 from research.networks.predictor import Predictor
-from research.ranges import Decay, FractionBelowOne, PositiveInt
+from research.ranges import FractionBelowOne
 
 
 class Classification(Supervised):
@@ -29,14 +29,13 @@ class Classification(Supervised):
 
     Args:
         network: gives scores (B, K).
-        optim: builds an optimizer from two groups of parameters, decayed and not.
+        optim: builds an optimizer from groups of parameters.
         label_smoothing: share of a target that is spread over all classes, in [0, 1); Szegedy et
             al., 2016, https://arxiv.org/abs/1512.00567.
         class_weights: factors of the losses of the K classes, at least 0; None for 1.
         top_k: ``top{k}_accuracy`` is the share of targets among the k highest scores, 2 to K; None
             for no such metric.
         mixup_alpha: parameter of the beta distribution of mixtures, at least 0; 0 for no mixup.
-        accumulate, ema_decay, precision, compile: see ``Supervised``.
 
     Raises:
         ValueError: for class weights or ``top_k`` that do not suit the number of classes, or a
@@ -51,24 +50,13 @@ class Classification(Supervised):
         self,
         network: Predictor,
         *,
-        optim: GroupedOptimFactory,
+        optim: OptimFactory,
         label_smoothing: FractionBelowOne,
         class_weights: Sequence[float] | None,
         top_k: int | None,
         mixup_alpha: Annotated[float, Interval(ge=0, lt=math.inf)],
-        accumulate: PositiveInt,
-        ema_decay: Decay | None,
-        precision: Literal["fp32", "bf16", "fp16"],
-        compile: bool,
     ) -> None:
-        super().__init__(
-            network,
-            optim=optim,
-            accumulate=accumulate,
-            ema_decay=ema_decay,
-            precision=precision,
-            compile=compile,
-        )
+        super().__init__(network, optim=optim)
         num_classes = network.output_dim
         if class_weights is not None and not are_weights(class_weights, num_classes):
             raise ValueError(
@@ -77,15 +65,16 @@ class Classification(Supervised):
             )
         if top_k is not None and not 2 <= top_k <= num_classes:
             raise ValueError(f"top_k must be null or in [2, {num_classes}], got {top_k}")
-        weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float)
-        self.register_buffer(
-            "class_weights", None if weights is None else weights.to(self.device), persistent=False
-        )
+        weights = None
+        if class_weights is not None:
+            device = next(network.parameters()).device
+            weights = torch.tensor(class_weights, dtype=torch.float, device=device)
+        self.register_buffer("class_weights", weights, persistent=False)
         self.label_smoothing = label_smoothing
         self.top_k = top_k
         self.mixup_alpha = mixup_alpha
 
-    def act(self, obs: Tree, step: int, explore: bool) -> Tensor:
+    def act(self, obs: Tree, step: Tensor, explore: bool) -> Tensor:
         """The class with the highest score, (B,) int64."""
         return super().act(obs, step, explore).argmax(dim=-1)
 
@@ -102,7 +91,7 @@ class Classification(Supervised):
             share,
         )
 
-    def loss(self, output: Tensor, batch: Example) -> Tensor:
+    def compute_loss(self, output: Tensor, batch: Example) -> Tensor:
         check_shape(output, (len(batch.target), self.network.output_dim))
         smoothing = self.label_smoothing if self.training else 0.0
         if self.class_weights is None:

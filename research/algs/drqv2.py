@@ -1,19 +1,33 @@
 """DrQ-v2: Yarats et al., 2021, https://arxiv.org/abs/2107.09645."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from research.algs.base import Algorithm, Metrics, OptimFactory, take_step
+from research.algs.base import Algorithm, Loss, Objective, OptimFactory, PolyakCopy
+from research.algs.targets import frozen_copy
 from research.batches import Transition
 from research.networks.drqv2 import DrQv2ActorCritic
-from research.networks.targets import frozen_copy, polyak_update
 from research.ranges import NonNegativeFloat, PositiveFraction, PositiveInt
 
 EDGE = 1e-6
 """How far sampled actions stay from -1 and 1, as in the authors' code."""
+
+
+class Noise(NamedTuple):
+    """Noise (B, A) of an update, of the std that the step asks for.
+
+    Attributes:
+        target: of the next actions, in the target.
+        actor: of the actions that the actor is trained on.
+
+    """
+
+    target: Tensor
+    actor: Tensor
 
 
 class DrQv2(Algorithm):
@@ -58,53 +72,55 @@ class DrQv2(Algorithm):
         self.noise_steps = noise_steps
         self.noise_clip = noise_clip
 
-    def make_optimizers(self) -> None:
-        encoder, critics = self.network.encoder, self.network.critics
-        self.actor_optim = self.optim(self.network.actor.parameters())
-        self.critic_optim = self.optim([*encoder.parameters(), *critics.parameters()])
+    def objectives(self) -> Sequence[Objective]:
+        network, optim = self.network, self.optim
+        return [
+            Objective(
+                name="critic",
+                loss=self.critic_loss,
+                trains=[network.encoder, network.critics],
+                optim=optim,
+            ),
+            Objective(
+                name="actor",
+                loss=self.actor_loss,
+                trains=[network.actor],
+                optim=optim,
+                reuses="critic",
+            ),
+        ]
 
-    def copies(self) -> Sequence[tuple[nn.Module, nn.Module]]:
-        return [(self.target_critics, self.network.critics)]
+    def copies(self) -> Sequence[PolyakCopy]:
+        return [PolyakCopy(self.target_critics, self.network.critics, self.tau)]
 
-    def noise_std(self, step: int) -> float:
+    def noise_std(self, step: Tensor) -> Tensor:
         """Standard deviation of the noise after ``step`` environment steps (equation 4)."""
-        share = min(step / self.noise_steps, 1.0)
+        share = (step / self.noise_steps).clamp(max=1.0)
         return (1 - share) * self.noise_start + share * self.noise_end
 
-    @torch.no_grad()
-    def act(self, obs: Tensor, step: int, explore: bool) -> Tensor:
+    def act(self, obs: Tensor, step: Tensor, explore: bool) -> Tensor:
         action = self.network.actor(self.network.encoder(obs))
         if explore:
             noise = self.noise_std(step) * torch.randn_like(action)
             action = (action + noise).clamp(EDGE - 1, 1 - EDGE)
         return action
 
-    def update(self, batch: Transition, *, step: int, updates: int) -> Metrics:
-        std = self.noise_std(step)
-        encoded = self.network.encoder(batch.obs)
-        metrics = self.update_critics(batch, encoded, std * torch.randn_like(batch.action))
-        metrics |= self.update_actor(encoded.detach(), std * torch.randn_like(batch.action))
-        polyak_update(self.network.critics, self.target_critics, self.tau)
-        return metrics
+    def draw(self, batch: Transition, step: Tensor) -> Noise:
+        std, action = self.noise_std(step), batch.action
+        return Noise(std * torch.randn_like(action), std * torch.randn_like(action))
 
-    def update_critics(self, batch: Transition, encoded: Tensor, noise: Tensor) -> Metrics:
-        """Regress encoder and critics on the clipped double-Q target (equation 2)."""
-        target_q = self.compute_target(batch, noise)
+    def critic_loss(self, batch: Transition, noise: Noise) -> Loss:
+        """Squared distance of every critic to the clipped double-Q target (equation 2)."""
+        encoded = self.network.encoder(batch.obs)
+        target_q = self.compute_target(batch, noise.target)
         q = self.network.critics(encoded, batch.action)
         loss = F.mse_loss(q, target_q.expand_as(q), reduction="sum") / len(target_q)
-        take_step(self.critic_optim, loss)
-        return {
-            "critic_loss": loss.detach(),
-            "q": q.detach().mean(),
-            "target_q": target_q.mean(),
-        }
+        return Loss(loss, {"q": q.mean(), "target_q": target_q.mean()}, result=encoded)
 
-    def update_actor(self, encoded: Tensor, noise: Tensor) -> Metrics:
-        """Maximise the lowest critic (equation 3); the encoder gets no gradient from it."""
-        action = self.perturb(self.network.actor(encoded), noise)
-        loss = -self.network.critics(encoded, action).amin(dim=0).mean()
-        take_step(self.actor_optim, loss)
-        return {"actor_loss": loss.detach()}
+    def actor_loss(self, batch: Transition, noise: Noise, encoded: Tensor) -> Loss:
+        """Minus the lowest critic's value (equation 3); the encoder gets no gradient from it."""
+        action = self.perturb(self.network.actor(encoded), noise.actor)
+        return Loss(-self.network.critics(encoded, action).amin(dim=0).mean())
 
     @torch.no_grad()
     def compute_target(self, batch: Transition, noise: Tensor) -> Tensor:

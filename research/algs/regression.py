@@ -14,7 +14,7 @@ class Regression(Supervised):
 
     target_space = Box
 
-    def loss(self, output: Tensor, batch: Example) -> Tensor:
+    def compute_loss(self, output: Tensor, batch: Example) -> Tensor:
         check_shape(output, tuple(batch.target.shape))
         return F.mse_loss(output, batch.target)
 

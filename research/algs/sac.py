@@ -2,16 +2,30 @@
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from research.algs.base import Algorithm, Metrics, OptimFactory, take_step
+from research.algs.base import Algorithm, Loss, Objective, OptimFactory, PolyakCopy
+from research.algs.targets import frozen_copy
 from research.batches import Transition
 from research.networks.squashed_gaussian import SquashedGaussianActorCritic
-from research.networks.targets import frozen_copy, polyak_update
 from research.ranges import PositiveFloat, PositiveFraction, PositiveInt
+
+
+class Noise(NamedTuple):
+    """Standard noise (B, A) of an update.
+
+    Attributes:
+        target: of the next actions, in the target.
+        actor: of the actions that the actor is trained on.
+
+    """
+
+    target: Tensor
+    actor: Tensor
 
 
 class SAC(Algorithm):
@@ -28,7 +42,7 @@ class SAC(Algorithm):
 
     Args:
         network: ``actor`` maps (B, O) to distributions, ``critics`` (B, O) and (B, A) to (N, B).
-        optim: builds an optimizer from parameters, one for actor and temperature, one for critics.
+        optim: builds an optimizer from parameters; critics, actor and temperature have one each.
         tau: Polyak step per target update, in (0, 1].
         temperature: at the start, above 0.
         target_entropy: entropy that the temperature aims at, in nats; None for minus A.
@@ -59,59 +73,53 @@ class SAC(Algorithm):
         self.actor_every = actor_every
         self.target_every = target_every
 
-    def make_optimizers(self) -> None:
-        # One step for both is the same as one each: neither loss depends on the other's parameters.
-        self.actor_optim = self.optim([*self.network.actor.parameters(), self.log_temperature])
-        self.critic_optim = self.optim(self.network.critics.parameters())
+    def objectives(self) -> Sequence[Objective]:
+        actor, critics, optim = self.network.actor, self.network.critics, self.optim
+        delayed = {"optim": optim, "every": self.actor_every}
+        return [
+            Objective(name="critic", loss=self.critic_loss, trains=[critics], optim=optim),
+            Objective(name="actor", loss=self.actor_loss, trains=[actor], **delayed),
+            Objective(
+                name="temperature",
+                loss=self.temperature_loss,
+                trains=[self.log_temperature],
+                reuses="actor",
+                **delayed,
+            ),
+        ]
 
-    def copies(self) -> Sequence[tuple[nn.Module, nn.Module]]:
-        return [(self.target_critics, self.network.critics)]
+    def copies(self) -> Sequence[PolyakCopy]:
+        critics = self.network.critics
+        return [PolyakCopy(self.target_critics, critics, self.tau, every=self.target_every)]
 
-    @torch.no_grad()
-    def act(self, obs: Tensor, step: int, explore: bool) -> Tensor:
+    def act(self, obs: Tensor, step: Tensor, explore: bool) -> Tensor:
         distribution = self.network.actor(obs)
         if not explore:
             return distribution.center()
         return distribution.sample(torch.randn_like(distribution.mean))[0]
 
-    def update(self, batch: Transition, *, step: int, updates: int) -> Metrics:
-        metrics = self.update_critics(batch, torch.randn_like(batch.action))
-        if (updates + 1) % self.actor_every == 0:
-            metrics |= self.update_actor(batch.obs, torch.randn_like(batch.action))
-        if (updates + 1) % self.target_every == 0:
-            polyak_update(self.network.critics, self.target_critics, self.tau)
-        return metrics
+    def draw(self, batch: Transition, step: Tensor) -> Noise:
+        return Noise(torch.randn_like(batch.action), torch.randn_like(batch.action))
 
-    def update_critics(self, batch: Transition, noise: Tensor) -> Metrics:
-        """Regress every critic on the soft target (equation 5)."""
-        target_q = self.compute_target(batch, noise)
+    def critic_loss(self, batch: Transition, noise: Noise) -> Loss:
+        """Squared distance of every critic to the soft target (equation 5)."""
+        target_q = self.compute_target(batch, noise.target)
         q = self.network.critics(batch.obs, batch.action)
         loss = F.mse_loss(q, target_q.expand_as(q), reduction="sum") / len(target_q)
-        take_step(self.critic_optim, loss)
-        return {
-            "critic_loss": loss.detach(),
-            "q": q.detach().mean(),
-            "target_q": target_q.mean(),
-        }
+        return Loss(loss, {"q": q.mean(), "target_q": target_q.mean()})
 
-    def update_actor(self, obs: Tensor, noise: Tensor) -> Metrics:
-        """Maximise the lowest critic and the entropy (equation 9), and adjust the temperature."""
-        action, log_prob = self.network.actor(obs).sample(noise)
-        q = self.network.critics(obs, action).amin(dim=0)
-        entropy, temperature = -log_prob.detach().mean(), self.temperature.detach()
+    def actor_loss(self, batch: Transition, noise: Noise) -> Loss:
+        """Minus the lowest critic's value and the entropy (equation 9)."""
+        action, log_prob = self.network.actor(batch.obs).sample(noise.actor)
+        q = self.network.critics(batch.obs, action).amin(dim=0)
+        temperature = self.temperature.detach()
         loss = (temperature * log_prob - q).mean()
-        temperature_loss = self.compute_temperature_loss(entropy)
-        take_step(self.actor_optim, loss + temperature_loss)
-        return {
-            "actor_loss": loss.detach(),
-            "entropy": entropy,
-            "temperature": temperature,
-            "temperature_loss": temperature_loss.detach(),
-        }
+        metrics = {"entropy": -log_prob.mean(), "temperature": temperature}
+        return Loss(loss, metrics, result=log_prob)
 
-    def compute_temperature_loss(self, entropy: Tensor) -> Tensor:
+    def temperature_loss(self, batch: Transition, noise: Noise, log_prob: Tensor) -> Loss:
         """The loss that raises the temperature while the entropy is below its target (eq. 18)."""
-        return self.temperature * (entropy - self.target_entropy)
+        return Loss(self.temperature * (-log_prob.mean() - self.target_entropy))
 
     @torch.no_grad()
     def compute_target(self, batch: Transition, noise: Tensor) -> Tensor:

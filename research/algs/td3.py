@@ -4,12 +4,12 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from research.algs.base import Algorithm, Metrics, OptimFactory, take_step
+from research.algs.base import Algorithm, Loss, Objective, OptimFactory, PolyakCopy
+from research.algs.targets import frozen_copy
 from research.batches import Transition
 from research.networks.actor_critic import ActorCritic
-from research.networks.targets import frozen_copy, polyak_update
 from research.ranges import NonNegativeFloat, PositiveFraction, PositiveInt
 
 
@@ -55,48 +55,46 @@ class TD3(Algorithm):
         self.noise_clip = noise_clip
         self.actor_every = actor_every
 
-    def make_optimizers(self) -> None:
-        self.actor_optim = self.optim(self.network.actor.parameters())
-        self.critic_optim = self.optim(self.network.critics.parameters())
+    def objectives(self) -> Sequence[Objective]:
+        actor, critics, optim = self.network.actor, self.network.critics, self.optim
+        return [
+            Objective(name="critic", loss=self.critic_loss, trains=[critics], optim=optim),
+            Objective(
+                name="actor",
+                loss=self.actor_loss,
+                trains=[actor],
+                optim=optim,
+                every=self.actor_every,
+            ),
+        ]
 
-    def copies(self) -> Sequence[tuple[nn.Module, nn.Module]]:
-        return [(self.target, self.network)]
+    def copies(self) -> Sequence[PolyakCopy]:
+        return [PolyakCopy(self.target, self.network, self.tau, every=self.actor_every)]
 
-    @torch.no_grad()
-    def act(self, obs: Tensor, step: int, explore: bool) -> Tensor:
+    def act(self, obs: Tensor, step: Tensor, explore: bool) -> Tensor:
         action = self.network.actor(obs)
         if explore:
             action = (action + self.explore_noise * torch.randn_like(action)).clamp(-1, 1)
         return action
 
-    def update(self, batch: Transition, *, step: int, updates: int) -> Metrics:
-        metrics = self.update_critic(batch, torch.randn_like(batch.action))
-        if (updates + 1) % self.actor_every == 0:
-            metrics |= self.update_actor(batch.obs)
-            polyak_update(self.network, self.target, self.tau)
-        return metrics
+    def draw(self, batch: Transition, step: Tensor) -> Tensor:
+        """Standard noise (B, A) for the target actions."""
+        return torch.randn_like(batch.action)
 
-    def update_critic(self, batch: Transition, noise: Tensor) -> Metrics:
-        """Regress every critic on the clipped double-Q target."""
+    def critic_loss(self, batch: Transition, noise: Tensor) -> Loss:
+        """Squared distance of every critic to the clipped double-Q target."""
         target_q = self.compute_target(batch, noise)
         q = self.network.critics(batch.obs, batch.action)
         loss = F.mse_loss(q, target_q.expand_as(q), reduction="sum") / len(target_q)
-        take_step(self.critic_optim, loss)
-        return {
-            "critic_loss": loss.detach(),
-            "q": q.detach().mean(),
-            "target_q": target_q.mean(),
-        }
+        return Loss(loss, {"q": q.mean(), "target_q": target_q.mean()})
 
-    def update_actor(self, obs: Tensor) -> Metrics:
-        """Maximise the first critic (the deterministic policy gradient)."""
-        loss = -self.network.critics.first(obs, self.network.actor(obs)).mean()
-        take_step(self.actor_optim, loss)
-        return {"actor_loss": loss.detach()}
+    def actor_loss(self, batch: Transition, noise: Tensor) -> Loss:
+        """Minus the first critic's value (the deterministic policy gradient)."""
+        return Loss(-self.network.critics.first(batch.obs, self.network.actor(batch.obs)).mean())
 
     @torch.no_grad()
     def compute_target(self, batch: Transition, noise: Tensor) -> Tensor:
-        """Bootstrapped return at a smoothed target action, (B,); ``noise`` is standard, (B, A)."""
+        """Bootstrapped return at a smoothed target action, (B,)."""
         noise = (self.target_noise * noise).clamp(-self.noise_clip, self.noise_clip)
         next_action = (self.target.actor(batch.next_obs) + noise).clamp(-1, 1)
         next_q = self.target.critics(batch.next_obs, next_action).amin(dim=0)

@@ -11,7 +11,6 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from research.batches import Step
 from research.datasets.base import OnlineDataset
 from research.errors import UserError
-from research.ranges import NonNegativeInt, PositiveInt
 from research.training.episodes import SKIPPED_FRAMES, Episodes
 from research.training.observations import Bounds, find_fault
 from research.training.policy import Policy
@@ -27,18 +26,15 @@ class Collector:
 
     Args:
         env: a vector environment that leaves resets to its caller.
-        policy: acts after the warm-up.
+        policy: chooses the actions, except those that are asked for at random.
         dataset: stores every step.
         seed: of the run.
-        warmup_steps: environment steps with uniformly random actions, before any update.
-        updates_per_step: updates due per environment step, at least 1.
-        steps_per_update: environment steps per update, at least 1; one of the two is 1.
         overlap: whether environments step during the updates, which changes no number and needs
             environments in processes of their own; None: if they are.
 
     Raises:
-        ValueError: for two ratios above 1, an environment that resets itself, or
-            ``overlap`` with environments in this process.
+        ValueError: for an environment that resets itself, or ``overlap`` with environments in this
+            process.
 
     """
 
@@ -49,16 +45,8 @@ class Collector:
         dataset: OnlineDataset,
         seed: int,
         *,
-        warmup_steps: NonNegativeInt,
-        updates_per_step: PositiveInt,
-        steps_per_update: PositiveInt,
         overlap: bool | None,
     ) -> None:
-        if min(updates_per_step, steps_per_update) != 1:
-            raise ValueError(
-                "one of updates_per_step and steps_per_update must be 1, "
-                f"got {updates_per_step} and {steps_per_update}"
-            )
         if env.metadata.get("autoreset_mode") is not AutoresetMode.DISABLED:
             raise ValueError("the environment must leave resets to the collector")
         self.overlapped = env if isinstance(env, AsyncVectorEnv) and overlap is not False else None
@@ -71,9 +59,6 @@ class Collector:
         self.policy = policy
         self.dataset = dataset
         self.seed = seed
-        self.warmup_steps = warmup_steps
-        self.updates_per_step = updates_per_step
-        self.steps_per_update = steps_per_update
         self.action_repeat = env.metadata.get("action_repeat", 1)
         self.skipped_frames = 0
         self.bounds = Bounds(env.single_observation_space)
@@ -90,10 +75,16 @@ class Collector:
         if self.obs is None:
             self.reset(np.ones(self.env.num_envs, dtype=np.bool_))
 
-    def begin_step(self, step: int) -> None:
-        """Choose the actions after ``step`` steps, and let overlapped environments begin theirs."""
+    def begin_step(self, step: int, *, at_random: bool) -> None:
+        """Choose the actions after ``step`` steps, and let overlapped environments begin theirs.
+
+        Args:
+            step: environment steps so far.
+            at_random: whether the actions are uniformly random; if not, the policy explores.
+
+        """
         self.step = step + self.env.num_envs
-        if step < self.warmup_steps:
+        if at_random:
             self.action = self.env.action_space.sample()
         else:
             self.action = self.policy(self.obs, step=step, explore=True)
@@ -147,17 +138,6 @@ class Collector:
         Repeats of an action that the end of an episode made superfluous do not count.
         """
         return step * self.action_repeat - self.skipped_frames
-
-    def updates_due(self, step: int) -> int:
-        """Total number of updates due after ``step`` environment steps.
-
-        0 while the dataset is empty; these updates are made later.
-        """
-        return self.count_updates(step) if len(self.dataset) else 0
-
-    def count_updates(self, step: int) -> int:
-        """Updates that belong to the first ``step`` environment steps."""
-        return max(0, step - self.warmup_steps) * self.updates_per_step // self.steps_per_update
 
     def state_dict(self) -> dict[str, Any]:
         """The state that the next steps depend on, in tensors and plain values."""

@@ -10,7 +10,7 @@ import torch
 from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv
 from torch import Tensor
 
-from research.batches import map_tensors, to_device
+from research.batches import count_rows, to_device
 from research.errors import UserError
 from research.parallel.process_group import sum_by_name
 from research.ranges import PositiveInt
@@ -105,11 +105,13 @@ def validate(
     with evaluation_mode(policy, seed=seed, step=step), torch.no_grad():
         for batch in batches:
             each()
-            size = count_examples(batch)
+            size = count_rows(batch)
             batch = policy.processor(to_device(batch, policy.device))
-            for name, value in policy.alg.validate(batch).items():
+            with policy.autocast():
+                metrics = policy.alg.validate(batch)
+            for name, value in metrics.items():
                 check_metric(f"eval/{name}", value)
-                sums[name] = size * value + sums.get(name, 0)
+                sums[name] = size * value.float() + sums.get(name, 0)
             num_examples += size
     own = {name: value.item() for name, value in sums.items()}
     totals = sum_by_name({"": float(num_examples), **own})
@@ -186,15 +188,3 @@ def require_finite(obs: Any, reward: np.ndarray | None, step: int) -> None:
         raise UserError(
             f"environment {fault.index} gave {fault.what} in the evaluation at step {step}"
         )
-
-
-def count_examples(batch: Any) -> int:
-    """The number of examples B in a batch of nested tensors (B, ...)."""
-    sizes: list[int] = []
-
-    def note(tensor: Tensor) -> Tensor:
-        sizes.append(len(tensor))
-        return tensor
-
-    map_tensors(note, batch)
-    return sizes[0]

@@ -1,34 +1,41 @@
 """Updates of an algorithm from batches."""
 
 import copy
-import inspect
-import warnings
-from collections.abc import Callable
-from functools import partial
-from typing import Any, TypeAlias
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
+from operator import itemgetter
+from typing import Any, Literal
 
 import torch
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torch import Tensor, nn
 
-from research.algs.base import Algorithm
-from research.batches import to_device
+from research.algs.base import Algorithm, Loss, Objective, PolyakCopy
+from research.algs.targets import polyak_update
+from research.batches import count_rows, map_tensors, to_device
 from research.datasets.base import Dataset, PreparingDataset
 from research.errors import UserError
+from research.parallel.batch_norm import has_batch_norm, synchronise_batch_norm
+from research.parallel.sums import count_examples, is_parallel
 from research.processors.base import Processor
+from research.training.descent import Descent, ScheduleFactory
 from research.training.meter import Metrics, Phases
-
-ScheduleFactory: TypeAlias = Callable[..., LRScheduler]
-"""Takes an optimizer; and ``total_updates``, if it has a parameter of that name."""
+from research.training.precision import LossScaler, Precision, autocast, make_step
 
 
 class Learner:
-    """Updates an algorithm from a dataset, with learning-rate schedules and gradient clipping.
+    """Takes the steps of an algorithm's objectives on the batches of a dataset.
 
-    The optimizers are made at the first update.
+    The optimizers are made at the first update: until then, acting and loading weights need none.
+    (The first optimizer of a process makes torch import its compiler, which takes about as long as
+    importing torch.)
+
+    With several ranks, each learns from a share of the batch. Gradients are those of the whole
+    batch, and so are the statistics of batch normalisation, which then needs GPUs. With
+    ``accumulate`` above 1 these statistics are those of a part of the batch, which consists of
+    other examples than on one rank.
 
     Args:
-        alg: learns from processed batches.
+        alg: its objectives learn from processed batches.
         processor: processes batches.
         dataset: gives batches.
         device: where algorithm and processor are.
@@ -39,10 +46,20 @@ class Learner:
         max_grad_norm: bound on the norm of each optimizer's gradients, above 0; None for no bound.
         prefetch: whether the dataset prepares the next batch during an update; None: only on a GPU,
             and only if the dataset supports it.
+        precision: of the networks' arithmetic; weights are fp32. With fp16, steps whose gradients
+            overflow are skipped; ``skipped_share`` is their share.
+        accumulate: number of parts into which a batch is cut to save memory, at least 1; their
+            gradients are summed.
+        ema_decay: decay, in (0, 1), of an exponential moving average of the weights, which
+            evaluation uses (Polyak and Juditsky, 1992); None for no average.
+        execution: ``eager``; or ``compile``, by which torch.compile compiles what is trained.
+
+    Attributes:
+        average: the algorithm with averaged weights, or None.
 
     Raises:
-        ValueError: for ``prefetch`` if the dataset does not support
-            it.
+        ValueError: for ``prefetch`` if the dataset does not support it, objectives that do not go
+            together, or settings that an algorithm with an update of its own cannot have.
 
     """
 
@@ -57,6 +74,10 @@ class Learner:
         schedule: ScheduleFactory | None,
         max_grad_norm: float | None,
         prefetch: bool | None,
+        precision: Precision,
+        accumulate: int,
+        ema_decay: float | None,
+        execution: Literal["eager", "compile"],
     ) -> None:
         self.preparing = dataset if isinstance(dataset, PreparingDataset) else None
         if prefetch and self.preparing is None:
@@ -65,47 +86,63 @@ class Learner:
             )
         if prefetch is False or (prefetch is None and device.type != "cuda"):
             self.preparing = None
+        self.has_own_update = type(alg).update is not Algorithm.update
+        if self.has_own_update:
+            refuse_own_update(alg, precision, accumulate, execution)
         self.alg = alg
         self.processor = processor
         self.dataset = dataset
         self.device = device
+        self.total_updates = total_updates
         self.schedule = schedule
-        if schedule is not None and "total_updates" in inspect.signature(schedule).parameters:
-            self.schedule = partial(schedule, total_updates=total_updates)
         self.max_grad_norm = max_grad_norm
+        self.precision: Precision = precision
+        self.accumulate = accumulate
+        self.execution = execution
+        self.objectives = check_objectives(alg.objectives())
+        self.copies = list(alg.copies())
+        self.average: Algorithm | None = None
+        if ema_decay is not None:
+            self.average = copy_algorithm(alg)
+            self.averaging = PolyakCopy(self.average, alg, 1 - ema_decay)
         self.updates = 0
-        self.scheduled = 0
+        self.step = make_step(device)
         self.metrics = Metrics("train")
-        self.optimizers: dict[str, Optimizer] | None = None
-        self.schedules: list[LRScheduler] = []
-        self.settings: dict[str, Any] = {}
+        self.descents: dict[str, Descent] | None = None
 
-    def make_optimizers(self) -> dict[str, Optimizer]:
-        """Make the optimizers, their schedules and their clipping; returns the optimizers by name.
+    def make_optimizers(self) -> dict[str, Descent]:
+        """Make the optimizers with their schedules, by the names of the objectives.
 
         Raises:
             UserError: an optimizer or a schedule refuses its settings.
 
         """
-        try:
-            self.alg.make_optimizers()
-            self.optimizers = self.alg.optimizers
-            if self.schedule is not None:
-                self.schedules = [self.schedule(optim) for optim in self.optimizers.values()]
-        except (TypeError, ValueError) as error:
-            raise UserError(f"alg.optim or trainer.schedule: {error}") from error
-        groups = {
-            name: [hyperparameters(group) for group in optim.param_groups]
-            for name, optim in self.optimizers.items()
+        if is_parallel():
+            synchronise_batch_norm(self.alg, self.device)
+        scaler = LossScaler if self.precision == "fp16" else lambda _: None
+        self.descents = {
+            objective.name: Descent(
+                objective,
+                total_updates=self.total_updates,
+                schedule=self.schedule,
+                max_grad_norm=self.max_grad_norm,
+                scaler=scaler(self.device),
+            )
+            for objective in self.objectives
         }
-        schedules = [schedule.state_dict() for schedule in self.schedules]
-        self.settings = copy.deepcopy({"optimizers": groups, "schedules": schedules})
-        # a delayed actor's optimizer has made no step when its schedule first does
-        warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
-        for optim in self.optimizers.values():
-            if self.max_grad_norm is not None:
-                clip_gradients(optim, self.max_grad_norm)
-        return self.optimizers
+        if self.execution == "compile":
+            self.compile()
+        return self.descents
+
+    def compile(self) -> None:
+        """Compile what is trained, in place, so that the weights keep their names."""
+        paths = {module: path for path, module in self.alg.named_modules()}
+        trained = [part for objective in self.objectives for part in objective.trains]
+        for module in trained:
+            if isinstance(module, nn.Module):
+                module.compile()
+                if self.average is not None:
+                    self.average.get_submodule(paths[module]).compile()
 
     def prepare(self) -> None:
         """Let the dataset gather the next batch; nothing may be added before its update."""
@@ -121,92 +158,211 @@ class Learner:
             can_prepare: whether another update comes before anything is added to the dataset.
 
         """
-        if self.optimizers is None:
-            self.make_optimizers()
         preparing = self.preparing
         batch = preparing.sample_packed() if preparing else self.dataset.sample()
         if can_prepare:
             self.prepare()
         phases.lap("sample")
-        batch = self.processor(to_device(batch, self.device))
-        self.metrics.add(self.alg.update(batch, step=step, updates=self.updates), step)
-        self.updates += 1
-        if not self.alg.is_skipped:
-            self.step_schedules()
+        self.step.fill_(step)
+        self.metrics.add(self.learn(self.processor(to_device(batch, self.device))), step)
         phases.lap("update")
 
-    def step_schedules(self) -> None:
-        """Step the schedules that count updates."""
-        self.scheduled += 1
-        for schedule in self.schedules:
-            if not isinstance(schedule, ReduceLROnPlateau):
-                schedule.step()
+    def learn(self, batch: Any) -> dict[str, Tensor]:
+        """Take the steps that are due, on a processed batch; returns the metrics."""
+        descents = self.descents or self.make_optimizers()
+        self.updates += 1
+        if self.has_own_update:
+            optimizers = {name: descent.optim for name, descent in descents.items()}
+            metrics = self.alg.update(batch, self.step, optimizers)
+            taken = dict.fromkeys(descents, True)
+        else:
+            metrics, taken = self.take_steps(batch, descents)
+        for name, descent in descents.items():
+            if taken.get(name, True):
+                descent.step_schedule()
+        copies = self.copies
+        if self.average is not None and all(taken.values()):
+            copies = [*copies, self.averaging]
+        for target, module, tau, every in copies:
+            if self.updates % every == 0:
+                polyak_update(module, target, tau)
+        return metrics
+
+    def take_steps(
+        self, batch: Any, descents: dict[str, Descent]
+    ) -> tuple[dict[str, Tensor], dict[str, bool]]:
+        """The metrics of the steps that were due, and whether each was taken."""
+        batch = self.alg.augment(batch)
+        parts = list(cut((batch, self.alg.draw(batch, self.step)), self.accumulate))
+        metrics: dict[str, Tensor] = {}
+        taken: dict[str, bool] = {}
+        results: dict[str, list[Any]] = {}
+        for objective in self.objectives:
+            if self.updates % objective.every:
+                continue
+            descent = descents[objective.name]
+            own, results[objective.name] = self.compute_gradient(objective, descent, parts, results)
+            taken[objective.name] = descent.step(own)
+            metrics |= own
+        if self.precision == "fp16":
+            share = 1 - sum(taken.values()) / max(1, len(taken))
+            metrics["skipped_share"] = torch.tensor(share, device=self.device)
+        return metrics, taken
+
+    def compute_gradient(
+        self,
+        objective: Objective,
+        descent: Descent,
+        parts: Sequence[Any],
+        results: dict[str, list[Any]],
+    ) -> tuple[dict[str, Tensor], list[Any]]:
+        """Compute an objective's gradient; returns its metrics, and the results of all parts.
+
+        With several ranks, gradient and metrics are this rank's terms of the sums.
+
+        Raises:
+            UserError: a rank's share of the batch has fewer examples than there are parts.
+
+        """
+        name = "loss" if len(self.objectives) == 1 else f"{objective.name}_loss"
+        metrics: dict[str, Tensor] = {}
+        own = []
+        counts = [count_rows(part) for part in parts]
+        count = self.count_examples(sum(counts))
+        descent.begin()
+        for index, part in enumerate(parts):
+            reused = [] if objective.reuses is None else [results[objective.reuses][index]]
+            loss = self.compute_loss(objective, [*part, *reused], counts[index])
+            share = counts[index] / count
+            descent.add_gradient(weigh(loss.value, share))
+            for key, value in {name: loss.value, **loss.metrics}.items():
+                term = weigh(value.detach(), share)
+                metrics[key] = metrics[key] + term if key in metrics else term
+            own.append(None if loss.result is None else map_tensors(Tensor.detach, loss.result))
+        return metrics, own
+
+    def count_examples(self, own: int) -> int | Tensor:
+        """The number of examples in the batch of all ranks, of which this one has ``own``."""
+        if own < self.accumulate and is_parallel():
+            raise UserError(
+                f"a rank's share of a batch has {own} examples, fewer than "
+                f"trainer.accumulate={self.accumulate}; raise dataset.batch_size"
+            )
+        return count_examples(own, self.device)
+
+    def compute_loss(self, objective: Objective, arguments: Sequence[Any], count: int) -> Loss:
+        """The loss of ``count`` examples, in fp32.
+
+        Raises:
+            UserError: batch normalisation gets a single value of a channel.
+
+        """
+        try:
+            with autocast(self.device, self.precision):
+                loss = objective.loss(*arguments)
+        except ValueError as error:
+            if count > 1 or not has_batch_norm(self.alg):
+                raise
+            raise UserError(
+                "batch normalisation needs more than one example at once; raise "
+                f"dataset.batch_size, or lower trainer.accumulate={self.accumulate}"
+            ) from error
+        if self.precision == "fp32":
+            return loss
+        metrics = {name: value.float() for name, value in loss.metrics.items()}
+        return Loss(loss.value.float(), metrics, loss.result)
 
     def take_score(self, score: float) -> None:
         """Step the schedules that wait for a plateau with an evaluation's ``score``."""
-        for schedule in self.schedules:
-            if isinstance(schedule, ReduceLROnPlateau):
-                schedule.step(score)
+        for descent in (self.descents or {}).values():
+            descent.take_score(score)
 
     def take_metrics(self) -> dict[str, float]:
         """Means of the updates' metrics since the last call, and scheduled learning rates."""
         means = self.metrics.take()
-        if self.optimizers and self.schedules:
-            for name, optim in self.optimizers.items():
-                means[f"{name}_lr"] = optim.param_groups[0]["lr"]
+        for name, descent in (self.descents or {}).items():
+            if descent.schedule is not None:
+                key = "lr" if len(self.objectives) == 1 else f"{name}_lr"
+                means[key] = descent.optim.param_groups[0]["lr"]
         return means
 
     def state_dict(self) -> dict[str, Any]:
         """Updates made, metrics not yet taken, and the state of optimizers and schedules."""
+        descents = self.descents
         return {
             "updates": self.updates,
-            "scheduled": self.scheduled,
             "metrics": self.metrics.state_dict(),
-            "settings": self.settings,
-            "optimizers": self.optimizers
-            and {name: optim.state_dict() for name, optim in self.optimizers.items()},
-            "schedules": [schedule.state_dict() for schedule in self.schedules],
+            "descents": descents and {name: each.state_dict() for name, each in descents.items()},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore a ``state_dict``.
-
-        If the settings have changed, the optimizers keep their statistics of the gradients and take
-        the new settings, and the schedules stand where they would be with the new settings from the
-        start.
-        """
+        """Restore a ``state_dict``; optimizers keep their statistics even if settings changed."""
         self.updates = state["updates"]
         self.metrics.load_state_dict(state["metrics"], self.device)
-        self.optimizers, self.schedules, self.scheduled = None, [], 0
-        if state["optimizers"] is None:
-            return
-        scheduled = state.get("scheduled", self.updates)  # older checkpoints lack it
-        optimizers = self.make_optimizers()
-        for name, optim in optimizers.items():
-            groups = [hyperparameters(group) for group in optim.param_groups]
-            optim.load_state_dict(state["optimizers"][name])
-            if self.settings != state["settings"]:
-                for group, values in zip(optim.param_groups, groups, strict=True):
-                    group.update(values)
-        if self.settings != state["settings"]:
-            for _ in range(scheduled):
-                self.step_schedules()
-            return
-        self.scheduled = scheduled
-        for schedule, saved in zip(self.schedules, state["schedules"], strict=True):
-            schedule.load_state_dict(saved)
+        self.descents = None
+        if state["descents"] is not None:
+            for name, descent in self.make_optimizers().items():
+                descent.load_state_dict(state["descents"][name])
 
 
-def hyperparameters(group: dict[str, Any]) -> dict[str, Any]:
-    """An optimizer's group without its parameters."""
-    return {name: value for name, value in group.items() if name != "params"}
+def check_objectives(objectives: Sequence[Objective]) -> Sequence[Objective]:
+    """The objectives, if they go together.
+
+    Raises:
+        ValueError: two have one name, or one reuses what no earlier one computes every time.
+
+    """
+    earlier: dict[str, int] = {}
+    for objective in objectives:
+        name, source = objective.name, objective.reuses
+        if name in earlier:
+            raise ValueError(f"two objectives are named {name}")
+        if source is not None and (source not in earlier or objective.every % earlier[source]):
+            raise ValueError(
+                f"the objective {name} reuses the result of {source}, which must be an earlier "
+                f"objective with a step in all of its updates; earlier ones: {list(earlier)}"
+            )
+        earlier[name] = objective.every
+    return objectives
 
 
-def clip_gradients(optim: Optimizer, max_norm: float) -> None:
-    """Bound the norm of the gradients that every later step of ``optim`` takes."""
-    parameters = [p for group in optim.param_groups for p in group["params"]]
+def refuse_own_update(
+    alg: Algorithm, precision: Precision, accumulate: int, execution: str
+) -> None:
+    """Raise a ValueError for what needs objectives, if the algorithm has an update of its own."""
+    wanted = {
+        f"trainer.precision={precision}": precision != "fp32",
+        f"trainer.accumulate={accumulate}": accumulate > 1,
+        f"trainer.execution={execution}": execution != "eager",
+        "several ranks": is_parallel(),
+    }
+    for setting, is_wanted in wanted.items():
+        if is_wanted:
+            raise ValueError(
+                f"{setting} needs objectives, but {type(alg).__name__} has an update of its own"
+            )
 
-    def clip(*_: Any) -> None:
-        torch.nn.utils.clip_grad_norm_(parameters, max_norm)
 
-    optim.register_step_pre_hook(clip)
+def copy_algorithm(alg: Algorithm) -> Algorithm:
+    """A frozen copy that shares the algorithm's own frozen copies, such as target networks."""
+    shared = {id(target): target for target, *_ in alg.copies()}
+    return copy.deepcopy(alg, shared).requires_grad_(False)
+
+
+def weigh(value: Tensor, share: float | Tensor) -> Tensor:
+    """``value`` times ``share``; does not wait for a GPU, and takes no time for a share of 1."""
+    return value if isinstance(share, float) and share == 1.0 else value * share
+
+
+def cut(batch: Any, num_parts: int) -> Iterable[Any]:
+    """Parts of nearly equal size, none empty; tensors without dimensions are in all of them."""
+    return [batch] if num_parts == 1 else cut_at(batch, count_rows(batch), num_parts)
+
+
+def cut_at(batch: Any, size: int, num_parts: int) -> Iterator[Any]:
+    """The parts of a batch of ``size`` rows."""
+    edges = [index * size // num_parts for index in range(num_parts + 1)]
+    for start, end in pairwise(edges):
+        if start < end:
+            rows = itemgetter(slice(start, end))
+            yield map_tensors(lambda tensor: rows(tensor) if tensor.ndim else tensor, batch)  # noqa: B023

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from gymnasium.vector import VectorEnv
 
@@ -15,20 +15,24 @@ from research.batches import Repeatable, to_device
 from research.datasets.base import (
     CountableDataset,
     Dataset,
+    OnlineDataset,
     ValidationDataset,
     WaitingDataset,
 )
 from research.errors import Preempted, UserError, override
 from research.parallel.process_group import copy_from_first
 from research.processors.base import Processor
-from research.ranges import PositiveFloat, PositiveInt
+from research.ranges import Decay, PositiveFloat, PositiveInt
 from research.signals import StopRequest
 from research.training.collector import Collector
+from research.training.descent import ScheduleFactory
 from research.training.episodes import mean_metrics
 from research.training.evaluation import ALWAYS_EVALUATED, Evaluation, evaluate, validate
-from research.training.learner import Learner, ScheduleFactory
+from research.training.learner import Learner
 from research.training.meter import Phases
+from research.training.pace import Pace
 from research.training.policy import Policy
+from research.training.precision import Precision
 from research.training.records.logger import Clock, Logger
 from research.training.records.progress import Progress
 from research.training.requirements import (
@@ -58,13 +62,13 @@ log = logging.getLogger(__name__)
 class Trainer:
     """Trains for ``total_steps`` steps, and evaluates, logs and saves on the way.
 
-    A step chooses actions, makes the updates that are due from the data collected before, and only
-    then stores what the actions led to. So environments in processes of their own can step during
-    the updates.
+    With a pace a step is an environment step (summed over the environments), without one it is an
+    update. A period counts steps; with several environments its event comes at the first step that
+    reaches it.
 
-    With a collector a step is an environment step (summed over the environments), without one it
-    is an update. A period counts steps; with several environments its event comes at the first
-    step that reaches it.
+    A step of an off-policy run chooses actions, makes the updates that are due from the data
+    collected before, and only then stores what the actions led to. So environments in processes of
+    their own can step during the updates. On-policy, the updates come after the step.
 
     In a data-parallel run every rank has a trainer, which learns from its share of the batches and
     validates on its share of the examples; only the trainer of rank 0 writes the run directory.
@@ -75,16 +79,22 @@ class Trainer:
     Args:
         alg: learns from processed batches.
         processor: processes batches and observations.
-        dataset: gives batches; the collector fills it.
+        dataset: gives batches; a run with a pace fills it.
         env: the training environments, or only their spaces.
         make_env: makes the evaluation environments, when they are first needed.
         logger: gets every metric.
         run: the run directory, its status, the seed.
         total_steps: length of the training, a multiple of the number of environments.
         total_epochs: the same in passes over the dataset, if ``total_steps`` is None.
-        collector: makes the collector; None to learn from the dataset as it is.
+        pace: how many updates belong to how many environment steps; None to learn from the dataset
+            as it is.
+        collector: makes what steps the environments; ignored without a pace.
         schedule: makes a learning-rate schedule for each optimizer; None for constant rates.
         max_grad_norm: bound on the norm of each optimizer's gradients, above 0; None for no bound.
+        precision: of the networks' arithmetic, ``fp32``, ``bf16`` or ``fp16``; weights are fp32.
+        accumulate: parts into which a batch is cut to save memory, at least 1.
+        ema_decay: of averaged weights, by which the policy is evaluated, in (0, 1); None for none.
+        execution: ``eager``; or ``compile``, by which torch.compile compiles what is trained.
         prefetch: whether a thread gathers the next batch during an update, which changes no number;
             None: only on a GPU, and only if the dataset supports it.
         log_every: steps between rows of metrics; every evaluation adds a row.
@@ -112,9 +122,14 @@ class Trainer:
         *,
         total_steps: PositiveInt | None,
         total_epochs: PositiveInt | None,
+        pace: Pace | None,
         collector: CollectorFactory | None,
         schedule: ScheduleFactory | None,
         max_grad_norm: PositiveFloat | None,
+        precision: Precision,
+        accumulate: PositiveInt,
+        ema_decay: Decay | None,
+        execution: Literal["eager", "compile"],
         prefetch: bool | None,
         log_every: PositiveInt,
         evaluation: Evaluation,
@@ -138,26 +153,26 @@ class Trainer:
         self.eval_every = evaluation.every or epoch_steps(dataset, "evaluation.every=null")
         self.checkpoints = checkpoints
         self.rank, self.num_ranks = share_dataset(dataset, devices)
-        check_parts(alg, dataset, env, collects=collector is not None)
-        self.policy = Policy(alg, processor)
+        check_parts(alg, dataset, env, collects=pace is not None)
+        self.policy = Policy(alg, processor, precision)
+        self.pace = pace
         self.collector: Collector | None = None
         self.step_size = 1
-        if collector is not None:
+        if pace is not None:
+            if collector is None:
+                raise ValueError("collector is null, but pace is not; set trainer.pace=null, too")
             self.collector = collector(env, self.policy, dataset, run.seed)
             self.step_size = env.num_envs
+            pace.begin(self.total_steps, self.step_size)
         if self.total_steps % self.step_size:
             raise ValueError(
                 f"total_steps must be a multiple of env.num_envs={self.step_size}, "
                 f"got {self.total_steps}"
             )
-        total_updates = self.total_steps
-        if self.collector is not None:
-            total_updates = self.collector.count_updates(self.total_steps)
+        total_updates = pace.count_updates(self.total_steps) if pace else self.total_steps
         if total_updates == 0:
             raise ValueError(
-                f"total_steps={self.total_steps} leaves nothing to learn after collector."
-                f"warmup_steps={self.collector and self.collector.warmup_steps}; give it more, or "
-                "fewer to the warm-up"
+                f"total_steps={self.total_steps} is too short for a single update at this pace"
             )
         self.learner = Learner(
             alg,
@@ -168,7 +183,12 @@ class Trainer:
             schedule=schedule,
             max_grad_norm=max_grad_norm,
             prefetch=prefetch,
+            precision=precision,
+            accumulate=accumulate,
+            ema_decay=ema_decay,
+            execution=execution,
         )
+        self.evaluated = Policy(self.learner.average or alg, processor, precision)
         self.step = 0
         self.seconds = 0.0
         self.finished: list[dict[str, float]] = []
@@ -253,15 +273,19 @@ class Trainer:
     def advance(self) -> None:
         """Take a step and make its updates; log, evaluate and save if they are due."""
         if self.collector is not None:
-            self.collector.begin_step(self.step)
+            self.collector.begin_step(self.step, at_random=self.step < self.pace.warmup_steps)
             self.phases.lap("environment")
-        self.learn()
+        if self.pace is None or self.pace.learns_first:
+            self.learn(self.step + self.step_size)
         if self.collector is not None:
             self.finished += self.collector.end_step()
             self.phases.lap("environment")
         self.step += self.step_size
-        if self.learner.updates < self.updates_due():
-            self.learner.prepare()
+        if self.pace is None or self.pace.learns_first:
+            if self.learner.updates < self.updates_due(self.step + self.step_size):
+                self.learner.prepare()
+        else:
+            self.learn(self.step)
         self.progress.update(self.step)
         evaluates = self.reached(self.eval_every)
         if evaluates or self.reached(self.log_every):
@@ -287,9 +311,9 @@ class Trainer:
         crossed = every and self.step // every > (self.step - self.step_size) // every
         return bool(crossed) or self.step >= self.total_steps
 
-    def learn(self) -> None:
-        """Make the updates that belong to the next step."""
-        due = self.updates_due()
+    def learn(self, step: int) -> None:
+        """Make the updates that belong to the first ``step`` steps."""
+        due = self.updates_due(step)
         while self.learner.updates < due:
             can_prepare = self.collector is None or self.learner.updates + 1 < due
             if self.num_ranks > 1:  # so that no checkpoint has to hold the generators of all ranks
@@ -297,10 +321,15 @@ class Trainer:
                 seed_everything(seed)
             self.learner.update(self.step, self.phases, can_prepare=can_prepare)
 
-    def updates_due(self) -> int:
-        """Total number of updates once those of the next step are made."""
-        step = self.step + self.step_size
-        return step if self.collector is None else self.collector.updates_due(step)
+    def updates_due(self, step: int) -> int:
+        """Updates that belong to the first ``step`` steps.
+
+        0 while the dataset is empty; these updates are made later.
+        """
+        if self.pace is None:
+            return step
+        assert isinstance(self.dataset, OnlineDataset)
+        return self.pace.count_updates(step) if len(self.dataset) else 0
 
     def log_training(self) -> None:
         """Log the metrics since the last row."""
@@ -343,7 +372,7 @@ class Trainer:
             with preserve_random_state():
                 self.eval_env = self.make_env()
         return evaluate(
-            self.policy,
+            self.evaluated,
             self.eval_env,
             num_episodes=self.evaluation.episodes,
             seed=self.run.seed,
@@ -355,7 +384,7 @@ class Trainer:
         """The metrics of ``count`` batches of the examples held out, or of all."""
         assert isinstance(self.dataset, ValidationDataset)
         return validate(
-            self.policy,
+            self.evaluated,
             self.dataset.validation_batches(first, count),
             seed=self.run.seed,
             step=self.step,
@@ -387,6 +416,8 @@ class Trainer:
                 )
         self.clock()
         weights = {"alg": self.alg.state_dict(), "processor": self.processor.state_dict()}
+        if self.learner.average is not None:
+            weights["average"] = self.learner.average.state_dict()
         dataset = self.dataset.save(self.data_folder)
         state = {
             "step": self.step,
@@ -396,6 +427,7 @@ class Trainer:
             "learner": self.learner.state_dict(),
             "dataset": dataset,
             "collector": self.collector.state_dict() if self.collector else None,
+            "pace": self.pace.state_dict() if self.pace else None,
             "random": random_state(),
         }
         self.logger.flush()  # first: a resumed run needs all rows before its checkpoint
@@ -420,11 +452,15 @@ class Trainer:
         """Restore everything that ``save`` wrote."""
         weights, state = checkpoint
         self.alg.load_state_dict(weights["alg"])
+        if self.learner.average is not None:
+            self.learner.average.load_state_dict(weights.get("average", weights["alg"]))
         self.processor.load_state_dict(weights["processor"])
         self.learner.load_state_dict(state["learner"])
         self.dataset.load(state["dataset"], self.data_folder)
         if self.collector is not None:
             self.collector.load_state_dict(state["collector"])
+        if self.pace is not None:
+            self.pace.load_state_dict(state["pace"])
         self.finished = state["finished"]
         self.step, self.seconds = state["step"], state["seconds"]
         self.score.load_state_dict(state)

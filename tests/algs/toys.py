@@ -17,7 +17,7 @@ from research.algs.base import Algorithm, Metrics, OptimFactory, take_step
 from research.batches import Example, Step, Transition
 from research.datasets.replay.buffer import Environments
 from research.networks.predictor import Predictor
-from research.networks.targets import frozen_copy, polyak_update
+from research.algs.targets import frozen_copy, polyak_update
 
 
 class Cloning(Algorithm):

@@ -183,6 +183,6 @@ def copied_names(alg: Algorithm) -> dict[str, str]:
     paths = {module: path for path, module in alg.named_modules(prefix="alg")}
     return {
         f"{paths[copy]}.{name}": f"{paths[original]}.{name}"
-        for copy, original in alg.copies()
+        for copy, original, *_ in alg.copies()
         for name in original.state_dict()
     }

@@ -1,30 +1,48 @@
-"""Scaling of losses for fp16: Micikevicius et al., 2018, https://arxiv.org/abs/1710.03740."""
+"""Arithmetic in 16 bits: Micikevicius et al., 2018, https://arxiv.org/abs/1710.03740."""
 
 import logging
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal, TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from research.errors import UserError
 
-log = logging.getLogger(__name__)
+Precision: TypeAlias = Literal["fp32", "bf16", "fp16"]
+
+DTYPES: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 SMALLEST = 2.0**-14
 """The least scale, fp16's smallest normal number: gradients that overflow with it always will."""
 
-ADVICE = "scale targets or observations down, lower the learning rate, or set alg.precision=bf16"
+ADVICE = (
+    "scale targets or observations down, lower the learning rate, or set trainer.precision=bf16"
+)
+
+log = logging.getLogger(__name__)
 
 
-class LossScaler(nn.Module):
-    """Scales a loss so that fp16 gradients keep their digits, and skips steps that overflow.
+def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[Any]:
+    """A context in which products and convolutions are computed in ``precision``."""
+    if precision == "fp32":
+        return nullcontext()
+    # Without the cache: it hands weights that were cast without gradients to losses that need them.
+    return torch.autocast(device.type, DTYPES[precision], cache_enabled=False)
 
-    A module, so that the scale is part of ``state_dict``: float64 (2,), the scale and the number of
-    steps since it last changed.
-    """
+
+def make_step(device: torch.device) -> Tensor:
+    """A place for a number of steps, in the device's most exact type."""
+    return torch.zeros(
+        (), dtype=torch.float32 if device.type == "mps" else torch.float64, device=device
+    )
+
+
+class LossScaler:
+    """Scales a loss so that fp16 gradients keep their digits, and skips steps that overflow."""
 
     def __init__(self, device: torch.device) -> None:
-        super().__init__()
         self.scaler = torch.amp.GradScaler(device.type)  # type: ignore[reportPrivateImportUsage]
         self.scale(torch.zeros((), device=device))  # creates the scale: a rank may get no example
         self.last = self.scaler.get_scale()
@@ -59,12 +77,11 @@ class LossScaler(nn.Module):
             )
         return self.last >= before
 
-    def get_extra_state(self) -> Tensor:
-        state = self.scaler.state_dict()
-        return torch.tensor([state["scale"], state["_growth_tracker"]], dtype=torch.float64)
+    def state_dict(self) -> dict[str, Any]:
+        """The scale, and the number of steps since it last changed."""
+        return self.scaler.state_dict()
 
-    def set_extra_state(self, state: Tensor) -> None:
-        scale, growth_tracker = state.tolist()
-        new = {"scale": scale, "_growth_tracker": int(growth_tracker)}
-        self.scaler.load_state_dict({**self.scaler.state_dict(), **new})
-        self.last = scale
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore a ``state_dict``."""
+        self.scaler.load_state_dict(state)
+        self.last = self.scaler.get_scale()

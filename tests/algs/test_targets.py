@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from research.networks.targets import frozen_copy, polyak_update
+from research.algs.targets import frozen_copy, polyak_update
 
 
 def make_network() -> nn.Sequential:
