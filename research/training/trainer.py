@@ -272,20 +272,20 @@ class Trainer:
 
     def advance(self) -> None:
         """Take a step and make its updates; log, evaluate and save if they are due."""
-        if self.collector is not None:
+        learns_first = self.pace is None or self.pace.learns_first
+        if self.collector is not None and self.pace is not None:
             self.collector.begin_step(self.step, at_random=self.step < self.pace.warmup_steps)
             self.phases.lap("environment")
-        if self.pace is None or self.pace.learns_first:
+        if learns_first:
             self.learn(self.step + self.step_size)
         if self.collector is not None:
             self.finished += self.collector.end_step()
             self.phases.lap("environment")
         self.step += self.step_size
-        if self.pace is None or self.pace.learns_first:
-            if self.learner.updates < self.updates_due(self.step + self.step_size):
-                self.learner.prepare()
-        else:
+        if not learns_first:
             self.learn(self.step)
+        elif self.learner.updates < self.updates_due(self.step + self.step_size):
+            self.learner.prepare()
         self.progress.update(self.step)
         evaluates = self.reached(self.eval_every)
         if evaluates or self.reached(self.log_every):
