@@ -135,6 +135,18 @@ def map_tensors(function: Callable[[Tensor], Tensor], batch: T) -> T:
     raise TypeError(f"a batch holds tensors in dicts and tuples, got {type(batch).__name__}")
 
 
+def list_tensors(batch: Any) -> list[Tensor]:
+    """All tensors of nested dicts and tuples, in the order of ``map_tensors``."""
+    found: list[Tensor] = []
+
+    def note(tensor: Tensor) -> Tensor:
+        found.append(tensor)
+        return tensor
+
+    map_tensors(note, batch)
+    return found
+
+
 def count_rows(batch: Any) -> int:
     """B, the length of the first tensor of a batch."""
     while not isinstance(batch, Tensor):

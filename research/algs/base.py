@@ -74,12 +74,36 @@ class PolyakCopy(NamedTuple):
     every: int = 1
 
 
+class Acted(NamedTuple):
+    """What an algorithm does for a batch of observations.
+
+    Attributes:
+        action: (B, A).
+        memory: for the next steps of these episodes, like ``Algorithm.initial_memory``.
+        extras: values (B, ...) to be stored with the step, by name.
+
+    """
+
+    action: Tensor
+    memory: Any = None
+    extras: Mapping[str, Tensor] = {}
+
+
 class Algorithm(nn.Module, ABC):
     """A learning rule: losses and what they train, and a policy.
 
     The trainer's learner takes the steps. In every update it calls ``augment`` and ``draw``, takes
     a step for each objective in order, then moves the copies. The ``state_dict`` holds the weights.
+
+    An algorithm defines ``act``; or ``act_with_memory`` if it keeps a memory within an episode, as
+    recurrent networks and chunks of actions do, stores values with each step, or acts on infos.
+
+    Attributes:
+        extras: shapes of the values in ``Acted.extras``, by name.
+
     """
+
+    extras: Mapping[str, tuple[int, ...]] = {}
 
     @abstractmethod
     def objectives(self) -> Sequence[Objective]:
@@ -92,7 +116,6 @@ class Algorithm(nn.Module, ABC):
         """
         return ()
 
-    @abstractmethod
     def act(self, obs: Tree, step: Tensor, explore: bool) -> Tensor:
         """Actions (B, A) for observations (B, O).
 
@@ -102,6 +125,31 @@ class Algorithm(nn.Module, ABC):
             explore: whether to add the noise of training.
 
         """
+        raise NotImplementedError(f"{type(self).__name__} defines neither act nor act_with_memory")
+
+    def initial_memory(self, num_envs: int) -> Any:
+        """The memory with which episodes begin.
+
+        Returns:
+            a tensor (B, ...), or such tensors in dicts and tuples; None for no memory.
+
+        """
+        return None
+
+    def act_with_memory(
+        self, obs: Tree, memory: Any, info: Mapping[str, Tensor], step: Tensor, explore: bool
+    ) -> Acted:
+        """Actions for observations, from what is remembered of their episodes.
+
+        Args:
+            obs: (B, O), as the processor returns them, on the device.
+            memory: ``initial_memory`` where an episode begins, else what the last call returned.
+            info: infos (B, ...) that came with ``obs``; those in ``trainer.collector.infos``.
+            step: as for ``act``.
+            explore: as for ``act``.
+
+        """
+        return Acted(self.act(obs, step, explore))
 
     def augment(self, batch: Any) -> Any:
         """The batch that is learned from, in place of a processed one."""

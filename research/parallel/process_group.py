@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -19,6 +20,8 @@ from torch.distributed.rendezvous import rendezvous
 
 from research.errors import UserError
 from research.parallel.ranks import Node
+
+T = TypeVar("T")
 
 MEETING = timedelta(minutes=10)
 """How long ranks wait for each other at the start: nodes may start at different times."""
@@ -87,6 +90,15 @@ def copy_from_first(module: nn.Module) -> None:
     for tensor in module.state_dict().values():
         if isinstance(tensor, torch.Tensor):
             dist.broadcast(tensor, 0)
+
+
+def from_first(value: T) -> T:
+    """The value that rank 0 has, on every rank; others' values are ignored."""
+    if rank_and_count()[1] == 1:
+        return value
+    values = [value]
+    dist.broadcast_object_list(values, 0)
+    return values[0]
 
 
 def sum_by_name(values: dict[str, float]) -> dict[str, float]:

@@ -1,14 +1,32 @@
 """From an environment's observations to its actions."""
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from research.algs.base import Algorithm
+from research.batches import list_tensors, map_tensors
 from research.processors.base import Processor
 from research.training.precision import DTYPES, Precision, autocast, make_step
+
+
+class Response(NamedTuple):
+    """What a policy does for E environments.
+
+    Attributes:
+        action: (E, A), as the environments take it.
+        memory: of the algorithm, on its device.
+        extras: values (E, ...) to be stored with the step, by name, float32.
+
+    """
+
+    action: np.ndarray
+    memory: Any
+    extras: Mapping[str, np.ndarray]
 
 
 class Policy:
@@ -28,19 +46,69 @@ class Policy:
         self.precision: Precision = precision
         self.step = make_step(self.device)
 
-    @torch.no_grad()
     def __call__(self, obs: Any, *, step: int, explore: bool) -> np.ndarray:
-        """Actions (E, A) for the observations (E, O), or a dict of such, of E environments."""
-        if isinstance(obs, dict):
-            tensors = {key: torch.as_tensor(part, device=self.device) for key, part in obs.items()}
-        else:
-            tensors = torch.as_tensor(obs, device=self.device)
+        """Actions (E, A) for the first observations (E, O) of episodes, or a dict of such."""
+        num_envs = len(next(iter(obs.values())) if isinstance(obs, dict) else obs)
+        memory = self.alg.initial_memory(num_envs)
+        return self.respond(obs, memory, {}, step=step, explore=explore).action
+
+    @torch.no_grad()
+    def respond(
+        self,
+        obs: Any,
+        memory: Any,
+        info: Mapping[str, np.ndarray],
+        *,
+        step: int,
+        explore: bool,
+    ) -> Response:
+        """What to do for the observations of E environments.
+
+        Args:
+            obs: (E, O), or a dict of such.
+            memory: of the episodes, as ``begin_episodes`` or the last response gave it.
+            info: infos (E, ...) that came with ``obs``, by name.
+            step: steps of the run so far.
+            explore: whether to add the noise of training.
+
+        """
         self.step.fill_(step)
         with self.autocast():
-            action = self.alg.act(self.processor.process_obs(tensors), self.step, explore)
+            action, memory, extras = self.alg.act_with_memory(
+                self.processor.process_obs(self.to_device(obs)),
+                memory,
+                self.to_device(info),
+                self.step,
+                explore,
+            )
         if action.dtype in DTYPES.values():
             action = action.float()
-        return self.processor.unprocess_action(action).cpu().numpy()
+        stored = {name: value.float().cpu().numpy() for name, value in extras.items()}
+        return Response(self.processor.unprocess_action(action).cpu().numpy(), memory, stored)
+
+    def begin_episodes(self, memory: Any, mask: np.ndarray) -> Any:
+        """The memory of E environments where those of ``mask`` (E,) begin an episode.
+
+        Args:
+            memory: as it was; None before the first episodes.
+            mask: (E,) bool.
+
+        """
+        initial = self.alg.initial_memory(len(mask))
+        if memory is None or initial is None:
+            return initial
+        begun, fresh = torch.as_tensor(mask, device=self.device), iter(list_tensors(initial))
+
+        def begin(old: Tensor) -> Tensor:
+            return torch.where(begun.view(-1, *[1] * (old.ndim - 1)), next(fresh), old)
+
+        return map_tensors(begin, memory)
+
+    def to_device(self, value: Any) -> Any:
+        """Arrays, or a dict of them, as tensors on the device."""
+        if isinstance(value, Mapping):
+            return {key: torch.as_tensor(part, device=self.device) for key, part in value.items()}
+        return torch.as_tensor(value, device=self.device)
 
     def autocast(self) -> AbstractContextManager[Any]:
         """A context in which the networks compute in ``precision``."""

@@ -5,6 +5,7 @@ import shlex
 import time
 from collections.abc import Callable
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -20,7 +21,7 @@ from research.datasets.base import (
     WaitingDataset,
 )
 from research.errors import Preempted, UserError, override
-from research.parallel.process_group import copy_from_first
+from research.parallel.process_group import copy_from_first, from_first
 from research.processors.base import Processor
 from research.ranges import Decay, PositiveFloat, PositiveInt
 from research.signals import StopRequest
@@ -53,6 +54,7 @@ from research.training.seed import (
     restore_random_state,
     seed_everything,
 )
+from research.training.shared_collector import SharedCollector
 
 CollectorFactory: TypeAlias = Callable[..., Collector]
 
@@ -156,12 +158,12 @@ class Trainer:
         check_parts(alg, dataset, env, collects=pace is not None)
         self.policy = Policy(alg, processor, precision)
         self.pace = pace
-        self.collector: Collector | None = None
+        self.collector: Collector | SharedCollector | None = None
         self.step_size = 1
         if pace is not None:
             if collector is None:
                 raise ValueError("collector is null, but pace is not; set trainer.pace=null, too")
-            self.collector = collector(env, self.policy, dataset, run.seed)
+            self.collector = self.make_collector(collector)
             self.step_size = env.num_envs
             pace.begin(self.total_steps, self.step_size)
         if self.total_steps % self.step_size:
@@ -192,6 +194,16 @@ class Trainer:
         self.step = 0
         self.seconds = 0.0
         self.finished: list[dict[str, float]] = []
+
+    def make_collector(self, make: CollectorFactory) -> Collector | SharedCollector:
+        """What steps the environments, or in a data-parallel run those of rank 0."""
+        make = partial(make, self.env, self.policy, seed=self.run.seed)
+        if self.num_ranks == 1:
+            return make(dataset=self.dataset)
+        if self.rank > 0:
+            self.env.close()
+        assert isinstance(self.dataset, OnlineDataset)
+        return SharedCollector(lambda dataset: make(dataset=dataset), self.dataset, self.rank)
 
     def train(self) -> float:
         """Train to ``total_steps``, from the run directory's last checkpoint if it has one.
@@ -368,6 +380,10 @@ class Trainer:
             evaluations = (self.step - 1) // self.eval_every  # due before this one
             batches = self.evaluation.batches
             return self.validate(evaluations * (batches or 0), batches)
+        return from_first(self.run_episodes() if self.rank == 0 else {})
+
+    def run_episodes(self) -> dict[str, float]:
+        """The metrics of an evaluation in environments."""
         if self.eval_env is None:
             with preserve_random_state():
                 self.eval_env = self.make_env()
