@@ -84,6 +84,30 @@ class ExtendedTransition(NamedTuple):
     next_info: dict[str, Tensor]
 
 
+class Rollout(NamedTuple):
+    """T steps of each of E environments by one policy; B is T * E, the environments of a step
+    are neighbours.
+
+    Attributes:
+        obs, action, reward, next_obs: as in ``Transition``, of one step each.
+        discount: (B,), gamma; 0 after a termination.
+        over: (B,) bool, whether the next row of the environment does not continue this one: an
+            episode ended, or the rollout did.
+        extras, info, next_info: as in ``ExtendedTransition``.
+
+    """
+
+    obs: Any
+    action: Tensor
+    reward: Tensor
+    discount: Tensor
+    next_obs: Any
+    over: Tensor
+    extras: dict[str, Tensor]
+    info: dict[str, Tensor]
+    next_info: dict[str, Tensor]
+
+
 class Example(NamedTuple):
     """Observations with their targets, B of them.
 

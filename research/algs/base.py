@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypeAlias
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from research.batches import Tree
+from research.batches import Rollout, Tree
 
 Metrics: TypeAlias = dict[str, Tensor]
 """Tensors without dimensions, by name."""
@@ -150,6 +150,20 @@ class Algorithm(nn.Module, ABC):
 
         """
         return Acted(self.act(obs, step, explore))
+
+    def prepare(self, rollout: Rollout, num_envs: int) -> Any:
+        """What on-policy updates learn from, computed once for each rollout, without gradients.
+
+        Args:
+            rollout: as the processor returns it, on the device.
+            num_envs: E; ``tensor.view(-1, num_envs)`` is (T, E).
+
+        Returns:
+            a tensor (B, ...), or such tensors in dicts and tuples, whose rows are shuffled into
+            minibatches.
+
+        """
+        return rollout
 
     def augment(self, batch: Any) -> Any:
         """The batch that is learned from, in place of a processed one."""

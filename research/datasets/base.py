@@ -8,7 +8,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 import numpy as np
 from gymnasium import Space
 
-from research.batches import ArrayTree, PackedBatch, Step, Transition
+from research.batches import ArrayTree, PackedBatch, Rollout, Step, Transition
 
 Batch = TypeVar("Batch", covariant=True)
 
@@ -76,6 +76,43 @@ class OnlineDataset(Dataset[Transition], Protocol):
 
     def end_open_episodes(self, mask: np.ndarray) -> None:
         """Truncate running episodes at their newest observations, where ``mask`` (E,) is true."""
+        ...
+
+
+@runtime_checkable
+class RolloutDataset(OnlineDataset, Protocol):
+    """A dataset of rollouts; ``sample`` gives minibatches of what ``learn_from`` was given.
+
+    Attributes:
+        num_envs: E.
+
+    """
+
+    num_envs: int
+
+    def take_rollout(self) -> Rollout | None:
+        """The whole rollout, the first time after it is complete; else None."""
+        ...
+
+    def learn_from(self, rows: Any) -> None:
+        """Draw minibatches of these rows (B, ...), one for each of the rollout's, or more."""
+        ...
+
+
+@runtime_checkable
+class ExtensibleDataset(Protocol):
+    """A dataset that stores more of a step than the environments' five values."""
+
+    def hold(
+        self, extras: Mapping[str, tuple[int, ...]], info: Mapping[str, tuple[int, ...]]
+    ) -> None:
+        """Store these values with every step, of the given shapes; before the first step.
+
+        Args:
+            extras: of ``Step.extras``.
+            info: of ``Step.next_info`` and of ``start_episodes``.
+
+        """
         ...
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from research.algs.base import Algorithm, Loss, Objective, PolyakCopy
 from research.algs.targets import polyak_update
 from research.batches import count_rows, map_tensors, to_device
-from research.datasets.base import Dataset, PreparingDataset
+from research.datasets.base import Dataset, PreparingDataset, RolloutDataset
 from research.errors import UserError
 from research.parallel.batch_norm import has_batch_norm, synchronise_batch_norm
 from research.parallel.sums import count_examples, is_parallel
@@ -158,14 +158,28 @@ class Learner:
             can_prepare: whether another update comes before anything is added to the dataset.
 
         """
-        preparing = self.preparing
-        batch = preparing.sample_packed() if preparing else self.dataset.sample()
-        if can_prepare:
-            self.prepare()
-        phases.lap("sample")
         self.step.fill_(step)
-        self.metrics.add(self.learn(self.processor(to_device(batch, self.device))), step)
+        if isinstance(self.dataset, RolloutDataset):
+            batch = self.sample_rollout(self.dataset)
+            phases.lap("sample")
+        else:
+            preparing = self.preparing
+            batch = preparing.sample_packed() if preparing else self.dataset.sample()
+            if can_prepare:
+                self.prepare()
+            phases.lap("sample")
+            batch = self.processor(to_device(batch, self.device))
+        self.metrics.add(self.learn(batch), step)
         phases.lap("update")
+
+    def sample_rollout(self, dataset: RolloutDataset) -> Any:
+        """The next minibatch of a rollout, which is processed and prepared as a whole."""
+        rollout = dataset.take_rollout()
+        if rollout is not None:
+            rollout = self.processor(to_device(rollout, self.device))
+            with torch.no_grad(), autocast(self.device, self.precision):
+                dataset.learn_from(self.alg.prepare(rollout, dataset.num_envs))
+        return dataset.sample()
 
     def learn(self, batch: Any) -> dict[str, Tensor]:
         """Take the steps that are due, on a processed batch; returns the metrics."""
