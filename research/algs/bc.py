@@ -8,6 +8,7 @@ from gymnasium.spaces import Discrete
 from torch import Tensor
 
 from research.algs.base import Algorithm, Loss, Metrics, Objective, OptimFactory
+from research.algs.supervised import check_shape
 from research.batches import Example, Tree
 from research.networks.predictor import Predictor
 
@@ -43,6 +44,7 @@ class BehaviourCloning(Algorithm):
         if self.is_discrete:
             right = (output.argmax(dim=1) == action).float()
             return Loss(F.cross_entropy(output, action), {"accuracy": right.mean()})
+        check_shape(output, tuple(action.shape))
         absolute = (output.clamp(-1, 1) - action).abs()
         return Loss(F.mse_loss(output, action), {"absolute_error": absolute.mean()})
 

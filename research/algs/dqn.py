@@ -62,7 +62,7 @@ class DQN(Algorithm):
         self.network = network
         self.target = frozen_copy(network)
         self.optim = optim
-        self.double = double
+        self.is_double = double  # nn.Module has a method named double
         self.tau = tau
         self.target_every = target_every
         self.explore_start = explore_start
@@ -97,6 +97,6 @@ class DQN(Algorithm):
     def compute_target(self, batch: Transition) -> Tensor:
         """Bootstrapped return, (B,), of the best next action."""
         next_q = self.target(batch.next_obs)
-        chooser = self.network(batch.next_obs) if self.double else next_q
+        chooser = self.network(batch.next_obs) if self.is_double else next_q
         best = chooser.argmax(dim=1, keepdim=True)
         return batch.reward + batch.discount * next_q.gather(1, best).squeeze(1)
