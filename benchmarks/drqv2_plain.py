@@ -35,12 +35,12 @@ from torch.optim import Optimizer
 from benchmarks.measure import ROOT
 from research.algs.base import Metrics, OptimFactory
 from research.algs.drqv2 import EDGE, DrQv2
+from research.algs.targets import frozen_copy
 from research.batches import Transition
 from research.config import build
 from research.hydra_versions import VERSION_BASE
 from research.networks.drqv2 import Encoder, TrunkCritics
 from research.networks.mlp import EnsembleLinear, EnsembleMLP
-from research.algs.targets import frozen_copy
 from research.training.meter import Phases
 from research.training.records.logger import Clock, Logger
 from research.training.seed import seed_everything
@@ -73,12 +73,12 @@ class PlainDrQv2:
     def act(self, obs: np.ndarray, step: int) -> np.ndarray:
         """An action (A,) with exploration noise for one observation (C, H, W)."""
         action = self.actor(self.encoder(torch.as_tensor(obs)[None]))
-        noise = self.alg.noise_std(step) * torch.randn_like(action)
+        noise = self.alg.noise_std(torch.tensor(float(step))) * torch.randn_like(action)
         return (action + noise).clamp(EDGE - 1, 1 - EDGE)[0].numpy()
 
     def update(self, batch: Transition, step: int) -> Metrics:
         """Learn from one batch, at environment step ``step``."""
-        std = self.alg.noise_std(step)
+        std = self.alg.noise_std(torch.tensor(float(step)))
         dtype = next(self.encoder.parameters()).dtype
         obs, next_obs = self.shift(batch.obs.to(dtype)), self.shift(batch.next_obs.to(dtype))
         encoded = self.encoder(obs)
@@ -92,7 +92,7 @@ class PlainDrQv2:
         return {"critic_loss": critic_loss, "actor_loss": actor_loss}
 
     def update_critics(
-        self, batch: Transition, encoded: Tensor, next_encoded: Tensor, std: float
+        self, batch: Transition, encoded: Tensor, next_encoded: Tensor, std: Tensor
     ) -> Tensor:
         """Regress encoder and critics on the target; their losses are summed."""
         with torch.no_grad():
@@ -104,14 +104,14 @@ class PlainDrQv2:
         descend(loss, self.encoder_optim, self.critic_optim)
         return loss.detach()
 
-    def update_actor(self, encoded: Tensor, std: float) -> Tensor:
+    def update_actor(self, encoded: Tensor, std: Tensor) -> Tensor:
         """Climb the lower critic, which gets gradients as well, to no use."""
         action = self.sample_action(encoded, std)
         loss = -torch.minimum(*self.critics(encoded, action)).mean()
         descend(loss, self.actor_optim)
         return loss.detach()
 
-    def sample_action(self, encoded: Tensor, std: float) -> Tensor:
+    def sample_action(self, encoded: Tensor, std: Tensor) -> Tensor:
         """Actions (B, A) with clipped noise; gradients pass the bounds unchanged."""
         mean = self.actor(encoded)
         clip = self.alg.noise_clip
@@ -247,7 +247,7 @@ def train(cfg: DictConfig, folder: Path) -> None:
         seed=cfg.seed,
     )
     logger = Logger(folder, tensorboard=False, wandb=None)
-    warmup, every = cfg.trainer.collector.warmup_steps, cfg.trainer.collector.steps_per_update
+    warmup, every = cfg.trainer.pace.warmup_steps, cfg.trainer.pace.steps_per_update
     env.action_space.seed(cfg.seed)
     obs, _ = env.reset(seed=cfg.seed)
     updates, start, phases = 0, time.monotonic(), Phases()
