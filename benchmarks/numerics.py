@@ -87,6 +87,7 @@ def main() -> None:
     )
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the report")
     arguments = parser.parse_args()
+    arguments.results.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     lines = [
         "# Updates beside those of other implementations, float64",
