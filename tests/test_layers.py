@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 MAY_IMPORT = {
     "networks": set(),
     "envs": set(),
-    "processors": set(),
+    "processors": {"parallel"},
     "machine": set(),
     "parallel": {"machine"},
     "launchers": {"machine", "parallel"},

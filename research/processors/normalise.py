@@ -10,6 +10,7 @@ from gymnasium.spaces import Box, Dict
 from torch import Tensor, nn
 
 from research.batches import Tree
+from research.parallel.sums import is_parallel, sum_of_ranks
 from research.processors.base import Processor
 
 
@@ -32,16 +33,22 @@ class RunningMoments(nn.Module):
 
     @torch.no_grad()
     def update(self, values: Tensor) -> None:
-        """Update the statistics by B values, (B, ...)."""
+        """Update the statistics by B values, (B, ...); by those of all ranks."""
         values = values.double()
-        count = self.count + len(values)
-        difference = values.mean(dim=0) - self.mean
+        difference, variance = values.mean(dim=0) - self.mean, values.var(dim=0, correction=0)
+        size: int | Tensor = len(values)
+        if is_parallel():
+            size = sum_of_ranks(torch.full_like(self.count, size))
+            moments = torch.stack([difference, variance + difference.square()]) * len(values)
+            difference, square = sum_of_ranks(moments) / size
+            variance = square - difference.square()
+        count = self.count + size
         sum_of_squares = (
             self.variance * self.count
-            + values.var(dim=0, correction=0) * len(values)
-            + difference.square() * self.count * len(values) / count
+            + variance * size
+            + difference.square() * self.count * size / count
         )
-        self.mean += difference * len(values) / count
+        self.mean += difference * size / count
         self.variance.copy_(sum_of_squares / count)
         self.count.copy_(count)
 
