@@ -155,7 +155,7 @@ class Trainer:
         self.eval_every = evaluation.every or epoch_steps(dataset, "evaluation.every=null")
         self.checkpoints = checkpoints
         self.rank, self.num_ranks = share_dataset(dataset, devices)
-        check_parts(alg, dataset, env, collects=pace is not None)
+        check_parts(alg, processor, dataset, env, collects=pace is not None)
         self.policy = Policy(alg, processor, precision)
         self.pace = pace
         self.collector: Collector | SharedCollector | None = None
