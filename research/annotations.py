@@ -39,9 +39,11 @@ def name_type(annotation: Any) -> str:
     if origin is collections.abc.Callable:
         return "a node with a _target_"
     if origin in (list, tuple, collections.abc.Sequence):
-        return f"a list, each item {name_type(arguments[0])}"
+        length = fixed_length(annotation)
+        return f"a list{f' of {length}' if length else ''}, each item {name_type(arguments[0])}"
     if origin in (typing.Union, types.UnionType):
-        return " or ".join(name_type(each) for each in arguments if not is_tensor(each))
+        names = [name_type(each) for each in arguments if not is_tensor(each)]
+        return " or ".join(sorted(names, key=lambda name: name.startswith("a list")))
     if annotation in (None, type(None)):
         return "null"
     if inspect.isclass(annotation) and not arguments:
@@ -63,7 +65,7 @@ def matches(value: Any, annotation: Any) -> bool:
     if origin in (typing.Union, types.UnionType):
         return any(matches(value, argument) for argument in arguments)
     if origin is Literal:
-        return value in arguments
+        return (type(value), value) in [(type(each), each) for each in arguments]
     if annotation in (None, type(None)):
         return value is None
     if is_tensor(annotation):
@@ -78,12 +80,23 @@ def matches(value: Any, annotation: Any) -> bool:
         return isinstance(value, annotation)
     if origin in (list, tuple, collections.abc.Sequence):
         items = arguments[:1] if len(set(arguments) - {...}) == 1 else ()
-        return isinstance(value, list) and all(matches(v, a) for v in value for a in items)
+        is_as_long = isinstance(value, list) and fixed_length(annotation) in (None, len(value))
+        return is_as_long and all(matches(v, a) for v in value for a in items)
     if origin in (dict, collections.abc.Mapping):
         return isinstance(value, dict) and all(matches(v, arguments[1]) for v in value.values())
     if origin is collections.abc.Callable:
         return isinstance(value, dict)
     return True
+
+
+def fixed_length(annotation: Any) -> int | None:
+    """The number of items of a ``tuple[int, int]``; None for a list of any length.
+
+    Libraries write ``tuple[int]`` for any length, too.
+    """
+    arguments = typing.get_args(annotation)
+    is_fixed = typing.get_origin(annotation) is tuple and len(arguments) > 1
+    return len(arguments) if is_fixed and ... not in arguments else None
 
 
 def bounds_of(annotation: Any) -> list[tuple[str, float]]:

@@ -265,7 +265,7 @@ def test_one_bad_job_is_found_before_the_first_starts(tmp_path: Path) -> None:
     ("override", "told"),
     [
         ("alg.tau=0.005,7", "job 1 (tau=7) cannot run: alg.tau must be a number in (0, 1], got 7"),
-        ("network.hidden_dims=[8],[0]", "cannot run: network: hidden_dims must be positive"),
+        ("network.hidden_dims=[8],[0]", "cannot run: network.hidden_dims must be a list, each"),
     ],
 )
 def test_a_value_out_of_range_is_found_before_the_first_starts(
