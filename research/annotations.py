@@ -29,6 +29,13 @@ def check_type(value: Any, annotation: Any, path: str) -> None:
         )
 
 
+def check_numbers(options: Any, node: str) -> None:
+    """Refuse a number in a dataclass that its annotation does not admit."""
+    for name, annotation in typing.get_type_hints(type(options), include_extras=True).items():
+        if isinstance(value := getattr(options, name), (int, float)):
+            check_type(value, annotation, f"{node}.{name}")
+
+
 def name_type(annotation: Any) -> str:
     """An annotation in the words of somebody who writes YAML."""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
