@@ -14,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from research.annotations import check_type, type_hints
 from research.errors import UserError, did_you_mean, is_deliberate
+from research.ranges import Seed
 from research.trust import join_keys, locate, trusted_modules
 
 SPECIAL_KEYS = {"_target_", "_partial_", "_args_", "_convert_", "_recursive_"}
@@ -22,7 +23,7 @@ SPECIAL_KEYS = {"_target_", "_partial_", "_args_", "_convert_", "_recursive_"}
 class RunConfig(TypedDict):
     """The top level of a config: the run-wide keys, and one node per part."""
 
-    seed: int
+    seed: Seed
     device: str
     name: str
     resume: Literal["auto", "must", "never", "override"]
@@ -50,13 +51,11 @@ def check(cfg: DictConfig) -> None:
     check_experiment()
     check_alg_env()
     root = to_plain(cfg)
-    check_keys(root, set(typing.get_type_hints(RunConfig)), path="")
-    for key, annotation in typing.get_type_hints(RunConfig).items():
+    check_keys(root, set(RunConfig.__annotations__), path="")
+    for key, annotation in typing.get_type_hints(RunConfig, include_extras=True).items():
         if key not in root:
             raise UserError(f"{key} is missing from the config")
         check_type(root[key], annotation, key)
-    if not 0 <= root["seed"] < 2**63:
-        raise UserError(f"seed must be an integer from 0 to 2**63 - 1, got {root['seed']}")
     check_init(root)
     check_node(root, "", trusted_modules(cfg))
 

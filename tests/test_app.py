@@ -238,7 +238,7 @@ def test_bad_input_ends_in_one_line(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["dataset.batch_size=0"], ["dataset: batch_size must be at least 1, got 0"]),
+        (["dataset.batch_size=0"], ["dataset.batch_size must be an integer of at least 1, got 0"]),
         (["dataset.num_classes=5"], ["example 5 of digits has label 5; allowed are 0 to 4"]),
         (
             ["trainer.total_epochs=0"],

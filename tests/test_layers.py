@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "training": {"algs", "datasets", "processors", "parallel", "machine"},
 }
 SHARED = {
-    *("batches", "console", "crash", "differences", "errors", "files"),
+    *("annotations", "batches", "console", "crash", "differences", "errors", "files"),
     *("hydra_versions", "load_order", "process", "ranges", "signals", "status"),
 }
 MAY_IMPORT_HYDRA = {

@@ -83,8 +83,8 @@ def test_on_other_machines_data_may_be_there_and_all_else_is_judged(
     arrays = ("alg=regression", "network=mlp", "dataset=arrays")
     with rehearsing(task, elsewhere=True) as rehearsal:
         rehearsal(load(*arrays, f"dataset.path={tmp_path / 'away.npz'}"), tmp_path)
-        with pytest.raises(UserError, match=r"^network: hidden_dims must be positive, got \[0\]$"):
-            rehearsal(load("network.hidden_dims=[0]"), tmp_path)
+        with pytest.raises(UserError, match=r"^network: log_std_bounds must rise, got \[2, -5\]$"):
+            rehearsal(load("alg=sac", "network.log_std_bounds=[2,-5]"), tmp_path)
     with (
         rehearsing(task, elsewhere=False) as rehearsal,
         pytest.raises(UserError, match=r"away\.npz is not there"),

@@ -8,25 +8,25 @@ from typing import Any
 import gymnasium
 from gymnasium.error import DependencyNotInstalled, Error
 
-from research.envs.vector import Vector, require_limit, vectorize
+from research.envs.vector import Vector, vectorize
 from research.errors import UserError, did_you_mean
+from research.ranges import PositiveInt
 
 
 def make_gymnasium(
     *,
     id: str,
     kwargs: Mapping[str, Any],
-    num_envs: int,
+    num_envs: PositiveInt,
     subprocesses: bool,
-    action_repeat: int,
-    max_episode_steps: int | None,
+    action_repeat: PositiveInt,
+    max_episode_steps: PositiveInt | None,
     flatten_obs: bool,
 ) -> Vector:
     """``num_envs`` copies of ``gymnasium.make(id, **kwargs)``, Box actions scaled to [-1, 1].
 
     An episode is truncated after ``max_episode_steps`` frames; None for the registered number.
     """
-    require_limit(max_episode_steps)
     return vectorize(
         partial(make_one, id, {"max_episode_steps": max_episode_steps, **kwargs}),
         num_envs=num_envs,

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from research.batches import Tree
 from research.parallel.sums import is_parallel, sum_of_ranks
 from research.processors.base import Processor
+from research.ranges import PositiveFloat
 
 
 class RunningMoments(nn.Module):
@@ -62,11 +63,11 @@ class NormaliseObservations(Processor):
     Args:
         observation_space: a Box, or a Dict of such.
         action_space: left as it is.
-        clip: bound on the result, in standard deviations, above 0.
-        epsilon: added to the variance, above 0.
+        clip: bound on the result, in standard deviations.
+        epsilon: added to the variance.
 
     Raises:
-        ValueError: no part of the space is a float Box, or a number is outside its range.
+        ValueError: no part of the space is a float Box.
 
     """
 
@@ -75,11 +76,9 @@ class NormaliseObservations(Processor):
         observation_space: gymnasium.Space,
         action_space: gymnasium.Space,
         *,
-        clip: float,
-        epsilon: float,
+        clip: PositiveFloat,
+        epsilon: PositiveFloat,
     ) -> None:
-        if min(clip, epsilon) <= 0:
-            raise ValueError(f"clip and epsilon must be above 0, got {clip} and {epsilon}")
         parts = observation_space.spaces if isinstance(observation_space, Dict) else None
         boxes = parts or {"obs": observation_space}
         # ordered, since a Dict space sorts the keys of a plain dict

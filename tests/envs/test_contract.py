@@ -12,7 +12,6 @@ from omegaconf import DictConfig
 
 from research.config import build
 from research.envs.spaces import DeclaredSpaces
-from research.errors import UserError
 from research.hydra_versions import VERSION_BASE
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -86,12 +85,6 @@ def test_an_episode_may_be_longer_than_the_environments_own(name: str, own: int)
     action = np.zeros_like(env.action_space.sample())
     ends = [env.step(action)[3].item() for _ in range(own + 5)]
     assert ends == [False] * (own + 4) + [True]
-
-
-@pytest.mark.parametrize("name", ["dmc", "gymnasium", "gym"])
-def test_an_episode_without_a_step_is_refused(name: str) -> None:
-    with pytest.raises(UserError, match="env: max_episode_steps must be at least 1 or null, got 0"):
-        build(compose_env(name, "env.max_episode_steps=0"))
 
 
 def test_declared_spaces_build_from_their_yaml() -> None:
