@@ -217,7 +217,8 @@ def test_memory_is_what_was_forecast(n_step: int) -> None:
     buffer = make_stacked(4, n_step=n_step, num_envs=2)
     tensors = [*buffer._storage.groups.values(), buffer._rings.starts._members]
     tensors += [buffer._rings._num_steps, buffer._rings._num_earlier]
-    tensors += [buffer._returns.values] if buffer._returns else []
+    returns = buffer._reader.returns  # type: ignore[attr-defined]
+    tensors += [returns.values] if returns else []
     places = buffer._rings.starts._places
     assert buffer.memory_bytes == sum(tensor.nbytes for tensor in tensors) + places.nbytes
 
@@ -258,7 +259,7 @@ def test_a_space_without_stacks_is_refused(space: spaces.Space) -> None:
     ("frame_stack", "capacity", "message"),
     [
         (0, 100, "frame_stack must be at least 1, got 0"),
-        (4, 13, r"capacity must be at least 14, n_step \+ 4 rows for each"),
+        (4, 13, "capacity must be at least 14, 7 rows for each environment"),
     ],
 )
 def test_numbers_that_cannot_be_are_refused(frame_stack: int, capacity: int, message: str) -> None:
