@@ -35,12 +35,12 @@ from torch.optim import Optimizer
 from benchmarks.measure import ROOT
 from research.algs.base import Metrics, OptimFactory
 from research.algs.drqv2 import EDGE, DrQv2
+from research.algs.targets import frozen_copy
 from research.batches import Transition
 from research.config import build
 from research.hydra_versions import VERSION_BASE
 from research.networks.drqv2 import Encoder, TrunkCritics
 from research.networks.mlp import EnsembleLinear, EnsembleMLP
-from research.algs.targets import frozen_copy
 from research.training.meter import Phases
 from research.training.records.logger import Clock, Logger
 from research.training.seed import seed_everything

@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from research.algs.base import Algorithm, Metrics, OptimFactory, take_step
+from research.algs.targets import frozen_copy, polyak_update
 from research.batches import Example, Step, Transition
 from research.datasets.replay.buffer import Environments
 from research.networks.predictor import Predictor
-from research.algs.targets import frozen_copy, polyak_update
 
 
 class Cloning(Algorithm):

@@ -122,6 +122,7 @@ class ReplayBuffer:
         self._extras: dict[str, Leaf] = {}
         self._info: dict[str, Leaf] = {}
         self.memory_bytes = self._require_memory()
+        self._rank, self._num_ranks = 0, 1
         self._generator = torch.Generator().manual_seed(seed)
         self._state_before_draw = self._generator.get_state()
         self._thread = ThreadPoolExecutor(1, "sample")
@@ -156,6 +157,20 @@ class ReplayBuffer:
             for shapes in (extras, info)
         )
         self.memory_bytes = self._require_memory()
+
+    def share(self, rank: int, num_ranks: int) -> None:
+        """Hand out a rank's share of every batch; all ranks must store the same steps.
+
+        Raises:
+            ValueError: a batch has fewer samples than there are ranks.
+
+        """
+        if self.batch_size < num_ranks:
+            raise ValueError(
+                f"batch_size={self.batch_size} is too small for {num_ranks} ranks; raise "
+                "dataset.batch_size"
+            )
+        self._rank, self._num_ranks = rank, num_ranks
 
     def start_episodes(
         self, obs: ArrayTree, mask: np.ndarray, info: Mapping[str, np.ndarray] | None = None
@@ -371,7 +386,8 @@ class ReplayBuffer:
                 f"nothing to sample: the replay buffer holds no complete transition of n_step="
                 f"{self._reader.max_steps}; collect more steps before the first update"
             )
-        return self._rings.starts.draw(self.batch_size, self._generator)
+        starts = self._rings.starts.draw(self.batch_size, self._generator)
+        return starts.tensor_split(self._num_ranks)[self._rank] if self._num_ranks > 1 else starts
 
     def _discard_prepared(self) -> None:
         """Undo ``prepare``; to be called before anything changes."""
