@@ -50,8 +50,7 @@ def vectorize(
         ValueError: ``num_envs`` or ``action_repeat`` is below 1, or an action has no bound.
 
     """
-    if num_envs < 1:
-        raise ValueError(f"num_envs must be at least 1, got {num_envs}")
+    require_num_envs(num_envs)
     if action_repeat < 1:
         raise ValueError(f"action_repeat must be at least 1, got {action_repeat}")
     make = partial(make_standardised, make_env, action_repeat, flatten_obs, wrap)
@@ -161,6 +160,12 @@ class Pipe:
     def closed(self) -> bool:
         """Whether it is closed."""
         return self.connection.closed
+
+
+def require_num_envs(num_envs: int) -> None:
+    """Refuse a vector without environments."""
+    if num_envs < 1:
+        raise ValueError(f"num_envs must be at least 1, got {num_envs}")
 
 
 def require_limit(max_episode_steps: int | None) -> None:
