@@ -7,13 +7,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv
+from gymnasium.vector import VectorEnv
 from torch import Tensor
 
 from research.batches import count_rows, to_device
 from research.errors import UserError
 from research.parallel.process_group import sum_by_name
 from research.ranges import PositiveInt
+from research.training.autoreset import Autoreset
 from research.training.episodes import Episodes, mean_metrics
 from research.training.meter import check_metric
 from research.training.observations import find_fault
@@ -52,7 +53,7 @@ class Evaluation:
 
 def evaluate(
     policy: Policy,
-    env: SyncVectorEnv | AsyncVectorEnv,
+    env: VectorEnv[Any, Any, Any],
     *,
     num_episodes: int,
     seed: int,
@@ -61,9 +62,9 @@ def evaluate(
 ) -> dict[str, float]:
     """Means over ``num_episodes`` episodes, and ``return_std`` (population).
 
-    The numbers depend on the weights, ``seed`` and ``step`` alone. An environment whose episode is
-    over begins the next one, and the means are over the first ``num_episodes`` that began, so short
-    episodes are not favoured.
+    The numbers depend on the weights, ``seed`` and ``step`` alone, and where environments reset
+    themselves, on how many there are. An environment whose episode is over begins the next one, and
+    the means are over the first ``num_episodes`` that began, so short episodes are not favoured.
 
     The environments step and reset in the context of ``interruptible``, which may raise to
     interrupt them. A warning is logged once if an episode seems never to end.
@@ -135,7 +136,7 @@ def evaluation_mode(policy: Policy, *, seed: int, step: int) -> Iterator[None]:
 
 def run_episodes(
     policy: Policy,
-    env: SyncVectorEnv | AsyncVectorEnv,
+    env: VectorEnv[Any, Any, Any],
     *,
     num_episodes: int,
     seed: int,
@@ -144,35 +145,38 @@ def run_episodes(
 ) -> list[dict[str, float]]:
     """The metrics of the episodes, in the order in which the episodes began."""
     running, begun = list(range(env.num_envs)), env.num_envs
-    over = np.ones(env.num_envs, dtype=np.bool_)
+    seeds = [derive_seed(seed, "evaluation", step, index) for index in running]
+    over, autoreset = np.ones(env.num_envs, dtype=np.bool_), Autoreset(env)
     episodes, finished = Episodes(env.num_envs), {}
     obs, num_steps, is_warned = None, 0, False
     while len(finished) < num_episodes:
-        if over.any():
-            seeds: list[int | None] = [derive_seed(seed, "evaluation", step, i) for i in running]
+        if num_steps == 0 or (autoreset.by_caller and over.any()):
             with interruptible():
-                obs, _ = env.reset(seed=seeds, options={"reset_mask": over})
+                obs = autoreset.begin(seeds, over)
             require_finite(obs, None, step)
         action = policy(obs, step=step, explore=False)
         with interruptible():
-            obs, reward, terminated, truncated, infos = env.step(action)
-        require_finite(obs, reward, step)
-        episodes.add(reward, infos)
+            result = env.step(action)
+        taken, infos, over, obs, began = autoreset.read(action, result)
+        require_finite(taken.next_obs, taken.reward, step)
+        if began is not None:
+            require_finite(obs, None, step)
+        episodes.add(taken.reward, infos, taken.active)
         num_steps += 1
         if num_steps % LOOK_EVERY == 0 and not is_warned:
             is_warned = warn_of_endless(episodes, step)
-        over = terminated | truncated
         for index in np.flatnonzero(over).tolist():
             episode = episodes.finish(index)
             if running[index] < num_episodes:
                 finished[running[index]] = episode
             running[index], begun = begun, begun + 1
+            seeds[index] = derive_seed(seed, "evaluation", step, running[index])
     return [finished[index] for index in range(num_episodes)]
 
 
 def warn_of_endless(episodes: Episodes, step: int) -> bool:
     """Log a warning if a running episode may never end; returns whether there is one."""
-    length = max(total.get("length", 0) for total in episodes.totals)
+    length = int(episodes.lengths.max())
     if length >= LONG_EPISODE:
         log.warning(
             "an episode of the evaluation at step %d is not over after %d steps; to truncate "

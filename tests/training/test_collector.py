@@ -4,17 +4,17 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from gymnasium.vector import VectorEnv
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from research.training.collector import Collector
 from research.training.seed import derive_seed
-from tests.training.toys import Count, Step, Tape, Toy, make_policy, vector
+from tests.training.toys import Step, Tape, Toy, make_policy, vector
 
 
 def make_collector(
-    env: SyncVectorEnv,
+    env: VectorEnv,
     *,
     seed: int = 0,
     warmup_steps: int = 0,
@@ -183,10 +183,13 @@ def test_a_ratio_that_is_no_ratio_of_integers_is_refused(ratio: tuple[int, int])
         make_collector(vector(), updates_per_step=ratio[0], steps_per_update=ratio[1])
 
 
-@pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP])
-def test_an_environment_that_resets_itself_is_refused(mode: AutoresetMode) -> None:
-    with pytest.raises(ValueError, match="must leave resets to the collector"):
-        make_collector(SyncVectorEnv([Count], autoreset_mode=mode))
+def test_an_environment_that_does_not_say_how_it_resets_is_refused() -> None:
+    env = vector()
+    env.metadata = {}
+    with pytest.raises(
+        ValueError, match=r"an AutoresetMode in metadata\['autoreset_mode'\], got N"
+    ):
+        make_collector(env)
 
 
 def test_a_resumed_collector_goes_on_with_new_episodes_and_new_actions() -> None:
