@@ -69,16 +69,20 @@ class PlainDrQv2:
         self.actor_optim = optim(self.actor.parameters())
         self.critic_optim = optim(self.critics.parameters())
 
+    def noise_std(self, step: int) -> float:
+        """Standard deviation of the noise after ``step`` environment steps."""
+        return self.alg.noise_std(torch.tensor(step, dtype=torch.float64)).item()
+
     @torch.no_grad()
     def act(self, obs: np.ndarray, step: int) -> np.ndarray:
         """An action (A,) with exploration noise for one observation (C, H, W)."""
         action = self.actor(self.encoder(torch.as_tensor(obs)[None]))
-        noise = self.alg.noise_std(step) * torch.randn_like(action)
+        noise = self.noise_std(step) * torch.randn_like(action)
         return (action + noise).clamp(EDGE - 1, 1 - EDGE)[0].numpy()
 
     def update(self, batch: Transition, step: int) -> Metrics:
         """Learn from one batch, at environment step ``step``."""
-        std = self.alg.noise_std(step)
+        std = self.noise_std(step)
         dtype = next(self.encoder.parameters()).dtype
         obs, next_obs = self.shift(batch.obs.to(dtype)), self.shift(batch.next_obs.to(dtype))
         encoded = self.encoder(obs)
@@ -247,7 +251,7 @@ def train(cfg: DictConfig, folder: Path) -> None:
         seed=cfg.seed,
     )
     logger = Logger(folder, tensorboard=False, wandb=None)
-    warmup, every = cfg.trainer.collector.warmup_steps, cfg.trainer.collector.steps_per_update
+    warmup, every = cfg.trainer.pace.warmup_steps, cfg.trainer.pace.steps_per_update
     env.action_space.seed(cfg.seed)
     obs, _ = env.reset(seed=cfg.seed)
     updates, start, phases = 0, time.monotonic(), Phases()
