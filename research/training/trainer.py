@@ -455,12 +455,13 @@ class Trainer:
         if self.learner.average is not None:
             self.learner.average.load_state_dict(weights.get("average", weights["alg"]))
         self.processor.load_state_dict(weights["processor"])
+        if self.pace is not None:
+            self.pace.load_state_dict(state["pace"])
+            self.learner.total_updates = self.pace.count_updates(self.total_steps)
         self.learner.load_state_dict(state["learner"])
         self.dataset.load(state["dataset"], self.data_folder)
         if self.collector is not None:
             self.collector.load_state_dict(state["collector"])
-        if self.pace is not None:
-            self.pace.load_state_dict(state["pace"])
         self.finished = state["finished"]
         self.step, self.seconds = state["step"], state["seconds"]
         self.score.load_state_dict(state)
