@@ -275,6 +275,28 @@ def test_alg_brings_companions_and_the_command_line_wins(load: Callable[..., Dic
     assert isinstance(optimizer, torch.optim.Adam)
 
 
+@pytest.mark.parametrize(
+    ("overrides", "pace"),
+    [
+        ([], "OffPolicy"),
+        (["trainer/pace=on_policy"], "OnPolicy"),
+        (["trainer=offline"], None),
+        (["trainer=offline", "trainer/pace=on_policy"], "OnPolicy"),
+    ],
+)
+def test_a_trainer_has_the_pace_that_was_chosen(
+    load: Callable[..., DictConfig], overrides: list[str], pace: str | None
+) -> None:
+    node = load("alg=td3", *overrides).trainer.pace
+    assert (node and node._target_.rpartition(".")[2]) == pace
+
+
+def test_numbers_of_a_pace_are_no_pace(load: Callable[..., DictConfig]) -> None:
+    cfg = load("alg=drqv2", "env=cartpole", "trainer=offline")
+    with pytest.raises(UserError, match=r"^trainer\.pace must be a node with a _target_ or null"):
+        check(cfg)
+
+
 def beyond(value: Any, path: str) -> Iterator[tuple[str, float]]:
     """A number beyond every bound of a node's numbers and of those within it, by its key."""
     for key, inner in value.items() if isinstance(value, dict) else ():
@@ -293,7 +315,7 @@ def test_a_number_beyond_a_bound_is_refused_with_its_whole_key(
 ) -> None:
     cfg = load(f"alg={alg}", "seed=0")
     cases = [case for part in PARTS for case in beyond(to_plain(cfg[part]), part)]
-    assert any(key.startswith("alg.") for key, _ in cases)
+    assert any(key.startswith("trainer.") for key, _ in cases)
     for key, number in cases:
         wrong = cfg.copy()
         OmegaConf.update(wrong, key, number)
