@@ -170,6 +170,18 @@ def test_another_config_is_refused_with_the_difference(cli: Cli, tmp_path: Path)
         (["alg.ltau=3"], ["alg.ltau", "did you mean 'tau'?"]),
         (["+alg.ltau=3"], ["alg.ltau", "did you mean 'tau'?"]),
         (["alg=drqv2", "env=pendulum"], ["env.pixels is not a known key", "; '~env.pixels' takes"]),
+        *(
+            ([f"{sign}{old}"], [f"{old.partition('=')[0]} is not a known key any more; use {new}"])
+            for sign in ("", "+")
+            for old, new in (
+                ("alg.precision=bf16", "trainer.precision"),
+                ("alg.compile=true", "trainer.execution=compile"),
+                ("trainer.collector.warmup_steps=9", "trainer.pace.warmup_steps"),
+            )
+        ),
+        (["trainer.collector=null"], ["trainer: collector is null", "use trainer.pace=null"]),
+        (["trainer.pace=on_policy"], ["trainer.pace must be a node with a _target_ or null, got"]),
+        (["trainer.pace.warmup_steps=40"], ["=40 lies within the warm-up of trainer.pace.warm"]),
         (["alg.tua=1", "+alg.tuu=1"], ["alg.tua is not", "did you mean 'tau'?"]),
         (["~alg.tau"], ["alg.tau is missing"]),
         (["experiment=sac_dmc", "alg=td3"], ["experiment=sac_dmc is for alg=sac, got alg=td3"]),

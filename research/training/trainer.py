@@ -160,7 +160,10 @@ class Trainer:
         self.step_size = 1
         if pace is not None:
             if collector is None:
-                raise ValueError("collector is null, but pace is not; set trainer.pace=null, too")
+                raise ValueError(
+                    "collector is null, but pace is not; to take no environment steps, use "
+                    "trainer.pace=null"
+                )
             self.collector = collector(env, self.policy, dataset, run.seed)
             self.step_size = env.num_envs
             pace.begin(self.total_steps, self.step_size)
