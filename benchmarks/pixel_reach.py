@@ -34,7 +34,7 @@ OVERRIDES = (
         "env.action_repeat=1",
     ),
     *("network.hidden_dims=[64,64]", "alg.optim.lr=1e-3", "alg.noise_steps=2000"),
-    *("dataset.batch_size=64", "dataset.capacity=10000", "trainer.collector.warmup_steps=200"),
+    *("dataset.batch_size=64", "dataset.capacity=10000", "trainer.pace.warmup_steps=200"),
     *("trainer.evaluation.every=500", "trainer.evaluation.episodes=20"),
 )
 """What is smaller or faster than DrQ-v2's own settings."""
