@@ -67,7 +67,7 @@ def training_sweep() -> Sweep:
     """Two tiny runs of TD3."""
     overrides = (
         *("env=pendulum", "device=cpu", "seed=0,1", "network.hidden_dims=[16]"),
-        *("trainer.total_steps=600", "trainer.collector.warmup_steps=100", "trainer.log_every=50"),
+        *("trainer.total_steps=600", "trainer.pace.warmup_steps=100", "trainer.log_every=50"),
         *(
             "trainer.checkpoints.every=100",
             "trainer.evaluation.every=600",

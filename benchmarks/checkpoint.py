@@ -120,7 +120,7 @@ def measure_training(folder: Path, arguments: argparse.Namespace) -> Rows:
         overrides = (
             *("alg=td3", "env=cheetah", "device=cpu", f"seed={index}", f"hydra.run.dir={run_dir}"),
             f"trainer.total_steps={PERIODS * period}",
-            f"trainer.collector.warmup_steps={period}",
+            f"trainer.pace.warmup_steps={period}",
             f"trainer.log_every={period // 10}",
             *(f"trainer.evaluation.every={period}", "trainer.evaluation.episodes=1"),
             f"trainer.checkpoints.every={period}",

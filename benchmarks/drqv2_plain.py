@@ -80,6 +80,10 @@ class PlainDrQv2:
         noise = self.noise_std(step) * torch.randn_like(action)
         return (action + noise).clamp(EDGE - 1, 1 - EDGE)[0].numpy()
 
+    def noise_std(self, step: int) -> float:
+        """Standard deviation of the noise after ``step`` environment steps."""
+        return self.alg.noise_std(torch.tensor(step, dtype=torch.float64)).item()
+
     def update(self, batch: Transition, step: int) -> Metrics:
         """Learn from one batch, at environment step ``step``."""
         std = self.noise_std(step)
@@ -251,14 +255,17 @@ def train(cfg: DictConfig, folder: Path) -> None:
         seed=cfg.seed,
     )
     logger = Logger(folder, tensorboard=False, wandb=None)
-    warmup, every = cfg.trainer.pace.warmup_steps, cfg.trainer.pace.steps_per_update
+    pace = build(cfg.trainer.pace)
+    pace.begin(cfg.trainer.total_steps, num_envs=1)
+    warmup = pace.warmup_steps
     env.action_space.seed(cfg.seed)
     obs, _ = env.reset(seed=cfg.seed)
     updates, start, phases = 0, time.monotonic(), Phases()
     for step in range(1, cfg.trainer.total_steps + 1):
         action = env.action_space.sample() if step <= warmup else drqv2.act(obs, step - 1)
         phases.lap("environment")
-        if step > warmup and step % every == 0 and replay.episodes:
+        due = pace.count_updates(step) - pace.count_updates(step - 1)
+        for _ in range(due if replay.episodes else 0):
             batch = replay.sample()
             phases.lap("sample")
             drqv2.update(batch, step - 1)

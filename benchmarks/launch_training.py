@@ -101,7 +101,7 @@ class Training:
             *("alg=td3", "env=cheetah", f"seed={slot.number}", f"hydra.run.dir={folder}"),
             *(f"device={'cuda' if self.gpu else 'cpu'}", "trainer.log_every=25"),
             *(
-                f"trainer.collector.warmup_steps={WARMUP_STEPS}",
+                f"trainer.pace.warmup_steps={WARMUP_STEPS}",
                 "trainer.evaluation.every=1_000_000",
             ),
             "trainer.checkpoints.every=1_000_000",

@@ -120,7 +120,7 @@ def make_jobs(arguments: argparse.Namespace) -> Iterator[Job]:
             f"seed={seed}",
             "device=cpu",
             f"trainer.total_steps={arguments.steps}",
-            f"trainer.collector.warmup_steps={arguments.warmup_steps}",
+            f"trainer.pace.warmup_steps={arguments.warmup_steps}",
             f"trainer.evaluation.every={arguments.eval_every}",
             f"trainer.evaluation.episodes={EVAL_EPISODES}",
         )

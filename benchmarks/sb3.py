@@ -11,6 +11,7 @@ noise too, only the first episode of training is seeded, and SAC's log-std is cl
 
 import argparse
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from torch import Tensor
 
 from benchmarks.measure import ROOT
-from research.algs.base import Algorithm, Metrics
+from research.algs.base import Algorithm, Objective
 from research.config import build
 from research.hydra_versions import VERSION_BASE
 from research.processors.base import Identity
@@ -42,14 +43,11 @@ class Actor(Algorithm):
         self.model = model
         self.network = model.policy
 
-    def act(self, obs: Any, step: int, explore: bool) -> Tensor:
+    def act(self, obs: Any, step: Tensor, explore: bool) -> Tensor:
         action, _ = self.model.predict(obs.cpu().numpy(), deterministic=True)
         return torch.as_tensor(action)
 
-    def make_optimizers(self) -> None:
-        raise NotImplementedError("the model has its own")
-
-    def update(self, batch: Any, *, step: int, updates: int) -> Metrics:
+    def objectives(self) -> Sequence[Objective]:
         raise NotImplementedError("the model learns by itself")
 
 
@@ -93,15 +91,17 @@ def make_model(cfg: DictConfig, env: gymnasium.Env) -> OffPolicyAlgorithm:
     """The model for our config; its own DummyVecEnv and Monitor go around ``env``."""
     name = cfg.alg._target_.rpartition(".")[2]
     make = {"TD3": make_td3, "SAC": make_sac}[name]
+    pace = build(cfg.trainer.pace)
+    pace.begin(cfg.trainer.total_steps, num_envs=1)
     settings = {
         "learning_rate": cfg.alg.optim.lr,
         "buffer_size": cfg.dataset.capacity,
-        "learning_starts": cfg.trainer.collector.warmup_steps,
+        "learning_starts": pace.warmup_steps,
         "batch_size": cfg.dataset.batch_size,
         "tau": cfg.alg.tau,
         "gamma": cfg.dataset.discount,
-        "train_freq": cfg.trainer.collector.steps_per_update,
-        "gradient_steps": cfg.trainer.collector.updates_per_step,
+        "train_freq": pace.steps_per_update,
+        "gradient_steps": pace.updates_per_step,
         "policy_kwargs": {
             "net_arch": list(cfg.network.hidden_dims),
             "n_critics": cfg.network.num_critics,

@@ -129,7 +129,7 @@ class Bench:
             f"env.last={last}",
             "env.report=REPORT",
             "device=cpu",
-            f"trainer.collector.warmup_steps={warmup}",
+            f"trainer.pace.warmup_steps={warmup}",
             "trainer.evaluation.every=1_000_000",
             "trainer.checkpoints.every=1_000_000",
             "trainer.checkpoints.minutes=null",

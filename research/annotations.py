@@ -43,7 +43,7 @@ def name_type(annotation: Any) -> str:
         return name_type(arguments[0]) + name_bounds(bounds_of(annotation))
     if origin is Literal:
         return f"one of {', '.join(map(str, arguments))}"
-    if origin is collections.abc.Callable:
+    if origin is collections.abc.Callable or is_part(annotation):
         return "a node with a _target_"
     if origin in (list, tuple, collections.abc.Sequence):
         length = fixed_length(annotation)
@@ -93,7 +93,7 @@ def matches(value: Any, annotation: Any) -> bool:
         return isinstance(value, dict) and all(matches(v, arguments[1]) for v in value.values())
     if origin is collections.abc.Callable:
         return isinstance(value, dict)
-    return True
+    return not is_part(annotation)
 
 
 def fixed_length(annotation: Any) -> int | None:
@@ -127,6 +127,11 @@ def name_bounds(bounds: Sequence[tuple[str, float]]) -> str:
 def is_tensor(annotation: Any) -> bool:
     """Whether an annotation is torch's tensor, which no YAML can write."""
     return getattr(annotation, "__module__", "") == "torch" and annotation.__name__ == "Tensor"
+
+
+def is_part(annotation: Any) -> bool:
+    """Whether an annotation is a class of ours, which only a node with a ``_target_`` makes."""
+    return inspect.isclass(annotation) and annotation.__module__.startswith("research.")
 
 
 def is_whole_float(value: Any) -> bool:

@@ -19,6 +19,17 @@ from research.trust import join_keys, locate, trusted_modules
 
 SPECIAL_KEYS = {"_target_", "_partial_", "_args_", "_convert_", "_recursive_"}
 
+MOVED = {
+    "alg.precision": "trainer.precision",
+    "alg.accumulate": "trainer.accumulate",
+    "alg.ema_decay": "trainer.ema_decay",
+    "alg.compile": "trainer.execution=compile",
+    "trainer.collector.warmup_steps": "trainer.pace.warmup_steps",
+    "trainer.collector.updates_per_step": "trainer.pace.updates_per_step",
+    "trainer.collector.steps_per_update": "trainer.pace.steps_per_update",
+}
+"""Keys of earlier versions, and what has their effect now."""
+
 
 class RunConfig(TypedDict):
     """The top level of a config: the run-wide keys, and one node per part."""
@@ -252,9 +263,16 @@ def check_keys(given: Mapping[str, Any], known: set[str], path: str) -> None:
             allowed = ", ".join(sorted(known))
             guess = did_you_mean(key, known)
             full = join_keys(path, key)
+            if line := explain_move(full):
+                raise UserError(line)
             raise UserError(
                 f"{full} is not a known key; allowed: {allowed}{guess}{how_to_drop(full)}"
             )
+
+
+def explain_move(key: str) -> str | None:
+    """One line for a key of earlier versions; None for another."""
+    return f"{key} is not a known key any more; use {MOVED[key]}" if key in MOVED else None
 
 
 def how_to_drop(key: str) -> str:

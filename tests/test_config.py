@@ -283,6 +283,28 @@ def test_alg_brings_companions_and_the_command_line_wins(load: Callable[..., Dic
     assert isinstance(optimizer, torch.optim.Adam)
 
 
+@pytest.mark.parametrize(
+    ("overrides", "pace"),
+    [
+        ([], "OffPolicy"),
+        (["trainer/pace=on_policy"], "OnPolicy"),
+        (["trainer=offline"], None),
+        (["trainer=offline", "trainer/pace=on_policy"], "OnPolicy"),
+    ],
+)
+def test_a_trainer_has_the_pace_that_was_chosen(
+    load: Callable[..., DictConfig], overrides: list[str], pace: str | None
+) -> None:
+    node = load("alg=td3", *overrides).trainer.pace
+    assert (node and node._target_.rpartition(".")[2]) == pace
+
+
+def test_numbers_of_a_pace_are_no_pace(load: Callable[..., DictConfig]) -> None:
+    cfg = load("alg=drqv2", "env=cartpole", "trainer=offline")
+    with pytest.raises(UserError, match=r"^trainer\.pace must be a node with a _target_ or null"):
+        check(cfg)
+
+
 def annotated(value: Any, path: str) -> Iterator[tuple[str, Any]]:
     """The annotation of every parameter of ours in a plain node, by its key."""
     for key, inner in value.items() if isinstance(value, dict) else ():
@@ -311,7 +333,17 @@ def is_unbounded(annotation: Any) -> bool:
 
 
 @pytest.mark.parametrize(
-    "group", ["alg", "dataset", "env", "network", "processor", "trainer", "trainer/schedule"]
+    "group",
+    [
+        "alg",
+        "dataset",
+        "env",
+        "network",
+        "processor",
+        "trainer",
+        "trainer/pace",
+        "trainer/schedule",
+    ],
 )
 def test_a_number_beyond_a_bound_is_refused_with_its_whole_key(
     load: Callable[..., DictConfig], group: str
@@ -322,7 +354,7 @@ def test_a_number_beyond_a_bound_is_refused_with_its_whole_key(
         for key in OmegaConf.missing_keys(cfg):
             OmegaConf.update(cfg, key, "given")
         for key, annotation in annotated(to_plain(cfg[part]), part):
-            assert not is_unbounded(annotation) or key in UNBOUNDED or choice == "replay"
+            assert not is_unbounded(annotation) or key in UNBOUNDED
             cases += [(cfg, key, wrong) for wrong in beyond(annotation)]
     assert cases
     for cfg, key, wrong in cases:

@@ -38,7 +38,10 @@ def test_every_algorithm_can_be_rehearsed_and_leaves_nothing(
     ("overrides", "reason"),
     [
         (["trainer.score.metric=train/q"], "trainer: score.metric must be one of the"),
-        (["trainer.total_steps=9000"], "trainer: total_steps=9000 leaves nothing"),
+        (
+            ["trainer.total_steps=9", "trainer.pace.warmup_steps=9"],
+            "trainer: trainer.total_steps=9 lies within the warm-up",
+        ),
         (["env=gymnasium", "env.id=Pendulum-v7"], "env: 'Pendulum-v7' cannot be made"),
         (["init_from=away"], "init_from=away does not exist"),
     ],

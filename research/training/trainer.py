@@ -162,7 +162,10 @@ class Trainer:
         self.step_size = 1
         if pace is not None:
             if collector is None:
-                raise ValueError("collector is null, but pace is not; set trainer.pace=null, too")
+                raise ValueError(
+                    "collector is null, but pace is not; to take no environment steps, use "
+                    "trainer.pace=null"
+                )
             self.collector = self.make_collector(collector)
             self.step_size = env.num_envs
             pace.begin(self.total_steps, self.step_size)
@@ -471,12 +474,13 @@ class Trainer:
         if self.learner.average is not None:
             self.learner.average.load_state_dict(weights.get("average", weights["alg"]))
         self.processor.load_state_dict(weights["processor"])
+        if self.pace is not None:
+            self.pace.load_state_dict(state["pace"])
+            self.learner.total_updates = self.pace.count_updates(self.total_steps)
         self.learner.load_state_dict(state["learner"])
         self.dataset.load(state["dataset"], self.data_folder)
         if self.collector is not None:
             self.collector.load_state_dict(state["collector"])
-        if self.pace is not None:
-            self.pace.load_state_dict(state["pace"])
         self.finished = state["finished"]
         self.step, self.seconds = state["step"], state["seconds"]
         self.score.load_state_dict(state)

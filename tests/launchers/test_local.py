@@ -302,7 +302,7 @@ def test_a_named_sweep_brings_its_pairs(tmp_path: Path) -> None:
 def test_the_parent_of_a_sweep_imports_no_torch(tmp_path: Path) -> None:
     code = (
         "import sys; sys.argv = ['train.py', '-m', 'seed=0,1', 'trainer.total_steps=20', "
-        "'trainer.collector.warmup_steps=10', "
+        "'trainer.pace.warmup_steps=10', "
         f"'trainer.evaluation.episodes=1', 'hydra.sweep.dir={tmp_path}']; "
         "import train; train.main(); "
         "sys.exit('torch' in sys.modules)"

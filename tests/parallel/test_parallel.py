@@ -146,7 +146,7 @@ def test_ranks_end_with_the_command_that_is_killed(folder: Path) -> None:
 
 
 def test_told_to_end_it_saves_and_goes_on_to_the_same_weights(folder: Path) -> None:
-    task = (*DIGITS, TWO, "alg.mixup_alpha=0.4", "alg.ema_decay=0.9", "trainer.total_epochs=20")
+    task = (*DIGITS, TWO, "alg.mixup_alpha=0.4", "trainer.ema_decay=0.9", "trainer.total_epochs=20")
     process = train(folder, *task)
     wait_until_learning(folder)
     os.kill(process.pid or 0, signal.SIGTERM)

@@ -16,7 +16,7 @@ from gymnasium.vector.utils import batch_space
 from torch import Tensor, nn
 
 from research import batches
-from research.algs.base import Algorithm, Metrics, OptimFactory, take_step
+from research.algs.base import Algorithm, Loss, Metrics, Objective, OptimFactory
 from research.batches import ArrayTree, Transition
 from research.processors.base import Identity
 from research.training.policy import Policy
@@ -222,18 +222,17 @@ class Toy(Algorithm):
         self.critic = nn.Sequential(nn.Dropout(0.5), nn.Linear(4, 1))
         self.optim = optim
 
-    def make_optimizers(self) -> None:
-        self.critic_optim = self.optim(self.critic.parameters())
+    def objectives(self) -> Sequence[Objective]:
+        trains = [self.critic]
+        return [Objective(name="critic", loss=self.critic_loss, trains=trains, optim=self.optim)]
 
-    def act(self, obs: Any, step: int, explore: bool) -> Tensor:
+    def act(self, obs: Any, step: Tensor, explore: bool) -> Tensor:
         action = self.actor(obs / 2**20)
         noise = torch.randn_like(action) if explore else 0.0
         return (action + noise).clamp(-1, 1)
 
-    def update(self, batch: Transition, *, step: int, updates: int) -> Metrics:
-        loss = (self.critic(batch.obs / 2**20)[:, 0] - batch.reward).square().mean()
-        take_step(self.critic_optim, loss)
-        return {"loss": loss.detach()}
+    def critic_loss(self, batch: Transition, noise: None) -> Loss:
+        return Loss((self.critic(batch.obs / 2**20)[:, 0] - batch.reward).square().mean())
 
 
 class Points:
@@ -274,17 +273,18 @@ class Regression(Algorithm):
         self.line = nn.Linear(1, 1)
         self.optim = optim
 
-    def make_optimizers(self) -> None:
-        self.line_optim = self.optim(self.line.parameters())
+    def objectives(self) -> Sequence[Objective]:
+        return [Objective(name="line", loss=self.loss, trains=[self.line], optim=self.optim)]
 
-    def act(self, obs: Any, step: int, explore: bool) -> Tensor:
+    def act(self, obs: Any, step: Tensor, explore: bool) -> Tensor:
         return self.line(obs)
 
-    def update(self, batch: tuple[Tensor, Tensor], *, step: int, updates: int) -> Metrics:
+    def draw(self, batch: tuple[Tensor, Tensor], step: Tensor) -> Tensor:
+        return torch.randn_like(batch[0])
+
+    def loss(self, batch: tuple[Tensor, Tensor], noise: Tensor) -> Loss:
         x, y = batch
-        loss = (self.line(x + 1e-3 * torch.randn_like(x)) - y).square().mean()
-        take_step(self.line_optim, loss)
-        return {"loss": loss.detach()}
+        return Loss((self.line(x + 1e-3 * noise) - y).square().mean())
 
     def validate(self, batch: tuple[Tensor, Tensor]) -> Metrics:
         x, y = batch
