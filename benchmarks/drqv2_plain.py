@@ -80,10 +80,6 @@ class PlainDrQv2:
         noise = self.noise_std(step) * torch.randn_like(action)
         return (action + noise).clamp(EDGE - 1, 1 - EDGE)[0].numpy()
 
-    def noise_std(self, step: int) -> float:
-        """Standard deviation of the noise after ``step`` environment steps."""
-        return self.alg.noise_std(torch.tensor(step, dtype=torch.float64)).item()
-
     def update(self, batch: Transition, step: int) -> Metrics:
         """Learn from one batch, at environment step ``step``."""
         std = self.noise_std(step)

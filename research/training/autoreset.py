@@ -18,6 +18,7 @@ class Outcome(NamedTuple):
     Attributes:
         step: of the environments that were not reset by the call.
         infos: of this step.
+        start_infos: where ``began``, those that came with the first observation.
         over: (E,) bool, whose episode ended.
         obs: (E, ...), to act on next.
         began: (E,) bool, for which of them ``obs`` begins an episode; None for none.
@@ -26,6 +27,7 @@ class Outcome(NamedTuple):
 
     step: Step
     infos: Mapping[str, Any]
+    start_infos: Mapping[str, Any]
     over: np.ndarray
     obs: Any
     began: np.ndarray | None
@@ -53,20 +55,20 @@ class Autoreset:
         self.by_caller = self.mode is AutoresetMode.DISABLED
         self.over = np.zeros(env.num_envs, dtype=np.bool_)
 
-    def begin(self, seeds: Sequence[int | None], mask: np.ndarray) -> Any:
-        """Begin episodes where ``mask`` (E,) is true; returns the observations (E, ...) of all.
+    def begin(self, seeds: Sequence[int | None], mask: np.ndarray) -> tuple[Any, Mapping[str, Any]]:
+        """Begin episodes where ``mask`` (E,) is true; returns observations (E, ...) and infos.
 
         Environments that reset themselves all begin anew, and take the first of the seeds (E,).
         """
         self.over = np.zeros_like(mask)
         if self.by_caller:
-            return self.env.reset(seed=seeds, options={"reset_mask": mask})[0]
-        return self.env.reset(seed=seeds[0])[0]
+            return self.env.reset(seed=seeds, options={"reset_mask": mask})
+        return self.env.reset(seed=seeds[0])
 
     def read(self, action: np.ndarray, result: tuple[Any, ...]) -> Outcome:
         """What a call of ``step`` with ``action`` did, by its ``result``."""
         obs, reward, terminated, truncated, infos = result
-        next_obs, active, began = obs, None, None
+        next_obs, active, began, start_infos = obs, None, None, infos
         ended, self.over = self.over, terminated | truncated
         if self.mode is AutoresetMode.NEXT_STEP and np.count_nonzero(ended):
             active, began = ~ended, ended
@@ -76,7 +78,7 @@ class Autoreset:
             if "final_info" in infos:
                 infos = merge_infos(infos["final_info"], infos, began)
         step = Step(action, reward, terminated, truncated, next_obs, active=active)
-        return Outcome(step, infos, self.over, obs, began)
+        return Outcome(step, infos, start_infos, self.over, obs, began)
 
 
 def merge(new: Any, old: Any, mask: np.ndarray) -> Any:

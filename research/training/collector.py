@@ -2,16 +2,20 @@
 
 import copy
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
+from gymnasium.spaces import Discrete
 from gymnasium.vector import AsyncVectorEnv, VectorEnv
 
+from research.batches import list_tensors
 from research.datasets.base import OnlineDataset
 from research.errors import UserError
 from research.training.autoreset import Autoreset, merge
 from research.training.episodes import SKIPPED_FRAMES, Episodes
+from research.training.infos import ACTION_MASK, NO_INFOS, Infos
 from research.training.observations import Bounds, find_fault
 from research.training.policy import Policy
 from research.training.seed import derive_seed
@@ -31,6 +35,7 @@ class Collector:
         policy: chooses the actions, except those that are asked for at random.
         dataset: stores every step.
         seed: of the run.
+        infos: those of the environments that policy and dataset get.
         overlap: whether environments step during the updates, which changes no number and needs
             environments in processes of their own; None: if they are.
 
@@ -45,6 +50,7 @@ class Collector:
         policy: Policy,
         dataset: OnlineDataset,
         seed: int,
+        infos: Infos = NO_INFOS,
         *,
         overlap: bool | None,
     ) -> None:
@@ -59,6 +65,10 @@ class Collector:
         self.policy = policy
         self.dataset = dataset
         self.seed = seed
+        self.infos = infos
+        self.info: dict[str, np.ndarray] = {}
+        self.memory: Any = None
+        self.extras: Mapping[str, np.ndarray] = {}
         self.action_repeat = env.metadata.get("action_repeat", 1)
         self.skipped_frames = 0
         self.bounds = Bounds(env.single_observation_space)
@@ -85,11 +95,22 @@ class Collector:
         """
         self.step = step + self.env.num_envs
         if at_random:
-            self.action = self.env.action_space.sample()
+            self.action = self.sample_actions()
         else:
-            self.action = self.policy(self.obs, step=step, explore=True)
+            self.action, self.memory, self.extras = self.policy.respond(
+                self.obs, self.memory, self.info, step=step, explore=True
+            )
         if self.overlapped:
             self.overlapped.step_async(self.action)
+
+    def sample_actions(self) -> np.ndarray:
+        """Uniformly random actions, among those that an info ``action_mask`` allows."""
+        space = self.env.single_action_space
+        if ACTION_MASK not in self.info or not isinstance(space, Discrete):
+            return self.env.action_space.sample()
+        mask = self.info[ACTION_MASK] > 0
+        draws = self.env.action_space.np_random.random(mask.shape)
+        return np.where(mask, draws, -1).argmax(axis=1) + space.start
 
     def end_step(self) -> list[dict[str, float]]:
         """Finish the step of every environment and store it; returns the episodes that ended.
@@ -99,10 +120,11 @@ class Collector:
 
         """
         result = self.overlapped.step_wait() if self.overlapped else self.env.step(self.action)
-        step, infos, over, self.obs, began = self.autoreset.read(self.action, result)
+        step, infos, start_infos, over, self.obs, began = self.autoreset.read(self.action, result)
         self.require_finite(step.next_obs, step.reward)
         self.bounds.look(step.next_obs)
-        self.dataset.add(step)
+        self.info = self.infos.pick(infos, step.active)
+        self.dataset.add(step._replace(extras=self.extras, next_info=self.info))
         self.episodes.add(step.reward, infos, step.active)
         if step.active is not None:
             self.skipped_frames += self.action_repeat * int((~step.active).sum())
@@ -114,7 +136,7 @@ class Collector:
             if self.autoreset.by_caller:
                 self.reset(over)
         if began is not None:
-            self.start_episodes(began)
+            self.start_episodes(began, start_infos)
         return finished
 
     def reset(self, mask: np.ndarray) -> None:
@@ -122,14 +144,16 @@ class Collector:
         for index in np.flatnonzero(mask).tolist():
             seed = derive_seed(self.seed, "episode", index, int(self.num_episodes[index]))
             self.episode_seeds[index] = seed
-        self.obs = self.autoreset.begin(self.episode_seeds, mask)
-        self.start_episodes(mask)
+        self.obs, infos = self.autoreset.begin(self.episode_seeds, mask)
+        self.start_episodes(mask, infos)
 
-    def start_episodes(self, mask: np.ndarray) -> None:
+    def start_episodes(self, mask: np.ndarray, infos: Mapping[str, Any]) -> None:
         """Store the observations that begin an episode, in the environments of ``mask`` (E,)."""
         self.num_episodes += mask
         self.require_finite(self.obs)
-        self.dataset.start_episodes(self.obs, mask)
+        self.info = self.infos.begin(infos, mask, self.info)
+        self.memory = self.policy.begin_episodes(self.memory, mask)
+        self.dataset.start_episodes(self.obs, mask, self.info)
 
     def require_finite(self, obs: Any, reward: np.ndarray | None = None) -> None:
         """Refuse observations and rewards (E,) that are not finite."""
@@ -159,6 +183,8 @@ class Collector:
             "episodes": self.episodes.state_dict(),
             "action_space": self.env.action_space.np_random.bit_generator.state,
             "obs": to_tensors(self.obs),
+            "info": to_tensors(self.info),
+            "memory": [part.cpu() for part in list_tensors(self.memory)],
             "envs": to_tensors(self.episode_states()),
         }
 
@@ -183,7 +209,8 @@ class Collector:
         self.episodes.load_state_dict(state["episodes"])
         self.env.action_space.np_random.bit_generator.state = state["action_space"]
         lost = ~self.restore_episodes(to_arrays(state["envs"]))
-        self.obs = to_arrays(state["obs"])
+        self.obs, self.info = to_arrays(state["obs"]), to_arrays(state["info"])
+        self.memory = self.policy.load_memory(state["memory"], len(lost))
         if lost.any():
             why = "are not deterministic, or cannot be repeated"
             if not self.autoreset.by_caller:

@@ -16,6 +16,7 @@ from research.parallel.process_group import sum_by_name
 from research.ranges import PositiveInt
 from research.training.autoreset import Autoreset
 from research.training.episodes import Episodes, mean_metrics
+from research.training.infos import NO_INFOS, Infos
 from research.training.meter import check_metric
 from research.training.observations import find_fault
 from research.training.policy import Policy
@@ -58,6 +59,7 @@ def evaluate(
     num_episodes: int,
     seed: int,
     step: int,
+    infos: Infos = NO_INFOS,
     interruptible: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> dict[str, float]:
     """Means over ``num_episodes`` episodes, and ``return_std`` (population).
@@ -80,6 +82,7 @@ def evaluate(
             num_episodes=num_episodes,
             seed=seed,
             step=step,
+            infos=infos,
             interruptible=interruptible,
         )
     returns = [episode["return"] for episode in finished]
@@ -141,6 +144,7 @@ def run_episodes(
     num_episodes: int,
     seed: int,
     step: int,
+    infos: Infos,
     interruptible: Callable[[], AbstractContextManager[None]],
 ) -> list[dict[str, float]]:
     """The metrics of the episodes, in the order in which the episodes began."""
@@ -148,20 +152,27 @@ def run_episodes(
     seeds = [derive_seed(seed, "evaluation", step, index) for index in running]
     over, autoreset = np.ones(env.num_envs, dtype=np.bool_), Autoreset(env)
     episodes, finished = Episodes(env.num_envs), {}
-    obs, num_steps, is_warned = None, 0, False
+    info: dict[str, np.ndarray] = {}
+    obs, memory, num_steps, is_warned = None, None, 0, False
     while len(finished) < num_episodes:
         if num_steps == 0 or (autoreset.by_caller and over.any()):
             with interruptible():
-                obs = autoreset.begin(seeds, over)
+                obs, start_infos = autoreset.begin(seeds, over)
+            info = infos.begin(start_infos, over, info)
+            memory = policy.begin_episodes(memory, over)
             require_finite(obs, None, step)
-        action = policy(obs, step=step, explore=False)
+        response = policy.respond(obs, memory, info, step=step, explore=False)
+        action, memory = response.action, response.memory
         with interruptible():
             result = env.step(action)
-        taken, infos, over, obs, began = autoreset.read(action, result)
+        taken, step_infos, start_infos, over, obs, began = autoreset.read(action, result)
+        info = infos.pick(step_infos, taken.active)
         require_finite(taken.next_obs, taken.reward, step)
         if began is not None:
+            info = infos.begin(start_infos, began, info)
+            memory = policy.begin_episodes(memory, began)
             require_finite(obs, None, step)
-        episodes.add(taken.reward, infos, taken.active)
+        episodes.add(taken.reward, step_infos, taken.active)
         num_steps += 1
         if num_steps % LOOK_EVERY == 0 and not is_warned:
             is_warned = warn_of_endless(episodes, step)
