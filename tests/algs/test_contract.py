@@ -3,6 +3,7 @@
 import copy
 import io
 import math
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -388,6 +389,16 @@ def test_gradients_in_bf16_are_nearly_those_in_fp32(cfg: DictConfig) -> None:
         assert vectors[0].keys() == vectors[1].keys()
         one, other = (torch.cat(list(each.values())) for each in vectors)
         assert torch.cosine_similarity(one, other, dim=0) > 0.95, objective.name
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("c++")), reason="no C++ compiler")
+def test_compiled_it_computes_the_same(cfg: DictConfig) -> None:
+    plain, compiled = make(cfg), make(cfg, execution="compile")
+    batch = plain.sample()
+    metrics = [each.take_all_steps(batch) for each in (plain, compiled)]
+    torch.testing.assert_close(*metrics, rtol=1e-3, atol=1e-5)
+    assert plain.alg.state_dict().keys() == compiled.alg.state_dict().keys()
 
 
 def test_the_average_is_of_all_that_is_trained_and_shares_the_targets(cfg: DictConfig) -> None:

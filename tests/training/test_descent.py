@@ -96,11 +96,11 @@ def test_the_bound_is_on_the_norm_of_all_gradients_of_an_optimizer() -> None:
 
 
 def test_frozen_parameters_are_not_trained_and_shared_ones_once() -> None:
-    layers = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 3))
-    layers[1].weight = layers[0].weight
-    layers[2].requires_grad_(False)
-    descent = make(layers, layers[0], layers[1].bias)
-    assert descent.parameters == [layers[0].weight, layers[0].bias, layers[1].bias]
+    one, other, frozen = (nn.Linear(3, 3) for _ in range(3))
+    other.weight = one.weight
+    frozen.requires_grad_(False)
+    descent = make(nn.Sequential(one, other, frozen), one, other.bias)
+    assert descent.parameters == [one.weight, one.bias, other.bias]
 
 
 @pytest.mark.parametrize("fused", [True, False])

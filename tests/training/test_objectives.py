@@ -22,7 +22,7 @@ SGD = partial(torch.optim.SGD, lr=0.1)
 class Line(Algorithm):
     """Two slopes of a batch's mean, each with an objective of its own."""
 
-    def __init__(self, **changes: Mapping[str, Any]) -> None:
+    def __init__(self, **changes: dict[str, Any]) -> None:
         super().__init__()
         self.up, self.down = (nn.Parameter(torch.tensor(value)) for value in (2.0, 3.0))
         self.changes = changes
