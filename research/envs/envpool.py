@@ -1,6 +1,7 @@
 """EnvPool: environments in C++, stepped by threads; Weng et al., 2022, arXiv:2206.10558."""
 
 import importlib
+import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -33,8 +34,8 @@ class EnvPool(VectorEnv):
         self.make = make
         self.pool = make(0)
         self.num_envs = int(self.pool.config["num_envs"])
-        self.single_observation_space = self.pool.spec.gymnasium_observation_space
-        self.single_action_space = self.pool.spec.gymnasium_action_space
+        self.single_observation_space = self.pool.observation_space  # a pool's are not of all
+        self.single_action_space = self.pool.action_space
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
 
@@ -97,8 +98,12 @@ def make_pool(id: str, kwargs: Mapping[str, Any], seed: int) -> Any:
     if id not in (known := envpool.list_all_envs()):
         raise ValueError(f"EnvPool has no environment '{id}'{did_you_mean(id, known)}")
     try:
-        return envpool.make(id, env_type="gymnasium", seed=seed, **kwargs)
+        pool = envpool.make(id, env_type="gymnasium", seed=seed, **kwargs)
     except TypeError as error:
         if not is_of_call(error, kwargs):
             raise
         raise ValueError(f"kwargs must suit '{id}': {error}") from error
+    with warnings.catch_warnings():  # of bounds that float32 rounds, at the first look
+        warnings.simplefilter("ignore")
+        _ = pool.observation_space, pool.action_space
+    return pool

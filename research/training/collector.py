@@ -54,14 +54,14 @@ class Collector:
         *,
         overlap: bool | None,
     ) -> None:
+        self.autoreset = Autoreset(env)
         self.overlapped = env if isinstance(env, AsyncVectorEnv) and overlap is not False else None
         if overlap and self.overlapped is None:
+            mend = "env.subprocesses=true" if self.autoreset.by_caller else "overlap=null"
             raise ValueError(
-                "overlap is true, but the environments step in this process; "
-                "try env.subprocesses=true"
+                f"overlap is true, but the environments step in this process; try {mend}"
             )
         self.env: Any = env
-        self.autoreset = Autoreset(env)
         self.policy = policy
         self.dataset = dataset
         self.seed = seed

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from research.errors import UserError
-from research.training.autoreset import merge_infos
+from research.training.autoreset import Autoreset, merge_infos
 from research.training.collector import Collector
 from research.training.evaluation import evaluate
 from research.training.seed import derive_seed
@@ -127,6 +127,13 @@ def test_a_resumed_run_truncates_the_open_episodes_and_begins_anew_with_another_
     assert [step.next_obs[1:3].tolist() for step in tape.steps[:3]] == [[0, 1]] * 3
 
 
+def test_overlap_is_refused_where_no_process_of_its_own_could_mend_it() -> None:
+    options: Any = {"warmup_steps": 0, "updates_per_step": 1, "steps_per_update": 1}
+    env = Script([[1]], AutoresetMode.NEXT_STEP)
+    with pytest.raises(ValueError, match="step in this process; try overlap=null"):
+        Collector(env, make_policy(Toy()), Tape(), 0, overlap=True, **options)
+
+
 def test_a_fault_names_the_seed_with_which_all_environments_began() -> None:
     collector, _, _ = collect(Script([[4], [2]], AutoresetMode.NEXT_STEP), 3)
     collector.env.observe = lambda: np.array([[0, 0, 0, 0], [0, np.nan, 0, 0]], np.float32)
@@ -167,3 +174,13 @@ def test_the_infos_of_a_step_are_the_final_ones_where_an_episode_is_over() -> No
         "last": [3.0, 0.0],
         "_last": [True, False],
     }
+
+
+def test_a_reset_of_all_forgets_which_episodes_had_ended() -> None:
+    env = Script([[1]], AutoresetMode.NEXT_STEP)
+    autoreset, mask, action = Autoreset(env), np.ones(1, np.bool_), np.zeros((1, 1))
+    for _ in range(2):
+        autoreset.begin([0], mask)
+        outcome = autoreset.read(action, env.step(action))
+        assert outcome.over.all()
+        assert outcome.began is None
