@@ -71,11 +71,31 @@ class OnlineDataset(Dataset[Transition], Protocol):
         ...
 
     def add(self, step: Step) -> None:
-        """Store one step of the environments, each of which has a running episode."""
+        """Store one step of the environments, of which every active one has a running episode."""
         ...
 
     def end_open_episodes(self, mask: np.ndarray) -> None:
         """Truncate running episodes at their newest observations, where ``mask`` (E,) is true."""
+        ...
+
+
+@runtime_checkable
+class ExtensibleDataset(Protocol):
+    """An online dataset that stores more of a step than every environment has."""
+
+    def hold(
+        self, extras: Mapping[str, tuple[int, ...]], info: Mapping[str, tuple[int, ...]]
+    ) -> None:
+        """Store values besides, float32, from the first step on; called once, before that.
+
+        Args:
+            extras: the shape of each value that every ``Step.extras`` brings, by name.
+            info: the same for ``Step.next_info``, and for ``info`` of ``start_episodes``.
+
+        Raises:
+            ValueError: there are steps already, or they do not fit in memory.
+
+        """
         ...
 
 
