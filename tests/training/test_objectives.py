@@ -32,8 +32,8 @@ class Line(Algorithm):
         up: dict[str, Any] = {"loss": self.up_loss, "trains": [self.up], "optim": SGD}
         down: dict[str, Any] = {"loss": self.down_loss, "trains": [self.down], "optim": SGD}
         return [
-            Objective(**({"name": "up"} | up | self.changes.get("up", {}))),
-            Objective(**({"name": "down"} | down | self.changes.get("down", {}))),
+            Objective(**{"name": "up", **up, **self.changes.get("up", {})}),
+            Objective(**{"name": "down", **down, **self.changes.get("down", {})}),
         ]
 
     def act(self, obs: Tensor, step: Tensor, explore: bool) -> Tensor:

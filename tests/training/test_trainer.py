@@ -4,7 +4,7 @@ import os
 import random
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -1026,7 +1026,7 @@ def test_a_resumed_collector_takes_the_steps_that_are_left(tmp_path: Path) -> No
     assert trainer.learner.updates == 60 - 4
     assert steps(tmp_path / "train.csv") == sorted(set(steps(tmp_path / "train.csv")))
     assert steps(tmp_path / "eval.csv") == [12, 21, 30, 42, 51, 60]
-    assert trainer.collector is not None
+    assert isinstance(trainer.collector, Collector)
     # an episode each was cut, and its successor has a number of its own
     assert all(trainer.collector.num_episodes > saved["collector"]["num_episodes"])
     assert trainer.seconds > saved["seconds"]

@@ -1,6 +1,6 @@
 """Experience of running environments, sampled as n-step transitions or what a reader makes."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +15,7 @@ from research.batches import ArrayTree, PackedBatch, Step
 from research.datasets.replay.frames import FrameStacks
 from research.datasets.replay.journal import Block, Journal
 from research.datasets.replay.reader import EpisodeRows, ReaderFactory
-from research.datasets.replay.rings import EpisodeRings, RingSizes, Written
+from research.datasets.replay.rings import EpisodeRings, RingSizes
 from research.datasets.replay.storage import Leaf, RowStorage, compute_row_bytes, leaf_of
 from research.datasets.replay.transitions import Transitions
 from research.errors import DamagedFile, UserError
@@ -195,7 +195,8 @@ class ReplayBuffer:
         self._stage_obs(obs)
         if info or self._info:
             self._stage_held("info", info or {}, self._info)
-        self._write(self._rings.start(mask))
+        for envs, rows in self._rings.start(mask):
+            self._storage.write(envs, rows)
 
     def add(self, step: Step) -> None:
         """Store one step of all environments, or of the active ones.
@@ -215,9 +216,10 @@ class ReplayBuffer:
             self._stage_held("extras", step.extras, self._extras)
         if step.next_info or self._info:
             self._stage_held("info", step.next_info, self._info)
-        written, completed = rings.step(np.logical_or(step.terminated, step.truncated), step.active)
-        self._write(written)
-        self._reader.follow(completed, step)
+        written = rings.step(np.logical_or(step.terminated, step.truncated), step.active)
+        for envs, rows in written:
+            storage.write(envs, rows)
+        self._reader.follow(step)
 
     def end_open_episodes(self, mask: np.ndarray) -> None:
         """Truncate the running episodes where ``mask`` (E,) is true at their newest observations.
@@ -226,7 +228,8 @@ class ReplayBuffer:
         process; each must start an episode before its next step.
         """
         self._discard_prepared()
-        self._reader.follow(self._rings.end_running(mask), None)
+        self._rings.end_running(mask)
+        self._reader.follow(None)
 
     def sample(self) -> Any:  # what the reader makes
         """B samples, each equally likely, with replacement.
@@ -383,8 +386,8 @@ class ReplayBuffer:
         """The rows where the transitions of a batch start, (B,)."""
         if not len(self._rings.starts):
             raise UserError(
-                f"nothing to sample: the replay buffer holds no complete transition of n_step="
-                f"{self._reader.max_steps}; collect more steps before the first update"
+                f"nothing to sample: the replay buffer holds no complete sample of "
+                f"{self._sizes.max_steps} steps; collect more steps before the first update"
             )
         starts = self._rings.starts.draw(self.batch_size, self._generator)
         return starts.tensor_split(self._num_ranks)[self._rank] if self._num_ranks > 1 else starts
@@ -430,11 +433,6 @@ class ReplayBuffer:
                     f"got {np.shape(given[name])}"
                 )
             self._storage.stage(f"{kind}.{name}", given[name])
-
-    def _write(self, written: Iterable[Written]) -> None:
-        """Write staged rows."""
-        for envs, rows in written:
-            self._storage.write(envs, rows)
 
     def _layout(self) -> dict[str, Any]:
         widths = {name: rows.shape[1] for name, rows in self._storage.groups.items()}

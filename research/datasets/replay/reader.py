@@ -8,7 +8,7 @@ from torch import Tensor
 
 from research.batches import PackedBatch, Step
 from research.datasets.replay.frames import FrameStacks
-from research.datasets.replay.rings import Completed, EpisodeRings
+from research.datasets.replay.rings import EpisodeRings
 from research.datasets.replay.storage import RowStorage
 
 
@@ -60,12 +60,11 @@ class Reader(Protocol):
         """Read from these rows from now on; they are empty."""
         ...
 
-    def follow(self, completed: Completed, step: Step | None) -> None:
-        """Compute what is not to be computed at every sampling; called after every step is written.
+    def follow(self, step: Step | None) -> None:
+        """Compute what is not to be computed at every sampling, of ``rings.completed``.
 
         Args:
-            completed: the starts that can be drawn from now on, with the steps that follow them.
-            step: None if episodes were truncated without another step.
+            step: it was written before; None if episodes were truncated without another step.
 
         """
         ...

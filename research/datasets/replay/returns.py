@@ -36,13 +36,17 @@ class NStepReturns:
         sums = rewards.astype(np.float32).astype(np.float64)[self._envs]
         sums *= self._weights
         sums += self._before
-        np.copyto(self._after, sums, where=True if active is None else active[self._envs])
+        if active is not None:
+            sums = np.where(active[self._envs], sums, self._after)
+        self._after[:] = sums
 
     def complete(self, completed: Completed, terminated: np.ndarray) -> None:
         """Set the sums and discounts of ``completed`` transitions; ``terminated`` is (E,)."""
         envs, rows, num_steps = completed
-        self._totals[rows] = self._sums[num_steps, envs]
-        self._discounts[rows] = self.powers[num_steps] * np.logical_not(terminated[envs])
+        discounts = self.powers[num_steps]
+        discounts[terminated[envs]] = 0.0
+        self._totals[rows] = self._sums[num_steps, envs].astype(np.float32)
+        self._discounts[rows] = discounts.astype(np.float32)
 
     def read(self, starts: Tensor) -> Tensor:
         """Sum and discount (B, 2) of the transitions that start at these rows (B,)."""

@@ -1,7 +1,7 @@
 """Which row holds which step of which episode, and where samples may start."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -10,13 +10,11 @@ from torch import Tensor
 from research.datasets.replay.row_set import RowSet
 
 NOT_RUNNING = -1
+NEVER = 2**62
 
 
-class Written(NamedTuple):
-    """Rows to write: ``rows`` (K,) get what came from the environments ``envs`` (K,)."""
-
-    envs: np.ndarray | slice
-    rows: np.ndarray
+Written: TypeAlias = tuple[np.ndarray | slice, np.ndarray]
+"""K environments, and the rows (K,) that get what came from them."""
 
 
 class Completed(NamedTuple):
@@ -84,6 +82,8 @@ class EpisodeRings:
         self._num_earlier = torch.zeros(sizes.num_rows * (frame_stack > 1), dtype=torch.int32)
         self._num_earlier_array = self._num_earlier.numpy()
         self._num_idle = num_envs
+        self._calm_steps = 0  # the next of these bring no ring to its end, nor are rows to repeat
+        self._nowhere = self._completed = np.zeros(0, np.int64)
         self._envs = np.arange(num_envs)
         self._bases = self._envs * (ring_rows + sizes.num_repeated)
         self._near = self._bases + sizes.num_repeated
@@ -101,13 +101,14 @@ class EpisodeRings:
         views = np.split(self._counters, cuts)
         self._rows, self._lost, self._starts, self._ages, self._num_written = views
         self._lost_envs, self._start_envs = (np.split(self._owners, cuts)[part] for part in (1, 2))
-        limits = np.full_like(self._counters, np.iinfo(np.int64).max)
+        limits = np.full_like(self._counters, NEVER)
         limits[: cuts[2]] = (self._bases + ring_rows + frame_stack - 1)[self._owners[: cuts[2]]]
         limits[:num_envs] -= frame_stack - 1
         self._limits = limits
         self._ages_by_env = self._ages.reshape(num_envs, -1)
         self._ages_by_env[:] = NOT_RUNNING - back
-        self._enough = np.where(self._back == max_steps, 0, np.iinfo(np.int64).max)
+        self._most_earlier = np.full_like(self._ages, frame_stack - 1)
+        self._enough = np.where(self._back == max_steps, 0, NEVER)
         self._point()
 
     def start(self, mask: np.ndarray) -> list[Written]:
@@ -126,8 +127,8 @@ class EpisodeRings:
         self._num_idle -= np.count_nonzero(mask)
         return written
 
-    def step(self, ended: np.ndarray, active: np.ndarray | None) -> tuple[list[Written], Completed]:
-        """Continue episodes; the rows to write their steps to, and the samples that end there.
+    def step(self, ended: np.ndarray, active: np.ndarray | None) -> list[Written]:
+        """Continue episodes; returns the rows to write their steps to.
 
         Args:
             ended: (E,), which episodes end with this step.
@@ -152,20 +153,25 @@ class EpisodeRings:
         over = ended.nonzero()[0]
         if len(over):
             completes.reshape(self._ages_by_env.shape)[over] = self._ages_by_env[over] >= 0
-        completed = self._complete(completes)
+        self._complete(completes)
         if len(over):
             self._set_steps(over, NOT_RUNNING)
             self._num_idle += len(over)
-        return written, completed
+        return written
 
-    def end_running(self, mask: np.ndarray) -> Completed:
+    def end_running(self, mask: np.ndarray) -> None:
         """End running episodes where ``mask`` (E,) is true, each at its newest row."""
         over = mask & (self._episode_steps != NOT_RUNNING)
         completes = (self._ages >= 0) & (self._enough > 0) & over[self._start_envs]
-        completed = self._complete(completes)
+        self._complete(completes)
         self._set_steps(over, NOT_RUNNING)
         self._num_idle += np.count_nonzero(over)
-        return completed
+
+    @property
+    def completed(self) -> Completed:
+        """The samples that the last ``step`` or ``end_running`` completed."""
+        index = self._completed
+        return Completed(self._start_envs[index], self._starts[index], self._back[index])
 
     def num_steps(self, starts: Tensor) -> Tensor:
         """How many steps the samples span that start at these rows; only for m below n."""
@@ -268,6 +274,7 @@ class EpisodeRings:
         """
         size, before = self.sizes.ring_rows, self.sizes.frame_stack - 1
         newest, first = self._num_written - 1, self._bases + before
+        self._calm_steps = 0
         self._rows[:] = self._bases + newest % size
         for starts, distance, envs in (
             (self._lost, self._ahead, self._lost_envs),
@@ -277,34 +284,44 @@ class EpisodeRings:
 
     def _advance(self, active: np.ndarray | None) -> list[Written]:
         """Go on by a row, in all rings or in those where ``active`` (E,) is true."""
-        counters = self._counters
-        counters += self._ones if active is None else active[self._owners]
-        wrapped = (counters >= self._limits).nonzero()[0]
-        if len(wrapped):
-            counters[wrapped] -= self.sizes.ring_rows
+        self._counters += self._ones if active is None else active[self._owners]
         envs = slice(None) if active is None else active.nonzero()[0]
+        near = self._wrap(envs)
         rows = self._rows[envs]
         if self.sizes.frame_stack == 1:
             self.starts.discard(rows)
         else:
-            lost = self._num_earlier_array[self._lost] >= self._ahead
+            lost = self._num_earlier_array[self._lost] == self._ahead
             if active is not None:
                 lost &= active[self._lost_envs]
             self.starts.discard(self._lost[lost])
-        written = [Written(envs, rows)]
-        near = (rows < self._near[envs]).nonzero()[0]
-        if len(near):
-            written.append(Written(self._envs[envs][near], rows[near] + self.sizes.ring_rows))
-        return written
+        if not len(near):
+            return [(envs, rows)]
+        return [(envs, rows), (near, self._rows[near] + self.sizes.ring_rows)]
 
-    def _complete(self, completes: np.ndarray) -> Completed:
+    def _wrap(self, envs: np.ndarray | slice) -> np.ndarray:
+        """Let counters that left their ring begin it again.
+
+        Returns:
+            those of the environments whose newest rows are to be repeated.
+
+        """
+        if self._calm_steps:
+            self._calm_steps -= 1
+            return self._nowhere
+        self._counters[self._counters >= self._limits] -= self.sizes.ring_rows
+        near = self._envs[envs][self._rows[envs] < self._near[envs]]
+        if not (self._rows < self._near).any():
+            self._calm_steps = int((self._limits - self._counters).min()) - 1
+        return near
+
+    def _complete(self, completes: np.ndarray) -> None:
         """Add the starts among the counters where ``completes`` is true."""
-        index = completes.nonzero()[0]
-        rows, num_steps = self._starts[index], self._back[index]
+        index = self._completed = completes.nonzero()[0]
+        rows = self._starts[index]
         self.starts.add(rows)
         if len(self._num_steps):
-            self._num_steps_array[rows] = num_steps
+            self._num_steps_array[rows] = self._back[index].astype(np.int32)
         if self.sizes.frame_stack > 1:
-            num_earlier = np.minimum(self._ages[index], self.sizes.frame_stack - 1)
-            self._num_earlier_array[rows] = num_earlier
-        return Completed(self._start_envs[index], rows, num_steps)
+            num_earlier = np.minimum(self._ages, self._most_earlier)[index]
+            self._num_earlier_array[rows] = num_earlier.astype(np.int32)

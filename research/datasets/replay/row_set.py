@@ -4,8 +4,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-ZERO = np.zeros((), np.int32)  # NumPy compares with an array faster than with a number
-
 
 class RowSet:
     """Row numbers below ``num_rows``; adding, removing and drawing one take constant time.
@@ -30,25 +28,37 @@ class RowSet:
     def add(self, rows: np.ndarray) -> None:
         """Add different rows (K,), int64, none of which is a member yet."""
         size, self._size = self._size, self._size + len(rows)
+        if len(rows) == 1:  # a fraction of the time
+            row = rows.item()
+            self._members_array[size], self._places[row] = row, size
+            return
         self._members_array[size : self._size] = rows
         self._places[rows] = np.arange(size, self._size, dtype=np.int32)
 
     def discard(self, rows: np.ndarray) -> None:
         """Remove those of different rows (K,), int64, that are members, as if one by one."""
-        places = self._places[rows]
-        held = (places >= ZERO).nonzero()[0]
-        if len(held) < len(rows):
-            if not len(held):
-                return
-            rows, places = rows[held], places[held]
-        places = places.astype(np.intp)
+        if len(rows) > 1:
+            rows = rows[self._places[rows] >= 0]
+        if len(rows) < 2:
+            for row in rows.tolist():  # a fraction of the time
+                self._discard_one(row)
+            return
+        places = self._places[rows].astype(np.intp)
         size, self._size = self._size, self._size - len(rows)
         last = self._members_array[self._size : size][::-1].copy()  # what replaces each of them
-        if len(rows) > 1 and np.count_nonzero(places >= self._size):
+        if np.count_nonzero(places >= self._size):
             places, last = self._replacements(rows, places, last)
         self._members_array[places] = last
         self._places[last.astype(np.intp)] = places
         self._places[rows] = -1
+
+    def _discard_one(self, row: int) -> None:
+        place = self._places[row]
+        if place >= 0:
+            self._size -= 1
+            last = self._members_array[self._size]
+            self._members_array[place], self._places[last] = last, place
+            self._places[row] = -1
 
     def _replacements(
         self, rows: np.ndarray, places: np.ndarray, last: np.ndarray

@@ -9,7 +9,6 @@ from torch import Tensor
 from research.batches import ExtendedTransition, PackedBatch, Step, Transition, Tree
 from research.datasets.replay.reader import EpisodeRows
 from research.datasets.replay.returns import NStepReturns
-from research.datasets.replay.rings import Completed
 from research.datasets.replay.storage import Window
 
 
@@ -55,9 +54,10 @@ class Transitions:
             rings = rows.rings.sizes
             self.returns = NStepReturns(rings.num_rows, rings.num_envs, **sizes)
 
-    def follow(self, completed: Completed, step: Step | None) -> None:
+    def follow(self, step: Step | None) -> None:
         if self.returns is None:
             return
+        completed = self.rows.rings.completed
         if step is not None:
             self.returns.add(step.reward, step.active)
             self.returns.complete(completed, step.terminated)
