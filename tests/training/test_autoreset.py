@@ -1,7 +1,5 @@
 """However environments begin their episodes, the same steps and episodes come of it."""
 
-from typing import Any
-
 import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode
@@ -22,8 +20,7 @@ OWN_RESETS = [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP]
 
 def collect(env: Script, num_calls: int) -> tuple[Collector, Tape, list[dict[str, float]]]:
     tape = Tape()
-    options: Any = {"warmup_steps": 10**9, "updates_per_step": 1, "steps_per_update": 1}
-    collector = Collector(env, make_policy(Toy()), tape, 0, overlap=None, **options)
+    collector = Collector(env, make_policy(Toy()), tape, 0, overlap=None)
     return collector, tape, take_steps(collector, 0, num_calls)
 
 
@@ -31,7 +28,7 @@ def take_steps(collector: Collector, first: int, stop: int) -> list[dict[str, fl
     finished = []
     collector.start()
     for call in range(first, stop):
-        collector.begin_step(call * collector.env.num_envs)
+        collector.begin_step(call * collector.env.num_envs, at_random=True)
         finished += collector.end_step()
     return finished
 
@@ -117,8 +114,7 @@ def test_a_resumed_run_truncates_the_open_episodes_and_begins_anew_with_another_
     collector, interrupted, _ = collect(Script(lengths, mode), 4)  # where an episode has just ended
     env, tape = Script(lengths, mode), Tape()
     tape.obs = dict(interrupted.obs)
-    options: Any = {"warmup_steps": 10**9, "updates_per_step": 1, "steps_per_update": 1}
-    resumed = Collector(env, make_policy(Toy()), tape, 0, overlap=None, **options)
+    resumed = Collector(env, make_policy(Toy()), tape, 0, overlap=None)
     resumed.load_state_dict(collector.state_dict())
     assert tape.cut == (2 if mode is AutoresetMode.NEXT_STEP else 3)
     assert "3 of 3 environments could not be restored: they reset themselves" in caplog.text
@@ -128,10 +124,9 @@ def test_a_resumed_run_truncates_the_open_episodes_and_begins_anew_with_another_
 
 
 def test_overlap_is_refused_where_no_process_of_its_own_could_mend_it() -> None:
-    options: Any = {"warmup_steps": 0, "updates_per_step": 1, "steps_per_update": 1}
     env = Script([[1]], AutoresetMode.NEXT_STEP)
     with pytest.raises(ValueError, match="step in this process; try overlap=null"):
-        Collector(env, make_policy(Toy()), Tape(), 0, overlap=True, **options)
+        Collector(env, make_policy(Toy()), Tape(), 0, overlap=True)
 
 
 def test_a_fault_names_the_seed_with_which_all_environments_began() -> None:

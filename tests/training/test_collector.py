@@ -1,12 +1,14 @@
 """What the environments did is what the dataset gets."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
 from gymnasium.vector import VectorEnv
 
 from research.training.collector import Collector
+from research.training.policy import Response
 from research.training.seed import derive_seed
 from tests.training.toys import Step, Tape, Toy, make_policy, vector
 
@@ -111,13 +113,14 @@ def test_warmup_actions_follow_the_run_seed() -> None:
 def test_the_policy_explores_unless_actions_are_asked_for_at_random() -> None:
     collector, tape = make_collector(vector(3))
     calls = []
-    policy = collector.policy
+    respond = collector.policy.respond
 
-    def spy(obs: np.ndarray, *, step: int, explore: bool) -> np.ndarray:
+    def spy(*arguments: Any, step: int, explore: bool) -> Response:
         calls.append((step, explore))
-        return 0 * policy(obs, step=step, explore=explore) + 0.5
+        response = respond(*arguments, step=step, explore=explore)
+        return response._replace(action=0 * response.action + 0.5)
 
-    collector.policy = spy  # type: ignore[assignment]
+    collector.policy.respond = spy  # type: ignore[method-assign]
     for step in range(0, 18, 3):
         take_step(collector, step, at_random=step < 9)
     assert calls == [(step, True) for step in range(9, 18, 3)]
@@ -127,13 +130,13 @@ def test_the_policy_explores_unless_actions_are_asked_for_at_random() -> None:
 def test_the_policy_sees_the_newest_observation_also_after_a_reset() -> None:
     collector, tape = make_collector(vector(2))
     seen = []
-    policy = collector.policy
+    respond = collector.policy.respond
 
-    def spy(obs: np.ndarray, *, step: int, explore: bool) -> np.ndarray:
+    def spy(obs: np.ndarray, *arguments: Any, step: int, explore: bool) -> Response:
         seen.extend(obs.tolist())
-        return policy(obs, step=step, explore=explore)
+        return respond(obs, *arguments, step=step, explore=explore)
 
-    collector.policy = spy  # type: ignore[assignment]
+    collector.policy.respond = spy  # type: ignore[method-assign]
     for step in range(0, 40, 2):
         take_step(collector, step)
     assert seen == [step.obs.tolist() for step in tape.steps]
