@@ -29,11 +29,12 @@ class Line(Algorithm):
         self.seen: list[Any] = []
 
     def objectives(self) -> Sequence[Objective]:
-        up: dict[str, Any] = {"loss": self.up_loss, "trains": [self.up], "optim": SGD}
-        down: dict[str, Any] = {"loss": self.down_loss, "trains": [self.down], "optim": SGD}
+        shared: dict[str, Any] = {"optim": SGD}
+        up = shared | {"name": "up", "loss": self.up_loss, "trains": [self.up]}
+        down = shared | {"name": "down", "loss": self.down_loss, "trains": [self.down]}
         return [
-            Objective(**{"name": "up", **up, **self.changes.get("up", {})}),
-            Objective(**{"name": "down", **down, **self.changes.get("down", {})}),
+            Objective(**(up | self.changes.get("up", {}))),
+            Objective(**(down | self.changes.get("down", {}))),
         ]
 
     def act(self, obs: Tensor, step: Tensor, explore: bool) -> Tensor:
@@ -142,7 +143,7 @@ def test_augmenting_and_drawing_come_once_before_a_batch_is_cut() -> None:
             return batch + torch.randn(())
 
         def draw(self, batch: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
-            return torch.randn_like(batch), step
+            return torch.randperm(len(batch)), step
 
         def up_loss(self, batch: Tensor, noise: Any, *reused: Tensor) -> Loss:
             self.seen.append((batch, *noise))

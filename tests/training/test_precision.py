@@ -90,6 +90,7 @@ class Bootstrapping(Algorithm):
 
 
 def test_weights_that_a_target_used_first_still_get_gradients() -> None:
+    """In torch 2.6, autocast would keep the weights that it cast without gradients."""
     torch.manual_seed(0)
     whole, batch = Bootstrapping(), torch.randn(16, 3)
     half = copy.deepcopy(whole)
