@@ -368,7 +368,7 @@ def test_a_difference_that_is_accepted_takes_effect_and_is_recorded(
     assert "alg.optim.lr: 0.001 -> 0.01" in attempt["changes"]
     assert "lr: 0.01\n" in (run_dir / ".hydra" / "config.yaml").read_text()
     state = load_checkpoint(run_dir / "checkpoints" / "last").state
-    (group,) = state["learner"]["optimizers"]["critic_optim"]["param_groups"]
+    (group,) = state["learner"]["descents"]["critic"]["optimizer"]["param_groups"]
     assert group["lr"] == 0.01
     for new, old in zip(rows(run_dir / "train.csv"), whole["train"], strict=True):
         assert (new == old) == (int(old["step"]) <= 70)
