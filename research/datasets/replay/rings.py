@@ -89,7 +89,9 @@ class EpisodeRings:
         self._near = self._bases + sizes.num_repeated
         # For each ring: the row written last; the starts from 0 to S - 1 rows after it, which may
         # need the row that it overwrote; those from m to n rows before it, which it may complete;
-        # and how many rows of the episode come before these. All of them grow with every row.
+        # how many rows of the episode come before these; and how many rows were written in total.
+        # All grow by 1 with every row, so they lie in one array: with few environments, a step
+        # takes as long as the number of NumPy calls says.
         back = np.arange(min_steps, max_steps + 1)
         self._back = np.tile(back, num_envs)
         self._ahead = np.tile(np.arange(frame_stack, dtype=np.int32), num_envs)
@@ -182,8 +184,9 @@ class EpisodeRings:
         return self._num_earlier.index_select(0, starts)
 
     def newest_rows(self) -> tuple[np.ndarray, np.ndarray]:
-        """The rows (n, E) of the newest n steps of every ring, oldest first, and which of them
-        belong to a running episode.
+        """Rows (n, E) of every ring's newest n steps, oldest first; which are of a running episode.
+
+        The second array (n, E) says so.
         """
         back = np.arange(self.sizes.max_steps - 1, -1, -1)[:, None]
         rows = self._bases + (self._num_written - 1 - back) % self.sizes.ring_rows
@@ -221,9 +224,9 @@ class EpisodeRings:
             "episode_steps": self._episode_steps.tolist(),
             "starts": starts,
             "num_steps": self.num_steps(starts) if len(self._num_steps) else self._num_steps,
-            "num_earlier": self.num_earlier(starts)
-            if self.sizes.frame_stack > 1
-            else self._num_earlier,
+            "num_earlier": (
+                self.num_earlier(starts) if len(self._num_earlier) else self._num_earlier
+            ),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

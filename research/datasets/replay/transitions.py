@@ -27,7 +27,7 @@ class Transitions:
 
     min_steps = 1
 
-    def __init__(self, n_step: int, discount: float) -> None:
+    def __init__(self, n_step: int, discount: float, /) -> None:  # the buffer's keys, not its own
         self.max_steps = n_step
         self.discount = discount
         self.bytes_per_row = NStepReturns.bytes_per_row * (n_step > 1)

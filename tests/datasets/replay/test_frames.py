@@ -51,7 +51,7 @@ class StackedStreams(Streams):
         for env, number in enumerate(numbers.tolist()):
             if first[env]:
                 self.stacks[env].extend([number] * self.naive.frame_stack)
-            elif not first.any():
+            elif self.stacks[env] and not first.any():
                 self.stacks[env].append(number)
             stacks.append(tuple(self.stacks[env]))
         filled = np.array([stack or (0,) * self.naive.frame_stack for stack in stacks])
@@ -103,6 +103,7 @@ def test_exactly_the_naive_buffers_transitions_are_sampled(data: st.DataObject) 
     options |= {"n_step": n_step, "batch_size": 1000}
     naive = NaiveBuffer(num_envs, capacity, n_step, frame_stack)
     streams = StackedStreams(make_stacked(frame_stack, **options), naive, num_channels=num_channels)
+    reset_themselves = data.draw(st.booleans())
     with tempfile.TemporaryDirectory() as folder:
         for happening in data.draw(st.lists(happenings, min_size=ring_rows, max_size=60)):
             if happening == "end":
@@ -113,7 +114,7 @@ def test_exactly_the_naive_buffers_transitions_are_sampled(data: st.DataObject) 
                     streams.buffer = make_stacked(frame_stack, **options)
                     streams.buffer.load(state, Path(folder))
             else:
-                streams.step(happening)
+                (streams.step_or_start if reset_themselves else streams.step)(happening)
     expected = naive.transitions()
     assert len(streams.buffer) == len(expected)
     if expected:
