@@ -96,7 +96,7 @@ class PlainDrQv2:
         return {"critic_loss": critic_loss, "actor_loss": actor_loss}
 
     def update_critics(
-        self, batch: Transition, encoded: Tensor, next_encoded: Tensor, std: float
+        self, batch: Transition, encoded: Tensor, next_encoded: Tensor, std: Tensor
     ) -> Tensor:
         """Regress encoder and critics on the target; their losses are summed."""
         with torch.no_grad():
@@ -108,14 +108,14 @@ class PlainDrQv2:
         descend(loss, self.encoder_optim, self.critic_optim)
         return loss.detach()
 
-    def update_actor(self, encoded: Tensor, std: float) -> Tensor:
+    def update_actor(self, encoded: Tensor, std: Tensor) -> Tensor:
         """Climb the lower critic, which gets gradients as well, to no use."""
         action = self.sample_action(encoded, std)
         loss = -torch.minimum(*self.critics(encoded, action)).mean()
         descend(loss, self.actor_optim)
         return loss.detach()
 
-    def sample_action(self, encoded: Tensor, std: float) -> Tensor:
+    def sample_action(self, encoded: Tensor, std: Tensor) -> Tensor:
         """Actions (B, A) with clipped noise; gradients pass the bounds unchanged."""
         mean = self.actor(encoded)
         clip = self.alg.noise_clip

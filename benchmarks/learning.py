@@ -1,10 +1,10 @@
-"""Do TD3 and SAC learn as well as those of Stable-Baselines3? Same settings and environments.
+"""Do TD3 and SAC learn as well as those of Stable-Baselines3, and DQN at all? One figure for each.
 
 Each run is a process of its own, ``train.py`` or ``benchmarks/sb3.py``, with the same command
-line. Both are scored by research.training.evaluation on the same initial states, without noise.
-Runs that are in the work folder already are not repeated, so an interrupted comparison goes on
-where it was; when all are there, it writes a CSV, a figure and a table. Give another work folder
-for another version of the code.
+line, settings and environments. Both are scored by research.training.evaluation on the same initial
+states, without noise. Runs that are in the work folder already are not repeated, so an interrupted
+comparison goes on where it was; when all are there, it writes a CSV, a figure and a table. Give
+another work folder for another version of the code.
 """
 
 import argparse
@@ -30,11 +30,30 @@ from benchmarks.measure import (
 from research.files import write_whole
 
 SYSTEMS = {"ours": "Research Lightning", "sb3": "Stable-Baselines3"}
-TASKS = {"cheetah": "cheetah run", "walker": "walker walk"}
+TASKS = {"cheetah": "cheetah run", "walker": "walker walk", "cartpole_gym": "CartPole-v1"}
+HIGHEST = {"cartpole_gym": 500}
+"""Highest return of a task, unless it is 1000."""
+
 SCORES = {"final return": lambda curve: curve[-1], "mean over training": np.mean}
 EVAL_EPISODES = 10
 
 log = logging.getLogger(__name__)
+
+
+class Plan(NamedTuple):
+    """What is run of an algorithm: tasks, systems, and numbers of steps."""
+
+    tasks: Sequence[str]
+    systems: Sequence[str]
+    total_steps: int = 50_000
+    warmup_steps: int = 10_000
+
+
+PLANS = {
+    "td3": Plan(["cheetah", "walker"], list(SYSTEMS)),
+    "sac": Plan(["cheetah", "walker"], list(SYSTEMS)),
+    "dqn": Plan(["cartpole_gym"], ["ours"], warmup_steps=1_000),
+}
 
 
 class Job(NamedTuple):
@@ -73,15 +92,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--alg", choices=["td3", "sac"], default="td3")
+    parser.add_argument("--alg", choices=PLANS, default="td3")
     parser.add_argument("--work", type=Path, default=ROOT / "outputs" / "learning", help="runs")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the report")
     parser.add_argument("--only", choices=SYSTEMS, help="make the runs of one system")
-    parser.add_argument("--tasks", nargs="+", default=list(TASKS), help="as in env=")
+    parser.add_argument("--tasks", nargs="+", help="as in env=; default: the algorithm's")
     parser.add_argument("--seeds", type=int, default=3, help="how many, from 0")
-    parser.add_argument("--steps", type=int, default=50_000, help="of a run")
+    parser.add_argument("--steps", type=int, help="of a run; default: 50,000")
     parser.add_argument("--eval-every", type=int, default=5_000, help="steps")
-    parser.add_argument("--warmup-steps", type=int, default=10_000, help="random steps")
+    parser.add_argument("--warmup-steps", type=int, help="random; default: 10,000, DQN 1,000")
     parser.add_argument("--jobs", type=int, default=2, help="processes at a time")
     parser.add_argument("--threads", type=int, default=1, help="of each process")
     arguments = parser.parse_args()
@@ -113,14 +132,16 @@ def run_all(jobs: Sequence[Job], *, num_processes: int, threads: int) -> bool:
 
 def make_jobs(arguments: argparse.Namespace) -> Iterator[Job]:
     """Every run, ours and theirs by turns."""
-    for seed, (task, system) in product(range(arguments.seeds), product(arguments.tasks, SYSTEMS)):
+    plan = PLANS[arguments.alg]
+    tasks = arguments.tasks or plan.tasks
+    for seed, (task, system) in product(range(arguments.seeds), product(tasks, plan.systems)):
         overrides = (
             f"alg={arguments.alg}",
             f"env={task}",
             f"seed={seed}",
             "device=cpu",
-            f"trainer.total_steps={arguments.steps}",
-            f"trainer.pace.warmup_steps={arguments.warmup_steps}",
+            f"trainer.total_steps={arguments.steps or plan.total_steps}",
+            f"trainer.pace.warmup_steps={arguments.warmup_steps or plan.warmup_steps}",
             f"trainer.evaluation.every={arguments.eval_every}",
             f"trainer.evaluation.episodes={EVAL_EPISODES}",
         )
@@ -145,7 +166,7 @@ def report(jobs: Sequence[Job], folder: Path, *, alg: str, threads: int) -> None
                 if (job.task, job.system) == (task, system)
             ]
         )
-        for task, system in product(dict.fromkeys(job.task for job in jobs), SYSTEMS)
+        for task, system in dict.fromkeys((job.task, job.system) for job in jobs)
     }
     steps = np.array([int(row["step"]) for row in jobs[0].rows()])
     draw(curves, steps, folder / f"learning_{alg}.png")
@@ -161,18 +182,29 @@ def summarise(
     """Lines of a Markdown table: scores by task, and their differences."""
     yield ""
     yield "Mean and 95 % interval over seeds: Student's t, for the difference Welch's."
-    yield f"Return of {EVAL_EPISODES} episodes without noise; at most 1000."
+    tasks, systems = (list(dict.fromkeys(names)) for names in zip(*curves, strict=True))
+    highest = "; ".join(
+        f"{TASKS.get(task, task)}: at most {highest_return(task)}" for task in tasks
+    )
+    yield f"Return of {EVAL_EPISODES} episodes without noise ({highest})."
     yield ""
-    yield f"| task | score | {' | '.join(SYSTEMS.values())} | difference |"
-    yield "| --- | --- | --- | --- | --- |"
-    for task, (name, score) in product(dict.fromkeys(key[0] for key in curves), SCORES.items()):
-        values = [np.array([score(c) for c in curves[task, system]]) for system in SYSTEMS]
+    columns = [*(SYSTEMS[system] for system in systems), *["difference"][: len(systems) - 1]]
+    yield f"| task | score | {' | '.join(columns)} |"
+    yield "| --- " * (2 + len(columns)) + "|"
+    for task, (name, score) in product(tasks, SCORES.items()):
+        values = [np.array([score(c) for c in curves[task, system]]) for system in systems]
         cells = [with_interval(each.mean(), *t_interval(each)) for each in values]
-        difference = stats.ttest_ind(*values, equal_var=False).confidence_interval(0.95)
-        cells.append(with_interval(values[0].mean() - values[1].mean(), *difference))
+        if len(values) == 2:
+            difference = stats.ttest_ind(*values, equal_var=False).confidence_interval(0.95)
+            cells.append(with_interval(values[0].mean() - values[1].mean(), *difference))
         yield f"| {TASKS.get(task, task)} | {name} | {' | '.join(cells)} |"
     yield ""
     yield ", ".join(f"{name} {value}" for name, value in facts.items())
+
+
+def highest_return(task: str) -> int:
+    """The highest return that is possible in a task."""
+    return HIGHEST.get(task, 1000)
 
 
 def with_interval(mean: Any, low: Any, high: Any) -> str:
@@ -195,14 +227,14 @@ def draw(curves: dict[tuple[str, str], np.ndarray], steps: np.ndarray, path: Pat
     panels = figure.subplots(1, len(tasks), squeeze=False)[0]
     styles = dict(zip(SYSTEMS, (("#0072B2", "-"), ("#D55E00", "--")), strict=True))
     for panel, task in zip(panels, tasks, strict=True):
-        for system, (color, line) in styles.items():
+        for system in (system for name, system in curves if name == task):
+            color, line = styles[system]
             returns = curves[task, system]
             low, high = t_interval(returns)
             label = f"{SYSTEMS[system]} ({len(returns)} seeds)"
             panel.plot(steps / 1000, returns.mean(axis=0), line, color=color, label=label, lw=1.8)
-            panel.fill_between(
-                steps / 1000, low.clip(0), high.clip(max=1000), color=color, alpha=0.2, lw=0
-            )
+            low, high = low.clip(0), high.clip(max=highest_return(task))
+            panel.fill_between(steps / 1000, low, high, color=color, alpha=0.2, lw=0)
             panel.plot(steps / 1000, returns.T, line, color=color, lw=0.5, alpha=0.7)
         panel.set(
             title=TASKS.get(task, task), xlabel="environment steps (thousands)", ylabel="return"

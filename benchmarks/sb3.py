@@ -1,4 +1,4 @@
-"""Stable-Baselines3 (Raffin et al., 2021, https://jmlr.org/papers/v22/20-1364.html): TD3, SAC.
+"""Stable-Baselines3 (Raffin et al., 2021, https://jmlr.org/papers/v22/20-1364.html): TD3, SAC, DQN.
 
 It takes the command line of train.py and reads every setting from the config that this composes:
 
@@ -6,7 +6,8 @@ It takes the command line of train.py and reads every setting from the config th
 
 Environment and evaluation are ours, so both are the same for the two; ``FOLDER/eval.csv`` has the
 columns of ours. What remains of its own: uniformly random warm-up actions of TD3 get exploration
-noise too, only the first episode of training is seeded, and SAC's log-std is clipped to [-20, 2].
+noise too, only the first episode of training is seeded, SAC's log-std is clipped to [-20, 2], and
+DQN's target is that of plain Q-learning (``alg.double=false``).
 """
 
 import argparse
@@ -20,7 +21,7 @@ import numpy as np
 import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
-from stable_baselines3 import SAC, TD3
+from stable_baselines3 import DQN, SAC, TD3
 from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from torch import Tensor
@@ -68,8 +69,8 @@ def main() -> None:
 def train(cfg: DictConfig, folder: Path) -> None:
     """Learn to ``trainer.total_steps`` with evaluations on the way, from nothing."""
     env, eval_env = build(cfg.env), build(cfg.env)
-    if env.num_envs != 1 or cfg.dataset.n_step != 1:
-        raise ValueError("this comparison is for env.num_envs=1 and dataset.n_step=1")
+    if env.num_envs != 1:
+        raise ValueError("this comparison is for env.num_envs=1")
     model = make_model(cfg, env.envs[0])
     processor = Identity(env.single_observation_space, env.single_action_space)
     policy = Policy(Actor(model), processor)
@@ -90,9 +91,9 @@ def train(cfg: DictConfig, folder: Path) -> None:
 def make_model(cfg: DictConfig, env: gymnasium.Env) -> OffPolicyAlgorithm:
     """The model for our config; its own DummyVecEnv and Monitor go around ``env``."""
     name = cfg.alg._target_.rpartition(".")[2]
-    make = {"TD3": make_td3, "SAC": make_sac}[name]
+    make = {"TD3": make_td3, "SAC": make_sac, "DQN": make_dqn}[name]
     pace = build(cfg.trainer.pace)
-    pace.begin(cfg.trainer.total_steps, num_envs=1)
+    pace.begin(cfg.trainer.total_steps, 1)
     settings = {
         "learning_rate": cfg.alg.optim.lr,
         "buffer_size": cfg.dataset.capacity,
@@ -102,13 +103,13 @@ def make_model(cfg: DictConfig, env: gymnasium.Env) -> OffPolicyAlgorithm:
         "gamma": cfg.dataset.discount,
         "train_freq": pace.steps_per_update,
         "gradient_steps": pace.updates_per_step,
-        "policy_kwargs": {
-            "net_arch": list(cfg.network.hidden_dims),
-            "n_critics": cfg.network.num_critics,
-        },
+        "n_steps": cfg.dataset.n_step,
+        "policy_kwargs": {"net_arch": list(cfg.network.hidden_dims)},
         "seed": cfg.seed,
         "device": cfg.device,
     }
+    if name != "DQN":
+        settings["policy_kwargs"]["n_critics"] = cfg.network.num_critics
     return make(cfg, env, settings)
 
 
@@ -140,6 +141,23 @@ def make_sac(cfg: DictConfig, env: gymnasium.Env, settings: dict[str, Any]) -> S
         target_update_interval=cfg.alg.target_every,
         **settings,
     )
+
+
+def make_dqn(cfg: DictConfig, env: gymnasium.Env, settings: dict[str, Any]) -> DQN:
+    """DQN, with what the two have in common."""
+    model = DQN(
+        "MlpPolicy",
+        env,
+        target_update_interval=cfg.alg.target_every * settings["train_freq"],
+        max_grad_norm=cfg.trainer.max_grad_norm,
+        **settings,
+    )
+    start, end, steps = cfg.alg.explore_start, cfg.alg.explore_end, cfg.alg.explore_steps
+    # its own schedule begins anew with every call of learn
+    model.exploration_schedule = lambda _: (
+        start + (end - start) * min(1.0, model.num_timesteps / steps)
+    )
+    return model
 
 
 if __name__ == "__main__":

@@ -286,6 +286,8 @@ class Trainer:
             self.fit_processor()
         if self.num_ranks > 1:
             copy_from_first(self.alg)
+            if self.learner.average is not None:
+                copy_from_first(self.learner.average)
         self.alg.train()
         self.processor.train()
         if not is_begun:  # so that errors show before an epoch is spent

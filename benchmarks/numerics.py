@@ -1,0 +1,333 @@
+"""Do our updates compute what other implementations do? All weights after 200, in float64.
+
+TD3, SAC and DQN beside those of Stable-Baselines3, whose own ``train`` runs as it is, DrQ-v2 beside
+benchmarks/drqv2_plain.py. Both begin with the same weights and learn from the same batches; the
+global generator is seeded alike before each update, so that both draw the same noise by themselves.
+
+What differs by intent is bridged from outside, on the side of Stable-Baselines3 where possible:
+
+=====  ============================================================================================
+all    it casts observations to float32: here they stay as they are
+DQN    it counts environment steps until the target moves: here one per update, after it
+SAC    it halves the critics' loss: their gradients are doubled
+SAC    it clips log-std to [-20, 2], we bound it by a tanh: its actor gets our bound
+SAC    it adds 1e-6 within log(1 - tanh(x)^2), we nothing: 0
+SAC    its temperature's loss is linear in log(alpha), ours in alpha: the gradient is made ours
+SAC    it draws the actor's noise before the target's: ours are swapped
+=====  ============================================================================================
+
+TD3 needs none but the first. SAC is compared without these bridges, too: the figures would tell.
+"""
+
+import argparse
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest import mock
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium.spaces import Box, Discrete
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+from torch import Tensor, nn
+
+from benchmarks.drqv2_plain import PlainDrQv2
+from benchmarks.measure import RESULTS, ROOT, describe_machine
+from research.algs.base import Algorithm
+from research.algs.sac import Noise
+from research.batches import Transition
+from research.config import build
+from research.files import write_whole
+from research.hydra_versions import VERSION_BASE
+from research.networks.actor_critic import Critics
+from research.networks.mlp import EnsembleLinear
+from research.networks.squashed_gaussian import SquashedGaussianActor
+from research.training.learner import Learner
+
+CPU = torch.device("cpu")
+POINTS = (1, 10, 100, 200)
+"""Updates after which the weights are compared."""
+
+FLOATS = Box(-2, 2, (17,), np.float32)
+WIDE = Box(-100, 100, (17,), np.float32)
+"""Observations so large that the gradient's norm exceeds its bound."""
+ACTIONS = Box(-1, 1, (6,), np.float32)
+IMAGES = Box(0, 255, (9, 24, 24), np.uint8)
+
+
+class Pair(NamedTuple):
+    """An algorithm of ours beside another implementation of it.
+
+    Attributes:
+        spaces: of observations and actions.
+        learn_ours: makes our update from a batch.
+        learn_theirs: makes theirs.
+        weights: all of ours and of theirs, in one order.
+
+    """
+
+    spaces: tuple[gymnasium.Space, gymnasium.Space]
+    learn_ours: Callable[[Transition], Any]
+    learn_theirs: Callable[[Transition], Any]
+    weights: Callable[[], tuple[Sequence[Tensor], Sequence[Tensor]]]
+
+
+def main() -> None:
+    """Compare, print and write the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the report")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    lines = [
+        "# Updates beside those of other implementations, float64",
+        "",
+        "Largest absolute difference of a weight (networks, targets, temperature) after so many",
+        "updates, and how far one went at most. How both are made alike: `benchmarks/numerics.py`,",
+        "which makes this table.",
+        "",
+        f"| ours beside | {' | '.join(map(str, POINTS))} | moved |",
+        "| --- |" + " --- |" * (len(POINTS) + 1),
+    ]
+    for name, make in PAIRS.items():
+        differences, moved = compare(make())
+        cells = [f"{differences[point]:.1e}" for point in POINTS]
+        lines.append(f"| {name} | {' | '.join(cells)} | {moved:.1e} |")
+    facts = describe_machine(threads=1)
+    lines += ["", ", ".join(f"{name} {value}" for name, value in facts.items())]
+    text = "\n".join(lines) + "\n"
+    write_whole(arguments.results / "numerics.md", text)
+    print(text)
+
+
+def compare(pair: Pair, points: Sequence[int] = POINTS) -> tuple[dict[int, float], float]:
+    """Largest differences of weights after so many updates, and the largest move of one of ours."""
+    ours, theirs = pair.weights()
+    start = [weight.detach().clone() for weight in ours]
+    with torch.no_grad():
+        for one, other in zip(ours, theirs, strict=True):
+            other.copy_(one)
+    differences = {}
+    for update, batch in enumerate(make_batches(pair.spaces, max(points)), 1):
+        for learn in (pair.learn_ours, pair.learn_theirs):
+            torch.manual_seed(update)
+            learn(batch)
+        if update in points:
+            differences[update] = largest_difference(*pair.weights())
+    return differences, largest_difference(start, pair.weights()[0])
+
+
+def largest_difference(ones: Sequence[Tensor], others: Sequence[Tensor]) -> float:
+    """The largest absolute difference between the numbers of two lists of tensors."""
+    pairs = zip(ones, others, strict=True)
+    return max((one - other).abs().max().item() for one, other in pairs)
+
+
+def make_batches(
+    spaces: tuple[gymnasium.Space, gymnasium.Space], num_batches: int
+) -> Iterator[Transition]:
+    """Random transitions, a tenth of which end an episode."""
+    generator = torch.Generator().manual_seed(0)
+    observations, actions = spaces
+    size = 16 if observations is IMAGES else 256
+    for _ in range(num_batches):
+        shape = 2, size, *observations.shape  # type: ignore[misc]
+        if observations is IMAGES:
+            obs = torch.randint(256, shape, generator=generator, dtype=torch.uint8)
+        else:
+            obs = torch.rand(shape, generator=generator, dtype=torch.float64)
+            obs = (2 * obs - 1) * float(observations.high[0])  # type: ignore[attr-defined]
+        if isinstance(actions, Discrete):
+            action = torch.randint(int(actions.n), (size,), generator=generator)
+        else:
+            action = torch.rand(size, *ACTIONS.shape, generator=generator, dtype=torch.float64)
+            action = 2 * action - 1
+        reward = torch.randn(size, generator=generator, dtype=torch.float64)
+        ended = torch.rand(size, generator=generator) < 0.1
+        yield Transition(obs[0], action, reward, 0.99 * (~ended).double(), obs[1])
+
+
+def compose_config(*overrides: str) -> DictConfig:
+    """The config of train.py."""
+    with initialize_config_dir(str(ROOT / "conf"), **VERSION_BASE):
+        return compose("config", ["device=cpu", *overrides])
+
+
+def make_ours(cfg: DictConfig, *spaces: gymnasium.Space) -> tuple[Any, Learner]:
+    """Our algorithm in float64, and what takes its steps."""
+    torch.manual_seed(0)
+    alg: Algorithm = build(cfg.alg, build(cfg.network, *spaces)).double()
+    names = "max_grad_norm", "prefetch", "precision", "accumulate", "ema_decay", "execution"
+    settings = {name: cfg.trainer[name] for name in names}
+    processor, dataset = build(cfg.processor, *spaces), Any
+    learner = Learner(
+        alg, processor, dataset, CPU, total_updates=POINTS[-1], schedule=None, **settings
+    )
+    return alg, learner
+
+
+def make_theirs(cfg: DictConfig, *spaces: gymnasium.Space) -> Any:
+    """Stable-Baselines3's model in float64, which learns from ``model.batch``."""
+    from stable_baselines3.common.logger import Logger
+    from stable_baselines3.common.type_aliases import ReplayBufferSamples
+
+    from benchmarks.sb3 import make_model
+
+    env = gymnasium.Env()
+    env.observation_space, env.action_space = spaces
+    model: Any = make_model(cfg, env)
+    model.policy.double()
+    model.set_logger(Logger(None, []))
+
+    def sample(*_: Any, **__: Any) -> ReplayBufferSamples:
+        obs, action, reward, discount, next_obs = model.batch
+        columns = action.view(len(action), -1), (discount == 0).double()[:, None], reward[:, None]
+        return ReplayBufferSamples(obs, columns[0], next_obs, *columns[1:])
+
+    model.replay_buffer.sample = sample
+    return model
+
+
+def train(model: Any, batch: Transition) -> None:
+    """An update of a model, with observations as they are instead of cast to float32."""
+    model.batch = batch
+    with mock.patch("stable_baselines3.common.policies.preprocess_obs", lambda obs, *_, **__: obs):
+        model.train(1, len(batch.reward))
+
+
+def make_td3() -> Pair:
+    """TD3 beside Stable-Baselines3's."""
+    cfg = compose_config("alg=td3")
+    alg, learner = make_ours(cfg, FLOATS, ACTIONS)
+    model = make_theirs(cfg, FLOATS, ACTIONS)
+
+    def weights() -> tuple[list[Tensor], list[Tensor]]:
+        pairs = (
+            (alg.network, model.actor, model.critic),
+            (
+                alg.target,
+                model.actor_target,
+                model.critic_target,
+            ),
+        )
+        ours, theirs = [], []
+        for network, actor, critic in pairs:
+            ours += [*network.actor.parameters(), *list_members(network.critics)]
+            theirs += [*actor.parameters(), *critic.parameters()]
+        return ours, theirs
+
+    return Pair((FLOATS, ACTIONS), learner.learn, lambda batch: train(model, batch), weights)
+
+
+def make_sac(*, is_bridged: bool = True) -> Pair:
+    """SAC beside Stable-Baselines3's."""
+    cfg = compose_config("alg=sac")
+    alg, learner = make_ours(cfg, FLOATS, ACTIONS)
+    model = make_theirs(cfg, FLOATS, ACTIONS)
+    actor, log_temperature = model.actor, model.log_ent_coef
+    log_temperature.data = log_temperature.data.double()
+    means = list(actor.mu.parameters())
+    log_stds = list(actor.log_std.parameters())
+    if is_bridged:
+        draw = alg.draw
+        alg.draw = lambda batch, step: Noise(*reversed(draw(batch, step)))
+        actor.log_std = nn.Sequential(actor.log_std, Bound(alg.network.actor))
+        actor.action_dist.epsilon = 0.0
+        log_temperature.register_hook(lambda gradient: gradient * log_temperature.detach().exp())
+        for parameter in model.critic.parameters():
+            parameter.register_hook(lambda gradient: 2 * gradient)
+
+    def weights() -> tuple[list[Tensor], list[Tensor]]:
+        *hidden, weight, bias = alg.network.actor.parameters()
+        mean, log_std = zip(weight.chunk(2), bias.chunk(2), strict=True)
+        critics = list_members(alg.network.critics), list_members(alg.target_critics)
+        ours = [*hidden, *mean, *log_std, *critics[0], *critics[1], alg.log_temperature.view(1)]
+        theirs = [*actor.latent_pi.parameters(), *means, *log_stds]
+        theirs += [*model.critic.parameters(), *model.critic_target.parameters(), log_temperature]
+        return ours, theirs
+
+    return Pair((FLOATS, ACTIONS), learner.learn, lambda batch: train(model, batch), weights)
+
+
+class Bound(nn.Module):
+    """Our bound of the log-std (B, A), for another actor."""
+
+    def __init__(self, actor: SquashedGaussianActor) -> None:
+        super().__init__()
+        self.middle, self.half_width = actor.middle, actor.half_width
+
+    def forward(self, raw: Tensor) -> Tensor:
+        return self.middle + self.half_width * raw.tanh()
+
+
+def make_dqn() -> Pair:
+    """Plain DQN beside Stable-Baselines3's, with a target that moves every 7 updates."""
+    spaces = WIDE, Discrete(5)
+    cfg = compose_config("alg=dqn", "alg.double=false", "alg.target_every=7", "dataset.n_step=1")
+    alg, learner = make_ours(cfg, *spaces)
+    cfg.trainer.pace.steps_per_update = 1
+    model = make_theirs(cfg, *spaces)
+
+    def learn_theirs(batch: Transition) -> None:
+        train(model, batch)
+        model._on_step()
+
+    def weights() -> tuple[list[Tensor], list[Tensor]]:
+        ours = [*alg.network.parameters(), *alg.target.parameters()]
+        return ours, [*model.q_net.parameters(), *model.q_net_target.parameters()]
+
+    return Pair(spaces, learner.learn, learn_theirs, weights)
+
+
+def make_drqv2() -> Pair:
+    """DrQ-v2 beside the plain implementation, at step 50."""
+    cfg = compose_config("alg=drqv2", "network.hidden_dims=[256,256]")
+    alg, learner = make_ours(cfg, IMAGES, ACTIONS)
+    optim = build(cfg.alg.optim)
+    optim.keywords.pop("fused", None)
+    plain = PlainDrQv2(alg, optim=optim, pad=cfg.processor.pad)
+
+    def learn_ours(batch: Transition) -> None:
+        learner.step.fill_(50)
+        learner.learn(learner.processor(batch))
+
+    def weights() -> tuple[list[Tensor], list[Tensor]]:
+        network = alg.network
+        ours = [*network.encoder.parameters(), *network.actor.parameters()]
+        theirs = [*plain.encoder.parameters(), *plain.actor.parameters()]
+        for critics, twins in (
+            (network.critics, plain.critics),
+            (alg.target_critics, plain.target_critics),
+        ):
+            ours += [*critics.trunk.parameters(), *list_members(critics.critics)]
+            theirs += twins.parameters()
+        return ours, theirs
+
+    return Pair((IMAGES, ACTIONS), learn_ours, lambda batch: plain.update(batch, 50), weights)
+
+
+def list_members(critics: Critics) -> list[Tensor]:
+    """Weights and biases of one critic after the other, as of ``torch.nn.Linear``."""
+    layers = [layer for layer in critics.ensemble.layers if isinstance(layer, EnsembleLinear)]
+    return [
+        weight
+        for member in range(critics.ensemble.num_members)
+        for layer in layers
+        for weight in (layer.weight[member].t(), layer.bias[member, 0])
+    ]
+
+
+PAIRS: dict[str, Callable[[], Pair]] = {
+    "TD3: Stable-Baselines3": make_td3,
+    "SAC: Stable-Baselines3": make_sac,
+    "SAC: Stable-Baselines3, not bridged": lambda: make_sac(is_bridged=False),
+    "DQN: Stable-Baselines3": make_dqn,
+    "DrQ-v2: `benchmarks/drqv2_plain.py`": make_drqv2,
+}
+
+
+if __name__ == "__main__":
+    main()

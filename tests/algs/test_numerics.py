@@ -1,0 +1,15 @@
+"""Updates beside those of Stable-Baselines3; benchmarks/numerics.py makes the table of 200."""
+
+import pytest
+
+PAIRS = ["make_td3", "make_sac", "make_dqn"]
+
+
+@pytest.mark.parametrize("make", PAIRS)
+def test_updates_are_those_of_stable_baselines3(make: str) -> None:
+    pytest.importorskip("stable_baselines3", reason="needs pip install -e '.[benchmarks]'")
+    from benchmarks import numerics
+
+    differences, moved = numerics.compare(getattr(numerics, make)(), points=[8])
+    assert moved > 1e-3
+    assert differences[8] < 1e-10
