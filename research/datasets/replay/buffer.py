@@ -83,7 +83,7 @@ class ReplayBuffer:
 
     """
 
-    batches_per_epoch = None
+    batches_per_epoch: int | None = None
 
     def __init__(
         self,

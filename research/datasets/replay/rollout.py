@@ -40,7 +40,7 @@ class RolloutBuffer:
 
     """
 
-    batches_per_epoch = None
+    batches_per_epoch: int | None = None
 
     def __init__(
         self,
