@@ -148,6 +148,7 @@ class Streams:
         rewards = numbers % 7 - 3
         ends = np.array(events)
         terminated, truncated = ends == TERMINATE, ends == TRUNCATE
+        terminated |= ends == PAUSE  # what a paused one brings is ignored
         action = numbers[:, None].astype(np.float32)
         obs, remembered = self.observe(numbers, np.zeros(self.num_envs, np.bool_))
         step = Step(action, rewards, terminated, truncated, obs, active=active)
@@ -503,6 +504,15 @@ def test_running_episodes_can_be_truncated_after_loading(tmp_path: Path) -> None
     streams.buffer = loaded
     with pytest.raises(ValueError, match=r"environments \[0\] must start"):
         streams.step([CONTINUE])
+
+
+def test_an_episode_that_had_ended_when_saved_cannot_go_on_after_loading(tmp_path: Path) -> None:
+    saved, loaded = make_buffer(), make_buffer()
+    fill(saved, 10, episode_steps=10)
+    fill(loaded, 5)
+    loaded.load(reload(saved.save(tmp_path)), tmp_path)
+    with pytest.raises(ValueError, match=r"environments \[0\] must start"):
+        loaded.add(Step(np.zeros((1, 1)), np.zeros(1), GOES_ON, GOES_ON, np.zeros((1, 2))))
 
 
 def test_sampling_neither_uses_nor_changes_the_global_generator() -> None:
