@@ -34,13 +34,13 @@ RUN = ("trainer.total_steps=100", "env.action_repeat=5")
 """A pendulum's run, with episodes of 40 steps."""
 
 
-def stop_at(step: int, folder: Path, overrides: tuple[str, ...]) -> None:
+def stop_at(last: int, folder: Path, overrides: tuple[str, ...]) -> None:
     """Run the command, which is told to end while it makes the update of a step."""
     learn = Trainer.learn
 
-    def learn_and_be_told(self: Trainer, due_by: int) -> None:
-        learn(self, due_by)
-        if due_by == step:
+    def learn_and_be_told(self: Trainer, step: int) -> None:
+        learn(self, step)
+        if step == last:
             signal.raise_signal(signal.SIGTERM)
 
     Trainer.learn = learn_and_be_told
@@ -125,14 +125,14 @@ def only_line(err: str) -> str:
 
 
 def at_step(
-    monkeypatch: pytest.MonkeyPatch, step: int, happen: Callable[[Trainer], object]
+    monkeypatch: pytest.MonkeyPatch, at: int, happen: Callable[[Trainer], object]
 ) -> None:
     """Let something happen while the update of a step is made, once."""
     learn = Trainer.learn
 
-    def learn_and_happen(trainer: Trainer, due_by: int) -> None:
-        learn(trainer, due_by)
-        if due_by == step:
+    def learn_and_happen(trainer: Trainer, step: int) -> None:
+        learn(trainer, step)
+        if step == at:
             monkeypatch.setattr(Trainer, "learn", learn)
             happen(trainer)
 
