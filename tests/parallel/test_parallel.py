@@ -255,7 +255,13 @@ PENDULUM = (
     ),
     *("network.hidden_dims=[32]", "trainer.pace.warmup_steps=100", "trainer.total_steps=160"),
     *("trainer.evaluation.every=80", "trainer.evaluation.episodes=1", "device=cpu"),
-    *("alg.target_noise=0", "alg.explore_noise=0", *SGD, "alg.optim.lr=1e-3"),
+    *(
+        "trainer.log_every=20",
+        "alg.target_noise=0",
+        "alg.explore_noise=0",
+        *SGD,
+        "alg.optim.lr=1e-3",
+    ),
 )
 """Without noise, which every rank draws for itself."""
 
