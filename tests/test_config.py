@@ -4,7 +4,7 @@ import functools
 import importlib
 import sys
 import typing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +19,9 @@ from research.trust import INSTALLATION, TRUSTED_MODULES, locate
 from tests.conftest import options
 
 HERE = __name__
+NEEDED = {"rollout": ["trainer/pace=on_policy"]}
+"""Overrides that a choice needs beside it."""
+
 UNBOUNDED = {
     *("alg.class_weights", "alg.target_entropy", "alg.top_k", "env.camera_id"),
     *("network.log_std_bounds", "processor.mean", "processor.processors[2].mean"),
@@ -153,7 +156,8 @@ def test_trusted_modules_open_the_door_for_what_they_name() -> None:
 def test_every_yaml_binds_to_its_target(
     group: str, choice: str, load: Callable[..., DictConfig]
 ) -> None:
-    cfg = load(f"{group}={choice}")
+    needed = NEEDED.get(choice, [])
+    cfg = load(f"{group}={choice}", *needed)
     packages = {name.partition(".")[0] for name in targets(to_plain(cfg[group]))}
     optional = sorted(packages & set(INSTALLATION))
     for name in optional:
@@ -161,7 +165,7 @@ def test_every_yaml_binds_to_its_target(
             importlib.import_module(name)
         except Exception as error:  # made for another torch, torchvision fails in many ways
             pytest.skip(f"{group}={choice} needs {name}: {error}")
-    check(load(f"{group}={choice}", f"trusted_modules=[{','.join(optional)}]"))
+    check(load(f"{group}={choice}", *needed, f"trusted_modules=[{','.join(optional)}]"))
 
 
 def targets(node: Any) -> Iterator[str]:
@@ -320,9 +324,11 @@ def beyond(annotation: Any) -> Iterator[Any]:
     """A value beyond every bound of an annotation; of a list's, beyond that of its last item."""
     for op, bound in bounds_of(annotation):
         yield bound + {"gt": 0, "ge": -1, "lt": 0, "le": 1}[op]
-    is_list = typing.get_origin(annotation) in (Sequence, tuple)
+    origin = typing.get_origin(annotation)
+    is_list, is_mapping = origin in (Sequence, tuple), origin is Mapping
     for part in typing.get_args(annotation):
-        yield from ([1, wrong] if is_list else wrong for wrong in beyond(part))
+        for wrong in beyond(part):
+            yield [1, wrong] if is_list else {"name": wrong} if is_mapping else wrong
 
 
 def is_unbounded(annotation: Any) -> bool:
@@ -350,7 +356,7 @@ def test_a_number_beyond_a_bound_is_refused_with_its_whole_key(
 ) -> None:
     part, cases = group.partition("/")[0], []
     for choice in options(group):
-        cfg = load(f"{group}={choice}")
+        cfg = load(f"{group}={choice}", *NEEDED.get(choice, []))
         for key in OmegaConf.missing_keys(cfg):
             OmegaConf.update(cfg, key, "given")
         for key, annotation in annotated(to_plain(cfg[part]), part):

@@ -93,7 +93,8 @@ class Trainer:
         pace: how many updates belong to how many environment steps; None to learn from the dataset
             as it is.
         collector: makes what steps the environments; ignored without a pace.
-        infos: shapes of the environments' infos that reach the algorithm and the dataset, by name.
+        infos: shapes of the environments' infos that reach the algorithm and the dataset, by name;
+            None for none.
         schedule: makes a learning-rate schedule for each optimizer; None for constant rates.
         max_grad_norm: bound on the norm of each optimizer's gradients, above 0; None for no bound.
         precision: of the networks' arithmetic, ``fp32``, ``bf16`` or ``fp16``; weights are fp32.
@@ -129,7 +130,7 @@ class Trainer:
         total_epochs: PositiveInt | None,
         pace: Pace | None,
         collector: CollectorFactory | None,
-        infos: Mapping[str, Sequence[NonNegativeInt]],
+        infos: Mapping[str, Sequence[NonNegativeInt]] | None,
         schedule: ScheduleFactory | None,
         max_grad_norm: PositiveFloat | None,
         precision: Precision,
@@ -162,7 +163,7 @@ class Trainer:
         check_parts(alg, processor, dataset, env, collects=pace is not None)
         self.policy = Policy(alg, processor, precision)
         self.pace = pace
-        self.infos = Infos(infos)
+        self.infos = Infos(infos or {})
         self.collector: Collector | SharedCollector | None = None
         self.step_size = 1
         if pace is not None:

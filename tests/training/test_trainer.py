@@ -105,7 +105,7 @@ def make_trainer(
         total_epochs=total_epochs,
         pace=pace,
         collector=partial(Collector, overlap=overlap),
-        infos={} if infos is None else infos,
+        infos=infos,
         schedule=schedule,
         max_grad_norm=max_grad_norm,
         precision="fp32",
