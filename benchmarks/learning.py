@@ -181,8 +181,9 @@ def summarise(
 ) -> Iterator[str]:
     """Lines of a Markdown table: scores by task, and their differences."""
     yield ""
-    yield "Mean and 95 % interval over seeds: Student's t, for the difference Welch's."
     tasks, systems = (list(dict.fromkeys(names)) for names in zip(*curves, strict=True))
+    difference = ", for the difference Welch's" if len(systems) == 2 else ""
+    yield f"Mean and 95 % interval over seeds: Student's t{difference}."
     highest = "; ".join(
         f"{TASKS.get(task, task)}: at most {highest_return(task)}" for task in tasks
     )
@@ -195,8 +196,8 @@ def summarise(
         values = [np.array([score(c) for c in curves[task, system]]) for system in systems]
         cells = [with_interval(each.mean(), *t_interval(each)) for each in values]
         if len(values) == 2:
-            difference = stats.ttest_ind(*values, equal_var=False).confidence_interval(0.95)
-            cells.append(with_interval(values[0].mean() - values[1].mean(), *difference))
+            interval = stats.ttest_ind(*values, equal_var=False).confidence_interval(0.95)
+            cells.append(with_interval(values[0].mean() - values[1].mean(), *interval))
         yield f"| {TASKS.get(task, task)} | {name} | {' | '.join(cells)} |"
     yield ""
     yield ", ".join(f"{name} {value}" for name, value in facts.items())
@@ -242,7 +243,7 @@ def draw(curves: dict[tuple[str, str], np.ndarray], steps: np.ndarray, path: Pat
         panel.set_xlim(0, steps[-1] / 1000)
         panel.set_ylim(bottom=0)
         panel.grid(alpha=0.3, lw=0.5)
-    panels[0].legend(loc="upper left", fontsize=8, frameon=False)
+    panels[0].legend(loc="best", fontsize=8, frameon=False)
     figure.savefig(path)
 
 
