@@ -69,9 +69,9 @@ class PlainDrQv2:
         self.actor_optim = optim(self.actor.parameters())
         self.critic_optim = optim(self.critics.parameters())
 
-    def noise_std(self, step: int) -> float:
+    def noise_std(self, step: int) -> Tensor:
         """Standard deviation of the noise after ``step`` environment steps."""
-        return self.alg.noise_std(torch.tensor(step, dtype=torch.float64)).item()
+        return self.alg.noise_std(torch.tensor(step, dtype=torch.float64))
 
     @torch.no_grad()
     def act(self, obs: np.ndarray, step: int) -> np.ndarray:
