@@ -69,16 +69,20 @@ class PlainDrQv2:
         self.actor_optim = optim(self.actor.parameters())
         self.critic_optim = optim(self.critics.parameters())
 
+    def noise_std(self, step: int) -> Tensor:
+        """Standard deviation of the noise after ``step`` environment steps."""
+        return self.alg.noise_std(torch.tensor(step, dtype=torch.float64))
+
     @torch.no_grad()
     def act(self, obs: np.ndarray, step: int) -> np.ndarray:
         """An action (A,) with exploration noise for one observation (C, H, W)."""
         action = self.actor(self.encoder(torch.as_tensor(obs)[None]))
-        noise = self.alg.noise_std(torch.tensor(float(step))) * torch.randn_like(action)
+        noise = self.noise_std(step) * torch.randn_like(action)
         return (action + noise).clamp(EDGE - 1, 1 - EDGE)[0].numpy()
 
     def update(self, batch: Transition, step: int) -> Metrics:
         """Learn from one batch, at environment step ``step``."""
-        std = self.alg.noise_std(torch.tensor(float(step)))
+        std = self.noise_std(step)
         dtype = next(self.encoder.parameters()).dtype
         obs, next_obs = self.shift(batch.obs.to(dtype)), self.shift(batch.next_obs.to(dtype))
         encoded = self.encoder(obs)
@@ -247,14 +251,17 @@ def train(cfg: DictConfig, folder: Path) -> None:
         seed=cfg.seed,
     )
     logger = Logger(folder, tensorboard=False, wandb=None)
-    warmup, every = cfg.trainer.pace.warmup_steps, cfg.trainer.pace.steps_per_update
+    pace = build(cfg.trainer.pace)
+    pace.begin(cfg.trainer.total_steps, num_envs=1)
+    warmup = pace.warmup_steps
     env.action_space.seed(cfg.seed)
     obs, _ = env.reset(seed=cfg.seed)
     updates, start, phases = 0, time.monotonic(), Phases()
     for step in range(1, cfg.trainer.total_steps + 1):
         action = env.action_space.sample() if step <= warmup else drqv2.act(obs, step - 1)
         phases.lap("environment")
-        if step > warmup and step % every == 0 and replay.episodes:
+        due = pace.count_updates(step) - pace.count_updates(step - 1)
+        for _ in range(due if replay.episodes else 0):
             batch = replay.sample()
             phases.lap("sample")
             drqv2.update(batch, step - 1)

@@ -5,7 +5,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from types import BuiltinFunctionType, FunctionType, ModuleType
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -122,7 +122,7 @@ class Ours:
         )
         self.sample = self.buffer.sample
 
-    def storage(self, folder: Path) -> str:
+    def storage(self, folder: Path) -> Literal["ram", "disk"]:
         return "ram"
 
     def prepare(self, episode: Episode) -> list[Any]:
@@ -143,7 +143,7 @@ class Ours:
 class OursOnDisk(Ours):
     """The same in a temporary file."""
 
-    def storage(self, folder: Path) -> str:
+    def storage(self, folder: Path) -> Literal["ram", "disk"]:
         tempfile.tempdir = str(folder)
         return "disk"
 

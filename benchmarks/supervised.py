@@ -56,7 +56,7 @@ from benchmarks.measure import (
     spread,
     write_rows,
 )
-from research.algs.supervised import group_parameters
+from research.algs.weight_decay import group_parameters
 from research.config import build
 from research.datasets.examples.arrays import read_examples
 from research.files import write_whole
@@ -274,7 +274,7 @@ class Peer:
 
     def optimizer(self) -> Optimizer:
         """AdamW of the two groups that ours has."""
-        return self.make_optim(group_parameters(self.network))
+        return self.make_optim(group_parameters([self.network]))
 
     def rate(self, obs: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """Loss and accuracy of a batch, on the device."""

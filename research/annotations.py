@@ -29,6 +29,13 @@ def check_type(value: Any, annotation: Any, path: str) -> None:
         )
 
 
+def check_numbers(options: Any, node: str) -> None:
+    """Refuse a number in a dataclass that its annotation does not admit."""
+    for name, annotation in typing.get_type_hints(type(options), include_extras=True).items():
+        if isinstance(value := getattr(options, name), (int, float)):
+            check_type(value, annotation, f"{node}.{name}")
+
+
 def name_type(annotation: Any) -> str:
     """An annotation in the words of somebody who writes YAML."""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
@@ -36,12 +43,14 @@ def name_type(annotation: Any) -> str:
         return name_type(arguments[0]) + name_bounds(bounds_of(annotation))
     if origin is Literal:
         return f"one of {', '.join(map(str, arguments))}"
-    if origin is collections.abc.Callable:
+    if origin is collections.abc.Callable or is_part(annotation):
         return "a node with a _target_"
     if origin in (list, tuple, collections.abc.Sequence):
-        return f"a list, each item {name_type(arguments[0])}"
+        length = fixed_length(annotation)
+        return f"a list{f' of {length}' if length else ''}, each item {name_type(arguments[0])}"
     if origin in (typing.Union, types.UnionType):
-        return " or ".join(name_type(each) for each in arguments if not is_tensor(each))
+        names = [name_type(each) for each in arguments if not is_tensor(each)]
+        return " or ".join(sorted(names, key=lambda name: name.startswith("a list")))
     if annotation in (None, type(None)):
         return "null"
     if inspect.isclass(annotation) and not arguments:
@@ -63,7 +72,7 @@ def matches(value: Any, annotation: Any) -> bool:
     if origin in (typing.Union, types.UnionType):
         return any(matches(value, argument) for argument in arguments)
     if origin is Literal:
-        return value in arguments
+        return (type(value), value) in [(type(each), each) for each in arguments]
     if annotation in (None, type(None)):
         return value is None
     if is_tensor(annotation):
@@ -78,12 +87,23 @@ def matches(value: Any, annotation: Any) -> bool:
         return isinstance(value, annotation)
     if origin in (list, tuple, collections.abc.Sequence):
         items = arguments[:1] if len(set(arguments) - {...}) == 1 else ()
-        return isinstance(value, list) and all(matches(v, a) for v in value for a in items)
+        is_as_long = isinstance(value, list) and fixed_length(annotation) in (None, len(value))
+        return is_as_long and all(matches(v, a) for v in value for a in items)
     if origin in (dict, collections.abc.Mapping):
         return isinstance(value, dict) and all(matches(v, arguments[1]) for v in value.values())
     if origin is collections.abc.Callable:
         return isinstance(value, dict)
-    return True
+    return not is_part(annotation)
+
+
+def fixed_length(annotation: Any) -> int | None:
+    """The number of items of a ``tuple[int, int]``; None for a list of any length.
+
+    Libraries write ``tuple[int]`` for any length, too.
+    """
+    arguments = typing.get_args(annotation)
+    is_fixed = typing.get_origin(annotation) is tuple and len(arguments) > 1
+    return len(arguments) if is_fixed and ... not in arguments else None
 
 
 def bounds_of(annotation: Any) -> list[tuple[str, float]]:
@@ -107,6 +127,11 @@ def name_bounds(bounds: Sequence[tuple[str, float]]) -> str:
 def is_tensor(annotation: Any) -> bool:
     """Whether an annotation is torch's tensor, which no YAML can write."""
     return getattr(annotation, "__module__", "") == "torch" and annotation.__name__ == "Tensor"
+
+
+def is_part(annotation: Any) -> bool:
+    """Whether an annotation is a class of ours, which only a node with a ``_target_`` makes."""
+    return inspect.isclass(annotation) and annotation.__module__.startswith("research.")
 
 
 def is_whole_float(value: Any) -> bool:

@@ -14,15 +14,27 @@ from omegaconf.errors import OmegaConfBaseException
 
 from research.annotations import check_type, type_hints
 from research.errors import UserError, did_you_mean, is_deliberate
+from research.ranges import Seed
 from research.trust import join_keys, locate, trusted_modules
 
 SPECIAL_KEYS = {"_target_", "_partial_", "_args_", "_convert_", "_recursive_"}
+
+MOVED = {
+    "alg.precision": "trainer.precision",
+    "alg.accumulate": "trainer.accumulate",
+    "alg.ema_decay": "trainer.ema_decay",
+    "alg.compile": "trainer.execution=compile",
+    "trainer.collector.warmup_steps": "trainer.pace.warmup_steps",
+    "trainer.collector.updates_per_step": "trainer.pace.updates_per_step",
+    "trainer.collector.steps_per_update": "trainer.pace.steps_per_update",
+}
+"""Keys of earlier versions, and what has their effect now."""
 
 
 class RunConfig(TypedDict):
     """The top level of a config: the run-wide keys, and one node per part."""
 
-    seed: int
+    seed: Seed
     device: str
     name: str
     resume: Literal["auto", "must", "never", "override"]
@@ -50,13 +62,11 @@ def check(cfg: DictConfig) -> None:
     check_experiment()
     check_alg_env()
     root = to_plain(cfg)
-    check_keys(root, set(typing.get_type_hints(RunConfig)), path="")
-    for key, annotation in typing.get_type_hints(RunConfig).items():
+    check_keys(root, set(RunConfig.__annotations__), path="")
+    for key, annotation in typing.get_type_hints(RunConfig, include_extras=True).items():
         if key not in root:
             raise UserError(f"{key} is missing from the config")
         check_type(root[key], annotation, key)
-    if not 0 <= root["seed"] < 2**63:
-        raise UserError(f"seed must be an integer from 0 to 2**63 - 1, got {root['seed']}")
     check_init(root)
     check_node(root, "", trusted_modules(cfg))
 
@@ -253,9 +263,16 @@ def check_keys(given: Mapping[str, Any], known: set[str], path: str) -> None:
             allowed = ", ".join(sorted(known))
             guess = did_you_mean(key, known)
             full = join_keys(path, key)
+            if line := explain_move(full):
+                raise UserError(line)
             raise UserError(
                 f"{full} is not a known key; allowed: {allowed}{guess}{how_to_drop(full)}"
             )
+
+
+def explain_move(key: str) -> str | None:
+    """One line for a key of earlier versions; None for another."""
+    return f"{key} is not a known key any more; use {MOVED[key]}" if key in MOVED else None
 
 
 def how_to_drop(key: str) -> str:

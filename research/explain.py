@@ -16,6 +16,7 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from research.config import explain_move
 from research.errors import (
     PREEMPTED,
     Preempted,
@@ -50,7 +51,7 @@ def one_line(error: BaseException) -> str | None:
         if isinstance(cause, OSError) and (line := explain_file(cause)):
             return line
     if match := COULD_NOT.match(str(error)):
-        return explain_override(match[1])
+        return explain_move(match[1]) or explain_override(match[1])
     if isinstance(error, (HydraException, OmegaConfBaseException)):
         cause = f": {str(error.__cause__).partition(chr(10))[0]}" if error.__cause__ else ""
         return " ".join(f"{error}{cause}".split())

@@ -13,5 +13,7 @@ PositiveFloat: TypeAlias = Annotated[float, Gt(0)]
 NonNegativeFloat: TypeAlias = Annotated[float, Ge(0)]
 Fraction: TypeAlias = Annotated[float, Interval(ge=0, le=1)]
 PositiveFraction: TypeAlias = Annotated[float, Interval(gt=0, le=1)]
-Decay: TypeAlias = Annotated[float, Interval(gt=0, lt=1)]
+OpenFraction: TypeAlias = Annotated[float, Interval(gt=0, lt=1)]
+Decay: TypeAlias = OpenFraction
+Seed: TypeAlias = Annotated[int, Interval(ge=0, le=2**63 - 1)]
 FractionBelowOne: TypeAlias = Annotated[float, Interval(ge=0, lt=1)]

@@ -70,7 +70,7 @@ def choice(alg: str, group: str) -> str:
 
 def collects(cfg: DictConfig) -> bool:
     """Whether a trainer fills its dataset from an environment."""
-    return cfg.trainer.collector is not None
+    return cfg.trainer.pace is not None
 
 
 def small(alg: str, folder: Path, *, batch_size: int, capacity: int) -> list[str]:

@@ -15,11 +15,13 @@ from typing import Any, NamedTuple
 import gymnasium
 import numpy as np
 import pytest
+import torch
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.spaces import Box
 from hydra.core.global_hydra import GlobalHydra
 
 import train
+from research.algs.base import Loss
 from research.hydra_versions import IS_1_3
 from tests.commands import train as start_train
 from tests.conftest import write_examples
@@ -29,7 +31,7 @@ SMALL = [
     "network.hidden_dims=[16]",
     "dataset.capacity=1000",
     "dataset.batch_size=8",
-    "trainer.collector.warmup_steps=20",
+    "trainer.pace.warmup_steps=20",
     "trainer.log_every=20",
     "trainer.evaluation.every=30",
     "trainer.checkpoints.every=40",
@@ -168,6 +170,18 @@ def test_another_config_is_refused_with_the_difference(cli: Cli, tmp_path: Path)
         (["alg.ltau=3"], ["alg.ltau", "did you mean 'tau'?"]),
         (["+alg.ltau=3"], ["alg.ltau", "did you mean 'tau'?"]),
         (["alg=drqv2", "env=pendulum"], ["env.pixels is not a known key", "; '~env.pixels' takes"]),
+        *(
+            ([f"{sign}{old}"], [f"{old.partition('=')[0]} is not a known key any more; use {new}"])
+            for sign in ("", "+")
+            for old, new in (
+                ("alg.precision=bf16", "trainer.precision"),
+                ("alg.compile=true", "trainer.execution=compile"),
+                ("trainer.collector.warmup_steps=9", "trainer.pace.warmup_steps"),
+            )
+        ),
+        (["trainer.collector=null"], ["trainer: collector is null", "use trainer.pace=null"]),
+        (["trainer.pace=on_policy"], ["trainer.pace must be a node with a _target_ or null, got"]),
+        (["trainer.pace.warmup_steps=40"], ["=40 lies within the warm-up of trainer.pace.warm"]),
         (["alg.tua=1", "+alg.tuu=1"], ["alg.tua is not", "did you mean 'tau'?"]),
         (["~alg.tau"], ["alg.tau is missing"]),
         (["experiment=sac_dmc", "alg=td3"], ["experiment=sac_dmc is for alg=sac, got alg=td3"]),
@@ -194,7 +208,7 @@ def test_another_config_is_refused_with_the_difference(cli: Cli, tmp_path: Path)
         (["env=cartpole_gym"], ["network: actions must be continuous", "Discrete(2)"]),
         (["env=cheetah", "env.flatten_obs=false"], ["network:", "env.flatten_obs=true"]),
         (["alg.optim._target_=os.system"], ["alg.optim._target_", "trusted"]),
-        (["env.num_envs=3", "trainer.total_steps=20"], ["total_steps", "env.num_envs=3"]),
+        (["env.num_envs=3", "trainer.total_steps=40"], ["total_steps", "env.num_envs=3"]),
         (["dataset.capacity=1000000000"], ["dataset.capacity"]),
         (
             ["env=none", "env.observation_space.shape=[3]", "env.action_space.shape=[1]"],
@@ -238,7 +252,7 @@ def test_bad_input_ends_in_one_line(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["dataset.batch_size=0"], ["dataset: batch_size must be at least 1, got 0"]),
+        (["dataset.batch_size=0"], ["dataset.batch_size must be an integer of at least 1, got 0"]),
         (["dataset.num_classes=5"], ["example 5 of digits has label 5; allowed are 0 to 4"]),
         (
             ["trainer.total_epochs=0"],
@@ -261,7 +275,11 @@ def test_bad_input_ends_in_one_line(
         ),
         (
             ["alg.label_smooth=1", "trainer.collectr=1"],
-            ["alg.label_smooth is not", "allowed are accum", "did you mean 'label_smoothing'?"],
+            [
+                "alg.label_smooth is not",
+                "allowed are class_weights",
+                "did you mean 'label_smoothing'?",
+            ],
         ),
         (
             [
@@ -351,7 +369,7 @@ def test_a_programming_error_shows_its_traceback(
     def broken(*_: object, **__: object) -> None:
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr("research.algs.td3.TD3.update", broken)
+    monkeypatch.setattr("research.algs.td3.TD3.critic_loss", broken)
     outcome = cli("trainer.total_steps=40", f"hydra.run.dir={tmp_path}")
     assert outcome.status == 1
     assert "Traceback" in outcome.err
@@ -399,11 +417,12 @@ def test_a_part_that_ends_the_program_has_failed_the_run(
 def test_a_metric_that_is_no_tensor_is_named(
     cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("research.algs.td3.TD3.update", lambda *_, **__: {"loss": 1.5})
+    loss = Loss(torch.zeros(()), {"q": 1.5})  # type: ignore[dict-item]
+    monkeypatch.setattr("research.algs.td3.TD3.critic_loss", lambda *_: loss)
     outcome = cli("trainer.total_steps=40", f"hydra.run.dir={tmp_path}")
     assert outcome.status == 1
     (line,) = outcome.err.splitlines()
-    assert "train/loss must be a detached tensor without dimensions, got 1.5 of type float" in line
+    assert "train/q must be a detached tensor without dimensions, got 1.5 of type float" in line
 
 
 def unpack() -> gymnasium.Env:
@@ -468,7 +487,7 @@ def test_a_full_disk_is_one_line_and_damages_nothing(cli: Cli, tmp_path: Path) -
             "dataset.capacity=20000",
             "network.hidden_dims=[64,64]",
             "trainer.total_steps=20000",
-            "trainer.collector.warmup_steps=19990",
+            "trainer.pace.warmup_steps=19990",
             "trainer.checkpoints.every=500",
         )
         assert outcome.status == 1

@@ -2,10 +2,9 @@
 
 import functools
 import importlib
-import re
 import sys
 import typing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +19,14 @@ from research.trust import INSTALLATION, TRUSTED_MODULES, locate
 from tests.conftest import options
 
 HERE = __name__
+NEEDED = {"rollout": ["trainer/pace=on_policy"]}
+"""Overrides that a choice needs beside it."""
+
+UNBOUNDED = {
+    *("alg.class_weights", "alg.target_entropy", "alg.top_k", "env.camera_id"),
+    *("network.log_std_bounds", "processor.mean", "processor.processors[2].mean"),
+}
+"""Numbers that may be any, or are checked against the data or a model."""
 PARTS = ("alg", "network", "dataset", "processor", "trainer", "logger")
 
 
@@ -149,7 +156,8 @@ def test_trusted_modules_open_the_door_for_what_they_name() -> None:
 def test_every_yaml_binds_to_its_target(
     group: str, choice: str, load: Callable[..., DictConfig]
 ) -> None:
-    cfg = load(f"{group}={choice}")
+    needed = NEEDED.get(choice, [])
+    cfg = load(f"{group}={choice}", *needed)
     packages = {name.partition(".")[0] for name in targets(to_plain(cfg[group]))}
     optional = sorted(packages & set(INSTALLATION))
     for name in optional:
@@ -157,7 +165,7 @@ def test_every_yaml_binds_to_its_target(
             importlib.import_module(name)
         except Exception as error:  # made for another torch, torchvision fails in many ways
             pytest.skip(f"{group}={choice} needs {name}: {error}")
-    check(load(f"{group}={choice}", f"trusted_modules=[{','.join(optional)}]"))
+    check(load(f"{group}={choice}", *needed, f"trusted_modules=[{','.join(optional)}]"))
 
 
 def targets(node: Any) -> Iterator[str]:
@@ -221,7 +229,7 @@ def test_a_part_of_another_kind_is_refused(monkeypatch: pytest.MonkeyPatch) -> N
 def test_what_has_no_target_is_checked_too(load: Callable[..., DictConfig]) -> None:
     with pytest.raises(UserError, match=r"sed is not a known key.*did you mean 'seed'"):
         check(load("+sed=1"))
-    with pytest.raises(UserError, match="seed must be an integer, got 'one'"):
+    with pytest.raises(UserError, match=r"seed must be an integer in .*, got 'one'"):
         check(load("seed=one"))
     with pytest.raises(UserError, match=r"resume must be one of auto, must, never"):
         check(load("resume=maybe"))
@@ -231,9 +239,13 @@ def test_what_has_no_target_is_checked_too(load: Callable[..., DictConfig]) -> N
     ("override", "line"),
     [
         ("alg.optim.lr=1e-3x", "alg.optim.lr must be a number, got '1e-3x'"),
-        ("+alg.optim.betas=[0.9,x]", "alg.optim.betas must be a list, each item a number, got "),
-        (f"seed={10**23}", f"seed must be an integer from 0 to 2**63 - 1, got {10**23}"),
-        ("seed=-1", "seed must be an integer from 0 to 2**63 - 1, got -1"),
+        (
+            "+alg.optim.betas=[0.9,x]",
+            "alg.optim.betas must be a list of 2, each item a number, got ",
+        ),
+        ("+alg.optim.betas=[0.9]", "alg.optim.betas must be a list of 2, each item a number, got "),
+        (f"seed={10**23}", f"seed must be an integer in [0, {2**63 - 1}], got {10**23}"),
+        ("seed=-1", f"seed must be an integer in [0, {2**63 - 1}], got -1"),
     ],
 )
 def test_numbers_are_refused_with_their_key_value_and_what_is_allowed(
@@ -275,30 +287,90 @@ def test_alg_brings_companions_and_the_command_line_wins(load: Callable[..., Dic
     assert isinstance(optimizer, torch.optim.Adam)
 
 
-def beyond(value: Any, path: str) -> Iterator[tuple[str, float]]:
-    """A number beyond every bound of a node's numbers and of those within it, by its key."""
-    for key, inner in value.items() if isinstance(value, dict) else ():
-        yield from beyond(inner, f"{path}.{key}")
-    if isinstance(value, dict) and "_target_" in value:
-        hints = type_hints(locate(value["_target_"], path, TRUSTED_MODULES))
-        for name in sorted(hints.keys() & value.keys()):
-            for part in (hints[name], *typing.get_args(hints[name])):
-                for op, bound in bounds_of(part):
-                    yield f"{path}.{name}", bound + {"gt": 0, "ge": -1, "lt": 0, "le": 1}[op]
-
-
-@pytest.mark.parametrize("alg", options("alg"))
-def test_a_number_beyond_a_bound_is_refused_with_its_whole_key(
-    load: Callable[..., DictConfig], alg: str
+@pytest.mark.parametrize(
+    ("overrides", "pace"),
+    [
+        ([], "OffPolicy"),
+        (["trainer/pace=on_policy"], "OnPolicy"),
+        (["trainer=offline"], None),
+        (["trainer=offline", "trainer/pace=on_policy"], "OnPolicy"),
+    ],
+)
+def test_a_trainer_has_the_pace_that_was_chosen(
+    load: Callable[..., DictConfig], overrides: list[str], pace: str | None
 ) -> None:
-    cfg = load(f"alg={alg}", "seed=0")
-    cases = [case for part in PARTS for case in beyond(to_plain(cfg[part]), part)]
-    assert any(key.startswith("alg.") for key, _ in cases)
-    for key, number in cases:
-        wrong = cfg.copy()
-        OmegaConf.update(wrong, key, number)
-        with pytest.raises(UserError, match=rf"^{re.escape(key)} must be an? .*, got {number}$"):
-            check(wrong)
+    node = load("alg=td3", *overrides).trainer.pace
+    assert (node and node._target_.rpartition(".")[2]) == pace
+
+
+def test_numbers_of_a_pace_are_no_pace(load: Callable[..., DictConfig]) -> None:
+    cfg = load("alg=drqv2", "env=cartpole", "trainer=offline")
+    with pytest.raises(UserError, match=r"^trainer\.pace must be a node with a _target_ or null"):
+        check(cfg)
+
+
+def annotated(value: Any, path: str) -> Iterator[tuple[str, Any]]:
+    """The annotation of every parameter of ours in a plain node, by its key."""
+    for key, inner in value.items() if isinstance(value, dict) else ():
+        yield from annotated(inner, f"{path}.{key}")
+    for index, inner in enumerate(value if isinstance(value, list) else ()):
+        yield from annotated(inner, f"{path}[{index}]")
+    if isinstance(value, dict) and str(value.get("_target_")).startswith("research."):
+        hints = type_hints(locate(value["_target_"], path, TRUSTED_MODULES))
+        yield from ((f"{path}.{name}", hints[name]) for name in hints.keys() & value.keys())
+
+
+def beyond(annotation: Any) -> Iterator[Any]:
+    """A value beyond every bound of an annotation; of a list's, beyond that of its last item."""
+    for op, bound in bounds_of(annotation):
+        yield bound + {"gt": 0, "ge": -1, "lt": 0, "le": 1}[op]
+    origin = typing.get_origin(annotation)
+    is_list, is_mapping = origin in (Sequence, tuple), origin is Mapping
+    for part in typing.get_args(annotation):
+        for wrong in beyond(part):
+            yield [1, wrong] if is_list else {"name": wrong} if is_mapping else wrong
+
+
+def is_unbounded(annotation: Any) -> bool:
+    """Whether any number in an annotation has no bounds."""
+    if typing.get_origin(annotation) is typing.Annotated:
+        return False
+    return annotation in (int, float) or any(map(is_unbounded, typing.get_args(annotation)))
+
+
+@pytest.mark.parametrize(
+    "group",
+    [
+        "alg",
+        "dataset",
+        "env",
+        "network",
+        "processor",
+        "trainer",
+        "trainer/pace",
+        "trainer/schedule",
+    ],
+)
+def test_a_number_beyond_a_bound_is_refused_with_its_whole_key(
+    load: Callable[..., DictConfig], group: str
+) -> None:
+    part, cases = group.partition("/")[0], []
+    for choice in options(group):
+        cfg = load(f"{group}={choice}", *NEEDED.get(choice, []))
+        for key in OmegaConf.missing_keys(cfg):
+            OmegaConf.update(cfg, key, "given")
+        for key, annotation in annotated(to_plain(cfg[part]), part):
+            assert not is_unbounded(annotation) or key in UNBOUNDED
+            cases += [(cfg, key, wrong) for wrong in beyond(annotation)]
+    assert cases
+    for cfg, key, wrong in cases:
+        changed = cfg.copy()
+        OmegaConf.update(changed, key, wrong)
+        with pytest.raises(UserError) as refusal:
+            check(changed)
+        line = str(refusal.value)
+        assert line.startswith(f"{key} must be ")
+        assert line.endswith(f", got {wrong}")
 
 
 @pytest.mark.parametrize(
@@ -311,6 +383,11 @@ def test_a_number_beyond_a_bound_is_refused_with_its_whole_key(
         ("alg.actor_every=2.0", "must be an integer of at least 1, got 2.0; write 2"),
         ("alg.actor_every=0.0", "must be an integer of at least 1, got 0.0"),
         ("alg.actor_every=null", "must be an integer of at least 1, got None"),
+        (
+            "network.hidden_dims=[8,0]",
+            "network.hidden_dims must be a list, each item an integer of at least 1, got [8, 0]",
+        ),
+        ("env.max_episode_steps=0", "must be an integer of at least 1 or null, got 0"),
     ],
 )
 def test_a_bound_is_told_in_words(

@@ -20,8 +20,8 @@ from tests.test_app import ROOT, SMALL
         ("| head -1", b""),
         ("2>&1 | head -1", b""),
         (
-            "network.hidden_dims=[0] 2>&1 >&- | cat >&2",
-            b"train.py: network: hidden_dims must be positive, got [0]\n",
+            "alg=sac network.log_std_bounds=[2,-5] 2>&1 >&- | cat >&2",
+            b"train.py: network: log_std_bounds must rise, got [2, -5]\n",
         ),
     ],
 )

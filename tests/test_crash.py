@@ -80,7 +80,7 @@ def test_the_next_start_of_a_run_says_how_the_last_one_died(tmp_path: Path) -> N
     folder, module = tmp_path / "run", tmp_path / "crashing.py"
     module.write_text(CRASHING)
     overrides = ["alg=td3", "env=gymnasium", "env.id=crashing:Crash-v0", "trainer.total_steps=40"]
-    overrides += ["trainer.collector.warmup_steps=10", "network.hidden_dims=[16]"]
+    overrides += ["trainer.pace.warmup_steps=10", "network.hidden_dims=[16]"]
     overrides += ["dataset.capacity=100", "trainer.evaluation.episodes=1"]
     exits = []
     for _ in range(2):

@@ -2,6 +2,8 @@
 
 import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from research.config import check
 from research.explain import first_value, is_override
 from research.hydra_versions import VERSION_BASE
 from tests.conftest import CONF
+from tests.training.toys import rows
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -52,6 +55,28 @@ def test_a_link_leads_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
         if "://" not in target:
             assert (page.parent / target).exists() or (page.resolve().parent / target).exists()
+
+
+def test_the_example_of_an_algorithm_trains(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (ROOT / "docs" / "your-own.md").read_text()
+    (code,) = re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    config = re.findall(r"^```yaml\n(.*?)^```", page, re.DOTALL | re.MULTILINE)[0]
+    (tmp_path / "conf" / "alg").mkdir(parents=True)
+    (tmp_path / "conf" / "alg" / "ddpg.yaml").write_text(config.replace("research.algs.", ""))
+    (tmp_path / "ddpg.py").write_text(code)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    small = ("dataset.capacity=1000", "dataset.batch_size=8", "network.hidden_dims=[8]")
+    command = [
+        *(sys.executable, ROOT / "train.py", "--config-dir", tmp_path / "conf", "alg=ddpg"),
+        *("env=pendulum", "trainer.total_steps=60", "trainer.log_every=60", *small),
+        *("trusted_modules=[ddpg]", f"hydra.run.dir={tmp_path / 'run'}"),
+    ]
+    subprocess.run(command, check=True, cwd=tmp_path)
+    (row,) = rows(tmp_path / "run" / "train.csv")
+    assert {"critic_loss", "actor_loss", "q"} < row.keys()
+    assert row["updates"] == 57
 
 
 @pytest.mark.parametrize("module", ["research.doctor", "research.sweep"])

@@ -34,13 +34,13 @@ RUN = ("trainer.total_steps=100", "env.action_repeat=5")
 """A pendulum's run, with episodes of 40 steps."""
 
 
-def stop_at(step: int, folder: Path, overrides: tuple[str, ...]) -> None:
+def stop_at(number: int, folder: Path, overrides: tuple[str, ...]) -> None:
     """Run the command, which is told to end while it makes the update of a step."""
     learn = Trainer.learn
 
-    def learn_and_be_told(self: Trainer) -> None:
-        learn(self)
-        if self.step + self.step_size == step:
+    def learn_and_be_told(self: Trainer, step: int) -> None:
+        learn(self, step)
+        if step == number:
             signal.raise_signal(signal.SIGTERM)
 
     Trainer.learn = learn_and_be_told
@@ -125,14 +125,14 @@ def only_line(err: str) -> str:
 
 
 def at_step(
-    monkeypatch: pytest.MonkeyPatch, step: int, happen: Callable[[Trainer], object]
+    monkeypatch: pytest.MonkeyPatch, number: int, happen: Callable[[Trainer], object]
 ) -> None:
     """Let something happen while the update of a step is made, once."""
     learn = Trainer.learn
 
-    def learn_and_happen(trainer: Trainer) -> None:
-        learn(trainer)
-        if trainer.step + trainer.step_size == step:
+    def learn_and_happen(trainer: Trainer, step: int) -> None:
+        learn(trainer, step)
+        if step == number:
             monkeypatch.setattr(Trainer, "learn", learn)
             happen(trainer)
 
@@ -368,7 +368,7 @@ def test_a_difference_that_is_accepted_takes_effect_and_is_recorded(
     assert "alg.optim.lr: 0.001 -> 0.01" in attempt["changes"]
     assert "lr: 0.01\n" in (run_dir / ".hydra" / "config.yaml").read_text()
     state = load_checkpoint(run_dir / "checkpoints" / "last").state
-    (group,) = state["learner"]["optimizers"]["critic_optim"]["param_groups"]
+    (group,) = state["learner"]["descents"]["critic"]["optimizer"]["param_groups"]
     assert group["lr"] == 0.01
     for new, old in zip(rows(run_dir / "train.csv"), whole["train"], strict=True):
         assert (new == old) == (int(old["step"]) <= 70)

@@ -29,7 +29,7 @@ def lengths(num_steps: int) -> list[str]:
     """Overrides by which a short run does all that a long one does, again and again."""
     return [
         f"trainer.total_steps={num_steps}",
-        f"trainer.collector.warmup_steps={num_steps // 6}",
+        f"trainer.pace.warmup_steps={num_steps // 6}",
         f"trainer.log_every={num_steps // 24}",
         f"trainer.checkpoints.every={num_steps // 8}",
         f"trainer.evaluation.every={num_steps // 2}",
@@ -202,7 +202,7 @@ EXAMPLES = [
     (
         *("classification", "network=mlp", "network.hidden_dims=[32]"),
         *("processor=augment", "trainer/schedule=cosine", "dataset.batch_size=30"),
-        *("alg.ema_decay=0.99", "alg.accumulate=3", "alg.mixup_alpha=0.2"),
+        *("trainer.ema_decay=0.99", "trainer.accumulate=3", "alg.mixup_alpha=0.2"),
     ),
     (
         *("classification", "network=cnn", "network.channels=[8,16]"),

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 MAY_IMPORT = {
     "networks": set(),
     "envs": set(),
-    "processors": set(),
+    "processors": {"parallel"},
     "machine": set(),
     "parallel": {"machine"},
     "launchers": {"machine", "parallel"},
@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "training": {"algs", "datasets", "processors", "parallel", "machine"},
 }
 SHARED = {
-    *("batches", "console", "crash", "differences", "errors", "files"),
+    *("annotations", "batches", "console", "crash", "differences", "errors", "files"),
     *("hydra_versions", "load_order", "process", "ranges", "signals", "status"),
 }
 MAY_IMPORT_HYDRA = {

@@ -14,7 +14,7 @@ SMALL = (
     *("env=cartpole", "env.action_repeat=50", "env.pixel_size=24", "network.hidden_dims=[16]"),
     *("dataset.capacity=100", "dataset.batch_size=4"),
     *(
-        "trainer.collector.warmup_steps=20",
+        "trainer.pace.warmup_steps=20",
         "trainer.total_steps=24",
         "trainer.evaluation.episodes=1",
     ),

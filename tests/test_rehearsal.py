@@ -38,7 +38,10 @@ def test_every_algorithm_can_be_rehearsed_and_leaves_nothing(
     ("overrides", "reason"),
     [
         (["trainer.score.metric=train/q"], "trainer: score.metric must be one of the"),
-        (["trainer.total_steps=9000"], "trainer: total_steps=9000 leaves nothing"),
+        (
+            ["trainer.total_steps=9", "trainer.pace.warmup_steps=9"],
+            "trainer: trainer.total_steps=9 lies within the warm-up",
+        ),
         (["env=gymnasium", "env.id=Pendulum-v7"], "env: 'Pendulum-v7' cannot be made"),
         (["init_from=away"], "init_from=away does not exist"),
     ],
@@ -83,8 +86,8 @@ def test_on_other_machines_data_may_be_there_and_all_else_is_judged(
     arrays = ("alg=regression", "network=mlp", "dataset=arrays")
     with rehearsing(task, elsewhere=True) as rehearsal:
         rehearsal(load(*arrays, f"dataset.path={tmp_path / 'away.npz'}"), tmp_path)
-        with pytest.raises(UserError, match=r"^network: hidden_dims must be positive, got \[0\]$"):
-            rehearsal(load("network.hidden_dims=[0]"), tmp_path)
+        with pytest.raises(UserError, match=r"^network: log_std_bounds must rise, got \[2, -5\]$"):
+            rehearsal(load("alg=sac", "network.log_std_bounds=[2,-5]"), tmp_path)
     with (
         rehearsing(task, elsewhere=False) as rehearsal,
         pytest.raises(UserError, match=r"away\.npz is not there"),

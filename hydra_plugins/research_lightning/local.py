@@ -10,6 +10,8 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
+from research.ranges import NonNegativeFloat, NonNegativeInt, PositiveInt
+
 
 @dataclass
 class LocalConf:
@@ -35,15 +37,15 @@ class LocalConf:
 
     _target_: str = "hydra_plugins.research_lightning.local.LocalLauncher"
     gpus: Any = "auto"
-    gpus_per_job: int = 1
-    jobs_per_gpu: int = 1
+    gpus_per_job: PositiveInt = 1
+    jobs_per_gpu: PositiveInt = 1
     cpus: Any = "auto"
-    cpus_per_job: int | None = None
-    max_jobs: int | None = None
-    stagger_s: float = 0.2
-    retries: int = 0
+    cpus_per_job: PositiveInt | None = None
+    max_jobs: PositiveInt | None = None
+    stagger_s: NonNegativeFloat = 0.2
+    retries: NonNegativeInt = 0
     fail_fast: bool = False
-    timeout_s: float | None = None
+    timeout_s: NonNegativeFloat | None = None
     mps: bool = False
 
 
@@ -61,9 +63,11 @@ class LocalLauncher(Launcher):
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
-        """Store the program that ``launch`` runs."""
+        """Check the options, and store the program that ``launch`` runs."""
+        from research.annotations import check_numbers
         from research.launchers.plan.batch import Program
 
+        check_numbers(self.options, "hydra.launcher")
         self.program = Program(config, hydra_context, task_function)
 
     def launch(

@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from research.errors import UserError
 from research.hydra_versions import REPLACE
+from research.ranges import Fraction, PositiveInt
 from research.status import sole_process
 
 
@@ -41,9 +42,9 @@ class OptunaConf:
     defaults: list[Any] = field(default_factory=lambda: ["_self_", {"optional sampler": "tpe"}])
     sampler: Any = None
     direction: str = "${oc.select:trainer.score.mode,minimize}"
-    n_trials: int = 20
-    n_jobs: int | None = None
-    max_failure_rate: float = 1.0
+    n_trials: PositiveInt = 20
+    n_jobs: PositiveInt | None = None
+    max_failure_rate: Fraction = 1.0
     params: dict[str, str] | None = None
 
 

@@ -11,6 +11,8 @@ from hydra.types import HydraContext, TaskFunction
 from hydra_plugins.hydra_submitit_launcher.config import SlurmQueueConf
 from omegaconf import DictConfig
 
+from research.ranges import NonNegativeInt, PositiveInt
+
 
 @dataclass
 class SlurmConf(SlurmQueueConf):
@@ -28,11 +30,11 @@ class SlurmConf(SlurmQueueConf):
     """
 
     _target_: str = "hydra_plugins.research_lightning.slurm.SlurmLauncher"
-    jobs_per_allocation: int = 1
+    jobs_per_allocation: PositiveInt = 1
     remainder: str = "spread"
     snapshot: bool = False
     wait: bool = True
-    max_requeues: int = 10
+    max_requeues: NonNegativeInt = 10
 
 
 ConfigStore.instance().store(
@@ -49,9 +51,11 @@ class SlurmLauncher(Launcher):
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
-        """Store the program that ``launch`` runs."""
+        """Check the options, and store the program that ``launch`` runs."""
+        from research.annotations import check_numbers
         from research.launchers.plan.batch import Program
 
+        check_numbers(self.options, "hydra.launcher")
         self.program = Program(config, hydra_context, task_function)
 
     def launch(

@@ -144,7 +144,7 @@ class Algorithm(nn.Module, ABC):
         Args:
             obs: (B, O), as the processor returns them, on the device.
             memory: ``initial_memory`` where an episode begins, else what the last call returned.
-            info: infos (B, ...) that came with ``obs``; those in ``trainer.collector.infos``.
+            info: infos (B, ...) that came with ``obs``; those in ``trainer.infos``.
             step: as for ``act``.
             explore: as for ``act``.
 

@@ -60,6 +60,8 @@ class Supervised(Algorithm):
     def loss(self, batch: Example, noise: Any) -> Loss:
         """The loss of the network's outputs, and their other metrics."""
         output = self.network(batch.obs)
+        # the square of an output may overflow fp16
+        output = output.to(torch.promote_types(output.dtype, torch.float32))
         loss = self.compute_loss(output, batch)
         with torch.no_grad():
             return Loss(loss, self.compute_metrics(output, batch))

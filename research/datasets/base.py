@@ -71,7 +71,7 @@ class OnlineDataset(Dataset[Transition], Protocol):
         ...
 
     def add(self, step: Step) -> None:
-        """Store one step of the environments, each of which has a running episode."""
+        """Store one step of the environments, of which every active one has a running episode."""
         ...
 
     def end_open_episodes(self, mask: np.ndarray) -> None:
@@ -101,16 +101,19 @@ class RolloutDataset(OnlineDataset, Protocol):
 
 @runtime_checkable
 class ExtensibleDataset(Protocol):
-    """A dataset that stores more of a step than the environments' five values."""
+    """An online dataset that stores more of a step than every environment has."""
 
     def hold(
         self, extras: Mapping[str, tuple[int, ...]], info: Mapping[str, tuple[int, ...]]
     ) -> None:
-        """Store these values with every step, of the given shapes; before the first step.
+        """Store values besides, float32, from the first step on; called once, before that.
 
         Args:
-            extras: of ``Step.extras``.
-            info: of ``Step.next_info`` and of ``start_episodes``.
+            extras: the shape of each value that every ``Step.extras`` brings, by name.
+            info: the same for ``Step.next_info``, and for ``info`` of ``start_episodes``.
+
+        Raises:
+            ValueError: there are steps already, or they do not fit in memory.
 
         """
         ...

@@ -10,10 +10,11 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
-from research.envs.pixels import Pixels
+from research.envs.pixels import Pixels, PixelSize
 from research.envs.rendering import find_renderer, import_suite
-from research.envs.vector import Vector, require_limit, vectorize
+from research.envs.vector import Vector, vectorize
 from research.errors import UserError, did_you_mean
+from research.ranges import PositiveInt
 
 UNBOUNDED = 1e10
 """MuJoCo treats a bound of this size or larger as no bound (mjMAXVAL)."""
@@ -258,17 +259,17 @@ def make_dm_control(
     *,
     domain: str,
     task: str,
-    num_envs: int,
+    num_envs: PositiveInt,
     subprocesses: bool,
-    action_repeat: int,
-    max_episode_steps: int | None,
+    action_repeat: PositiveInt,
+    max_episode_steps: PositiveInt | None,
     flatten_obs: bool,
-    height: int,
-    width: int,
+    height: PositiveInt,
+    width: PositiveInt,
     camera_id: int,
     pixels: bool,
-    pixel_size: int,
-    frame_stack: int,
+    pixel_size: PixelSize,
+    frame_stack: PositiveInt,
 ) -> Vector:
     """``num_envs`` copies of a task, with actions in [-1, 1] and float32 observations.
 
@@ -282,7 +283,6 @@ def make_dm_control(
         UserError: ``pixels`` is true, and no rendering library works here.
 
     """
-    require_limit(max_episode_steps)
     if pixels:
         find_renderer()  # here it is one line; from a subprocess it would be a traceback
     make_env: Callable[[], DMControl] = partial(

@@ -12,8 +12,9 @@ from gymnasium.wrappers import TimeLimit
 
 from research.envs.checked import require_seeded_reset
 from research.envs.gymnasium_env import how_to_import, is_of_call
-from research.envs.vector import Vector, require_limit, vectorize
+from research.envs.vector import Vector, vectorize
 from research.errors import UserError, did_you_mean
+from research.ranges import PositiveInt
 
 
 class LegacyGym(gymnasium.Env[Any, Any]):
@@ -121,17 +122,16 @@ def make_legacy_gym(
     *,
     id: str,
     kwargs: Mapping[str, Any],
-    num_envs: int,
+    num_envs: PositiveInt,
     subprocesses: bool,
-    action_repeat: int,
-    max_episode_steps: int | None,
+    action_repeat: PositiveInt,
+    max_episode_steps: PositiveInt | None,
     flatten_obs: bool,
 ) -> Vector:
     """``num_envs`` copies of ``gym.make(id, **kwargs)``, Box actions scaled to [-1, 1].
 
     An episode is truncated after ``max_episode_steps`` frames; None for the registered number.
     """
-    require_limit(max_episode_steps)
     return vectorize(
         partial(make_one, id, {"max_episode_steps": max_episode_steps, **kwargs}),
         num_envs=num_envs,

@@ -1,15 +1,16 @@
 """Frames instead of states, stacked as in DrQ-v2: Yarats et al., 2021, arxiv.org/abs/2107.09645."""
 
-from typing import Any, Protocol, runtime_checkable
+from typing import Annotated, Any, Protocol, TypeAlias, runtime_checkable
 
 import gymnasium
 import numpy as np
+from annotated_types import Interval
 from gymnasium import spaces
 
 from research.envs.resumable import HasState
 
-MAX_SIZE = 480
-"""The height of the buffer that MuJoCo renders into, unless a model asks for more."""
+PixelSize: TypeAlias = Annotated[int, Interval(ge=1, le=480)]
+"""Up to the height of the buffer that MuJoCo renders into, unless a model asks for more."""
 
 
 @runtime_checkable
@@ -32,17 +33,12 @@ class Pixels(gymnasium.Wrapper):
     last frame. Wrappers between this one and the innermost environment must have no state.
 
     Raises:
-        ValueError: ``pixel_size`` or ``frame_stack`` is out of range, or the innermost environment
-            cannot be rendered in any size.
+        ValueError: the innermost environment cannot be rendered in any size.
 
     """
 
     def __init__(self, env: gymnasium.Env, *, pixel_size: int, frame_stack: int) -> None:
         super().__init__(env)
-        if not 1 <= pixel_size <= MAX_SIZE:
-            raise ValueError(f"pixel_size must be from 1 to {MAX_SIZE}, got {pixel_size}")
-        if frame_stack < 1:
-            raise ValueError(f"frame_stack must be at least 1, got {frame_stack}")
         inner = env.unwrapped
         if not isinstance(inner, HasFrames):
             raise ValueError(f"pixels need an environment with frames of any size, got {inner}")

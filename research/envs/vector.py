@@ -47,13 +47,9 @@ def vectorize(
     ``Resumable``. ``wrap`` is put around each environment once it is standardised.
 
     Raises:
-        ValueError: ``num_envs`` or ``action_repeat`` is below 1, or an action has no bound.
+        ValueError: an action has no bound.
 
     """
-    if num_envs < 1:
-        raise ValueError(f"num_envs must be at least 1, got {num_envs}")
-    if action_repeat < 1:
-        raise ValueError(f"action_repeat must be at least 1, got {action_repeat}")
     make = partial(make_standardised, make_env, action_repeat, flatten_obs, wrap)
     if subprocesses:
         # Not fork: torch's threads do not survive it, and a child that uses torch then hangs.
@@ -161,12 +157,6 @@ class Pipe:
     def closed(self) -> bool:
         """Whether it is closed."""
         return self.connection.closed
-
-
-def require_limit(max_episode_steps: int | None) -> None:
-    """Refuse a length that no episode can have."""
-    if max_episode_steps is not None and max_episode_steps < 1:
-        raise ValueError(f"max_episode_steps must be at least 1 or null, got {max_episode_steps}")
 
 
 def make_standardised(

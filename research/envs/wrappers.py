@@ -83,10 +83,15 @@ def rescale_action(env: gymnasium.Env) -> gymnasium.Env:
     box = env.action_space
     if not isinstance(box, spaces.Box):
         return env
+    unit = unit_box(box)
+    return env if box == unit else TransformAction(env, partial(scale_to, box), unit)
+
+
+def unit_box(box: spaces.Box) -> spaces.Box:
+    """The float32 box [-1, 1] in the shape of a box of actions, which must be bounded."""
     if not np.issubdtype(box.dtype, np.floating) or not is_bounded(box):
         raise ValueError(f"actions must be floats with finite bounds, got {box}")
-    unit = spaces.Box(-1.0, 1.0, box.shape, np.float32)
-    return env if box == unit else TransformAction(env, partial(scale_to, box), unit)
+    return spaces.Box(-1.0, 1.0, box.shape, np.float32)
 
 
 def is_bounded(box: spaces.Box) -> bool:

@@ -63,13 +63,9 @@ def slots_for(options: "LocalConf") -> list[Slot]:
     """The slots into which the options divide this machine.
 
     Raises:
-        UserError: an option is out of range, or asks for more than there is.
+        UserError: an option asks for more than there is.
 
     """
-    for name in ("stagger_s", "retries", "timeout_s"):
-        value = getattr(options, name)
-        if value is not None and value < 0:
-            raise UserError(f"hydra.launcher.{name} must not be negative, got {value}")
     cpus, gpus = usable_cpus(plain(options.cpus)), usable_gpus(plain(options.gpus))
     migs = [name for name in gpus or () if name.startswith("MIG-")]
     if options.gpus_per_job > 1 and migs:

@@ -22,6 +22,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from research.annotations import check_numbers
 from research.differences import differences
 from research.errors import UserError
 from research.files import flush_folder, write_whole
@@ -245,14 +246,7 @@ def check(options: "OptunaConf") -> None:
         UserError: one is out of range, or no sampler is chosen.
 
     """
-    for name in ("n_trials", "n_jobs"):
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            raise UserError(f"hydra.sweeper.{name} must be at least 1, got {value}")
-    if not 0 <= options.max_failure_rate <= 1:
-        raise UserError(
-            f"hydra.sweeper.max_failure_rate must be in [0, 1], got {options.max_failure_rate}"
-        )
+    check_numbers(options, "hydra.sweeper")
     if options.direction not in DIRECTIONS:
         raise UserError(
             f"hydra.sweeper.direction must be maximize or minimize, got {options.direction}"

@@ -47,14 +47,10 @@ def make_slots(
         max_jobs: the largest number of slots, or None.
 
     Raises:
-        UserError: a number is below 1, a single job needs more CPUs or GPUs than there are, or jobs
-            that need several GPUs would share them.
+        UserError: a single job needs more CPUs or GPUs than there are, or jobs that need several
+            GPUs would share them.
 
     """
-    check_positive("gpus_per_job", gpus_per_job)
-    check_positive("jobs_per_gpu", jobs_per_gpu)
-    check_positive("cpus_per_job", cpus_per_job)
-    check_positive("max_jobs", max_jobs)
     if not cpus:
         raise UserError("hydra.launcher.cpus must name at least one CPU, got []")
     if (cpus_per_job or 0) > len(cpus):
@@ -84,12 +80,6 @@ def make_slots(
         )
         for number, place in enumerate(places(num_slots, len(names)))
     ]
-
-
-def check_positive(key: str, value: int | None) -> None:
-    """Refuse a launcher's setting below 1; None is allowed."""
-    if value is not None and value < 1:
-        raise UserError(f"hydra.launcher.{key} must be at least 1, got {value}")
 
 
 def gpu_groups(gpus: Sequence[str], size: int) -> list[str]:
@@ -148,10 +138,9 @@ def allocations(num_jobs: int, jobs_per_allocation: int, remainder: str) -> list
             whose sizes then differ by at most one, or in a ``new``, smaller one.
 
     Raises:
-        UserError: the size is below 1, or ``remainder`` is unknown.
+        UserError: ``remainder`` is unknown.
 
     """
-    check_positive("jobs_per_allocation", jobs_per_allocation)
     if remainder not in get_args(Remainder):
         hint = did_you_mean(remainder, get_args(Remainder))
         raise UserError(f"hydra.launcher.remainder must be spread or new, got '{remainder}'{hint}")

@@ -8,15 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from research.networks.mlp import MLP, Activation, EnsembleMLP, Init, Layers
+from research.ranges import PositiveInt
 
 
 class Critics(nn.Module):
-    """N action-value functions on flat observations.
-
-    Raises:
-        ValueError: ``num_critics`` is below 1.
-
-    """
+    """N action-value functions on flat observations."""
 
     def __init__(
         self,
@@ -26,8 +22,6 @@ class Critics(nn.Module):
         layers: Layers,
     ) -> None:
         super().__init__()
-        if num_critics < 1:
-            raise ValueError(f"num_critics must be at least 1, got {num_critics}")
         self.ensemble = EnsembleMLP(num_critics, obs_dim + action_dim, 1, layers)
 
     def forward(self, obs: Tensor, action: Tensor) -> Tensor:
@@ -46,13 +40,13 @@ class ActorCritic(nn.Module):
         observation_space: a flat Box of floats, (O,).
         action_space: a Box in [-1, 1], (A,).
         hidden_dims: widths of the hidden layers of actor and critics.
-        num_critics: members of the critic ensemble, at least 1.
+        num_critics: members of the critic ensemble.
         activation: makes the activation after each hidden layer.
         layer_norm: whether hidden layers are normalised before their activation.
         init: fills the weight matrices; None for torch's own initialisation.
 
     Raises:
-        ValueError: for spaces that it cannot take, or a number outside its range.
+        ValueError: for spaces that it cannot take.
 
     """
 
@@ -61,8 +55,8 @@ class ActorCritic(nn.Module):
         observation_space: gymnasium.Space,
         action_space: gymnasium.Space,
         *,
-        hidden_dims: Sequence[int],
-        num_critics: int,
+        hidden_dims: Sequence[PositiveInt],
+        num_critics: PositiveInt,
         activation: Activation,
         layer_norm: bool,
         init: Init | None,

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from research.networks.predictor import Predictor, image_shape
+from research.ranges import FractionBelowOne, PositiveInt
 
 
 class CNN(Predictor):
@@ -16,12 +17,12 @@ class CNN(Predictor):
     Args:
         observation_space: a Box of float images (C, H, W), each side at least 2 ** (stages - 1).
         action_space: of the targets.
-        channels: of each stage, at least one.
-        dropout: share of the averaged channels that is dropped, in [0, 1).
+        channels: of each stage, of which there is at least one.
+        dropout: share of the averaged channels that is dropped.
         channels_last: whether images are laid out as (B, H, W, C) in memory.
 
     Raises:
-        ValueError: for spaces that it cannot take, or a number outside its range.
+        ValueError: for spaces that it cannot take, or no stage.
 
     """
 
@@ -30,15 +31,13 @@ class CNN(Predictor):
         observation_space: gymnasium.Space,
         action_space: gymnasium.Space,
         *,
-        channels: Sequence[int],
-        dropout: float,
+        channels: Sequence[PositiveInt],
+        dropout: FractionBelowOne,
         channels_last: bool,
     ) -> None:
         super().__init__(observation_space, action_space)
-        if not channels or min(channels) < 1:
-            raise ValueError(f"channels must be one or more of at least 1, got {list(channels)}")
-        if not 0 <= dropout < 1:
-            raise ValueError(f"dropout must be in [0, 1), got {dropout}")
+        if not channels:
+            raise ValueError("channels must be of at least one stage, got []")
         in_channels, *_ = image_shape(observation_space, min_side=2 ** (len(channels) - 1))
         layers: list[nn.Module] = []
         for width_in, width in pairwise([in_channels, *channels]):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from research.networks.actor_critic import Critics, bounded_action_dim
 from research.networks.mlp import MLP, Layers, initialise
+from research.ranges import PositiveInt
 
 NUM_FILTERS = 32
 
@@ -73,10 +74,10 @@ class DrQv2ActorCritic(nn.Module):
         action_space: a Box in [-1, 1], (A,).
         feature_dim: F, output width of the trunks.
         hidden_dims: widths of the hidden layers after the trunks.
-        num_critics: members of the critic ensemble, at least 1.
+        num_critics: members of the critic ensemble.
 
     Raises:
-        ValueError: for spaces that it cannot take, or a number outside its range.
+        ValueError: for spaces that it cannot take.
 
     """
 
@@ -85,14 +86,12 @@ class DrQv2ActorCritic(nn.Module):
         observation_space: gymnasium.Space,
         action_space: gymnasium.Space,
         *,
-        feature_dim: int,
-        hidden_dims: Sequence[int],
-        num_critics: int,
+        feature_dim: PositiveInt,
+        hidden_dims: Sequence[PositiveInt],
+        num_critics: PositiveInt,
     ) -> None:
         super().__init__()
         shape, action_dim = image_shape(observation_space), bounded_action_dim(action_space)
-        if feature_dim < 1:
-            raise ValueError(f"feature_dim must be at least 1, got {feature_dim}")
         self.encoder = Encoder(shape)
         trunk_dims = self.encoder.output_dim, feature_dim
         layers = Layers(hidden_dims, nn.ReLU, layer_norm=False, init=nn.init.orthogonal_)

@@ -78,7 +78,7 @@ class EnsembleMLP(nn.Module):
     def __init__(self, num_members: int, in_dim: int, out_dim: int, layers: Layers) -> None:
         super().__init__()
         self.num_members = num_members
-        dims = check_dims(in_dim, layers.hidden_dims)
+        dims = [in_dim, *layers.hidden_dims]
         self.layers = nn.ModuleList()
         for width_in, width in pairwise(dims):
             self.layers.append(EnsembleLinear(num_members, width_in, width))
@@ -106,7 +106,7 @@ class MLP(nn.Sequential):
     """A perceptron: (B, in) to (B, out)."""
 
     def __init__(self, in_dim: int, out_dim: int, layers: Layers) -> None:
-        dims = check_dims(in_dim, layers.hidden_dims)
+        dims = [in_dim, *layers.hidden_dims]
         modules: list[nn.Module] = []
         for width_in, width in pairwise(dims):
             modules.append(nn.Linear(width_in, width))
@@ -115,13 +115,6 @@ class MLP(nn.Sequential):
             modules.append(layers.activation())
         super().__init__(*modules, nn.Linear(dims[-1], out_dim))
         initialise(self, layers.init)
-
-
-def check_dims(in_dim: int, hidden_dims: Sequence[int]) -> list[int]:
-    """Input and hidden widths in one list."""
-    if any(width < 1 for width in hidden_dims):
-        raise ValueError(f"hidden_dims must be positive, got {list(hidden_dims)}")
-    return [in_dim, *hidden_dims]
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ from gymnasium.spaces import Box, Discrete
 from torch import Tensor, nn
 
 from research.networks.mlp import MLP, Activation, Init, Layers
+from research.ranges import PositiveInt
 
 
 class Predictor(nn.Module):
@@ -43,7 +44,7 @@ class FlatMLP(Predictor):
         init: fills the weight matrices; None for torch's own initialisation.
 
     Raises:
-        ValueError: for spaces that it cannot take, or a width below 1.
+        ValueError: for spaces that it cannot take.
 
     """
 
@@ -52,7 +53,7 @@ class FlatMLP(Predictor):
         observation_space: gymnasium.Space,
         action_space: gymnasium.Space,
         *,
-        hidden_dims: Sequence[int],
+        hidden_dims: Sequence[PositiveInt],
         activation: Activation,
         layer_norm: bool,
         init: Init | None,

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from research.networks.predictor import Predictor, image_shape
+from research.ranges import PositiveInt
 
 SMALL_SIDE = 64
 """Images with a side below this keep their resolution up to the second stage (section 4.2)."""
@@ -65,12 +66,12 @@ class ResNet(Predictor):
         observation_space: a Box of float images (C, H, W), each side at least 2 ** (stages - 1).
         action_space: of the targets.
         block: two 3x3 convolutions (basic), or 1x1, 3x3 and 1x1 (bottleneck).
-        depths: blocks of each stage, at least 1 each.
+        depths: blocks of each stage, of which there is at least one.
         width: channels of the first stage's 3x3 convolutions; each stage doubles them.
         channels_last: whether images are laid out as (B, H, W, C) in memory.
 
     Raises:
-        ValueError: for spaces that it cannot take, or a number outside its range.
+        ValueError: for spaces that it cannot take, or no stage.
 
     """
 
@@ -80,17 +81,13 @@ class ResNet(Predictor):
         action_space: gymnasium.Space,
         *,
         block: Literal["basic", "bottleneck"],
-        depths: Sequence[int],
-        width: int,
+        depths: Sequence[PositiveInt],
+        width: PositiveInt,
         channels_last: bool,
     ) -> None:
         super().__init__(observation_space, action_space)
-        if block not in ("basic", "bottleneck"):
-            raise ValueError(f"block must be basic or bottleneck, got {block}")
-        if not depths or min(depths) < 1:
-            raise ValueError(f"depths must be one or more of at least 1, got {list(depths)}")
-        if width < 1:
-            raise ValueError(f"width must be at least 1, got {width}")
+        if not depths:
+            raise ValueError("depths must be of at least one stage, got []")
         shape = image_shape(observation_space, min_side=2 ** (len(depths) - 1))
         self.stem = make_stem(shape, width)
         channels, blocks = width, []

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from research.networks.actor_critic import Critics, bounded_action_dim, flat_dim
 from research.networks.mlp import MLP, Activation, Init, Layers
+from research.ranges import PositiveInt
 
 
 class SquashedGaussian(NamedTuple):
@@ -47,7 +48,7 @@ class SquashedGaussianActor(nn.Module):
     clips it.
     """
 
-    def __init__(self, mlp: MLP, log_std_bounds: Sequence[float]) -> None:
+    def __init__(self, mlp: MLP, log_std_bounds: tuple[float, float]) -> None:
         super().__init__()
         self.mlp = mlp
         low, high = log_std_bounds
@@ -65,14 +66,14 @@ class SquashedGaussianActorCritic(nn.Module):
         observation_space: a flat Box of floats, (O,).
         action_space: a Box in [-1, 1], (A,).
         hidden_dims: widths of the hidden layers of actor and critics.
-        num_critics: members of the critic ensemble, at least 1.
+        num_critics: members of the critic ensemble.
         activation: makes the activation after each hidden layer.
         layer_norm: whether hidden layers are normalised before their activation.
         init: fills the weight matrices; None for torch's own initialisation.
         log_std_bounds: least and largest logarithm of the standard deviation before the squashing.
 
     Raises:
-        ValueError: for spaces that it cannot take, or a number outside its range.
+        ValueError: for spaces that it cannot take, or bounds that do not rise.
 
     """
 
@@ -81,18 +82,18 @@ class SquashedGaussianActorCritic(nn.Module):
         observation_space: gymnasium.Space,
         action_space: gymnasium.Space,
         *,
-        hidden_dims: Sequence[int],
-        num_critics: int,
+        hidden_dims: Sequence[PositiveInt],
+        num_critics: PositiveInt,
         activation: Activation,
         layer_norm: bool,
         init: Init | None,
-        log_std_bounds: Sequence[float],
+        log_std_bounds: tuple[float, float],
     ) -> None:
         super().__init__()
         obs_dim, action_dim = flat_dim(observation_space), bounded_action_dim(action_space)
         self.action_dim = action_dim
-        if len(log_std_bounds) != 2 or log_std_bounds[0] >= log_std_bounds[1]:
-            raise ValueError(f"log_std_bounds must be two rising numbers, got {log_std_bounds}")
+        if log_std_bounds[0] >= log_std_bounds[1]:
+            raise ValueError(f"log_std_bounds must rise, got {list(log_std_bounds)}")
         layers = Layers(hidden_dims, activation, layer_norm, init)
         self.actor = SquashedGaussianActor(MLP(obs_dim, 2 * action_dim, layers), log_std_bounds)
         self.critics = Critics(num_critics, obs_dim, action_dim, layers)

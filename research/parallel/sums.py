@@ -16,9 +16,13 @@ def count_examples(own: int, device: torch.device) -> int | Tensor:
     """The number of examples of all ranks' shares; does not wait for a GPU."""
     if not is_parallel():
         return own
-    count = torch.tensor(float(own), device=device)
-    dist.all_reduce(count)
-    return count
+    return sum_of_ranks(torch.tensor(float(own), device=device))
+
+
+def sum_of_ranks(values: Tensor) -> Tensor:
+    """The sum of all ranks' ``values``, in their place."""
+    dist.all_reduce(values)
+    return values
 
 
 def sum_over_ranks(

@@ -9,6 +9,7 @@ from gymnasium.spaces import Box
 from torch import Tensor
 
 from research.processors.base import Processor
+from research.ranges import Fraction, PositiveInt
 
 
 class Augmentation(Processor):
@@ -42,10 +43,10 @@ class RandomFlip(Augmentation):
     Args:
         observation_space: a Box of images (C, H, W).
         action_space: left as it is.
-        probability: of an image to be mirrored, 0 to 1.
+        probability: of an image to be mirrored.
 
     Raises:
-        ValueError: for other observations, or a number outside its range.
+        ValueError: for other observations.
 
     """
 
@@ -54,10 +55,8 @@ class RandomFlip(Augmentation):
         observation_space: gymnasium.Space,
         action_space: gymnasium.Space,
         *,
-        probability: float,
+        probability: Fraction,
     ) -> None:
-        if not 0 <= probability <= 1:
-            raise ValueError(f"probability must be in [0, 1], got {probability}")
         super().__init__(observation_space, action_space)
         self.probability = probability
 
@@ -75,18 +74,20 @@ class Cutout(Augmentation):
     Args:
         observation_space: a Box of images (C, H, W).
         action_space: left as it is.
-        size: side of the square in pixels, at least 1.
+        size: side of the square in pixels.
 
     Raises:
-        ValueError: for other observations, or a number outside its range.
+        ValueError: for other observations.
 
     """
 
     def __init__(
-        self, observation_space: gymnasium.Space, action_space: gymnasium.Space, *, size: int
+        self,
+        observation_space: gymnasium.Space,
+        action_space: gymnasium.Space,
+        *,
+        size: PositiveInt,
     ) -> None:
-        if size < 1:
-            raise ValueError(f"size must be at least 1 pixel, got {size}")
         super().__init__(observation_space, action_space)
         self.size = size
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from research.batches import Tree
 from research.processors.base import Processor
+from research.ranges import PositiveFloat
 
 NUM_BYTES = 256
 
@@ -23,7 +24,7 @@ class StandardiseImages(Processor):
         action_space: left as it is.
         mean: of every channel, (C,), where 0 is black and 1 white; None: that of the training
             images, which is computed before the first update and saved in every checkpoint.
-        std: standard deviation of every channel, above 0; None if and only if ``mean`` is.
+        std: standard deviation of every channel; None if and only if ``mean`` is.
 
     Raises:
         ValueError: for other observations, or numbers that do not fit them.
@@ -40,7 +41,7 @@ class StandardiseImages(Processor):
         action_space: gymnasium.Space,
         *,
         mean: Sequence[float] | None,
-        std: Sequence[float] | None,
+        std: Sequence[PositiveFloat] | None,
     ) -> None:
         shape, dtype = observation_space.shape, observation_space.dtype
         if not isinstance(observation_space, Box) or len(shape or ()) != 3 or dtype != np.uint8:
@@ -53,10 +54,8 @@ class StandardiseImages(Processor):
         for name, values in (("mean", mean), ("std", std)):
             if values is not None and len(values) != num_channels:
                 raise ValueError(f"{name} must have {num_channels} numbers, got {list(values)}")
-        if (mean is None) != (std is None) or (std is not None and min(std) <= 0):
-            raise ValueError(
-                f"give mean and std, above 0, or null for both, got mean={mean}, std={std}"
-            )
+        if (mean is None) != (std is None):
+            raise ValueError(f"give mean and std, or null for both, got mean={mean}, std={std}")
         super().__init__(Box(-np.inf, np.inf, shape, np.float32), action_space)
         self.register_buffer("is_known", torch.tensor(mean is not None))
         self.register_buffer("mean", torch.tensor(mean or [0.0] * num_channels).view(-1, 1, 1))

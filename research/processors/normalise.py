@@ -10,7 +10,9 @@ from gymnasium.spaces import Box, Dict
 from torch import Tensor, nn
 
 from research.batches import Tree
+from research.parallel.sums import is_parallel, sum_of_ranks
 from research.processors.base import Processor
+from research.ranges import PositiveFloat
 
 
 class RunningMoments(nn.Module):
@@ -32,16 +34,22 @@ class RunningMoments(nn.Module):
 
     @torch.no_grad()
     def update(self, values: Tensor) -> None:
-        """Update the statistics by B values, (B, ...)."""
+        """Update the statistics by B values, (B, ...); by those of all ranks."""
         values = values.double()
-        count = self.count + len(values)
-        difference = values.mean(dim=0) - self.mean
+        difference, variance = values.mean(dim=0) - self.mean, values.var(dim=0, correction=0)
+        size: int | Tensor = len(values)
+        if is_parallel():
+            size = sum_of_ranks(torch.full_like(self.count, size))
+            moments = torch.stack([difference, variance + difference.square()]) * len(values)
+            difference, square = sum_of_ranks(moments) / size
+            variance = square - difference.square()
+        count = self.count + size
         sum_of_squares = (
             self.variance * self.count
-            + values.var(dim=0, correction=0) * len(values)
-            + difference.square() * self.count * len(values) / count
+            + variance * size
+            + difference.square() * self.count * size / count
         )
-        self.mean += difference * len(values) / count
+        self.mean += difference * size / count
         self.variance.copy_(sum_of_squares / count)
         self.count.copy_(count)
 
@@ -55,11 +63,11 @@ class NormaliseObservations(Processor):
     Args:
         observation_space: a Box, or a Dict of such.
         action_space: left as it is.
-        clip: bound on the result, in standard deviations, above 0.
-        epsilon: added to the variance, above 0.
+        clip: bound on the result, in standard deviations.
+        epsilon: added to the variance.
 
     Raises:
-        ValueError: no part of the space is a float Box, or a number is outside its range.
+        ValueError: no part of the space is a float Box.
 
     """
 
@@ -68,11 +76,9 @@ class NormaliseObservations(Processor):
         observation_space: gymnasium.Space,
         action_space: gymnasium.Space,
         *,
-        clip: float,
-        epsilon: float,
+        clip: PositiveFloat,
+        epsilon: PositiveFloat,
     ) -> None:
-        if min(clip, epsilon) <= 0:
-            raise ValueError(f"clip and epsilon must be above 0, got {clip} and {epsilon}")
         parts = observation_space.spaces if isinstance(observation_space, Dict) else None
         boxes = parts or {"obs": observation_space}
         # ordered, since a Dict space sorts the keys of a plain dict

@@ -8,6 +8,7 @@ from gymnasium.spaces import Box
 from torch import Tensor
 
 from research.processors.base import Processor
+from research.ranges import NonNegativeInt
 
 
 class RandomShift(Processor):
@@ -21,23 +22,27 @@ class RandomShift(Processor):
     Args:
         observation_space: a Box of images (C, H, W).
         action_space: left as it is.
-        pad: maximum shift in pixels, at least 0 and below H and W.
+        pad: maximum shift in pixels, below H and W.
 
     Raises:
-        ValueError: for other observations, or a number outside its range.
+        ValueError: for other observations, or images that are not larger than ``pad``.
 
     """
 
     def __init__(
-        self, observation_space: gymnasium.Space, action_space: gymnasium.Space, *, pad: int
+        self,
+        observation_space: gymnasium.Space,
+        action_space: gymnasium.Space,
+        *,
+        pad: NonNegativeInt,
     ) -> None:
         if not isinstance(observation_space, Box) or len(observation_space.shape) != 3:
             raise ValueError(
                 f"observations must be images (C, H, W), got {observation_space}; "
                 "try env.pixels=true"
             )
-        if not 0 <= pad < min(observation_space.shape[1:]):
-            raise ValueError(f"pad must be at least 0 and below the image's size, got {pad}")
+        if pad >= min(observation_space.shape[1:]):
+            raise ValueError(f"pad must be below the image's size, got {pad}")
         super().__init__(observation_space, action_space)
         self.pad = pad
 

@@ -84,12 +84,9 @@ class Descent:
         """Add the gradient of ``loss``, which no other parameter gets."""
         if self.scaler is not None:
             loss = self.scaler.scale(loss)
-        gradients = torch.autograd.grad(loss, self.parameters, allow_unused=True)
-        for parameter, gradient in zip(self.parameters, gradients, strict=True):
-            if parameter.grad is None or gradient is None:
-                parameter.grad = parameter.grad if gradient is None else gradient
-            else:
-                parameter.grad += gradient
+        # Not autograd.grad: its gradients may share memory or be laid out unlike their parameters,
+        # of which fused optimizers silently read the wrong numbers.
+        loss.backward(inputs=self.parameters)
 
     def step(self, metrics: dict[str, Tensor]) -> bool:
         """Take a step with the sum of all ranks' gradients, and sum their ``metrics`` in place.

@@ -7,14 +7,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv
+from gymnasium.vector import VectorEnv
 from torch import Tensor
 
 from research.batches import count_rows, to_device
 from research.errors import UserError
 from research.parallel.process_group import sum_by_name
 from research.ranges import PositiveInt
+from research.training.autoreset import Autoreset
 from research.training.episodes import Episodes, mean_metrics
+from research.training.infos import NO_INFOS, Infos
 from research.training.meter import check_metric
 from research.training.observations import find_fault
 from research.training.policy import Policy
@@ -52,18 +54,19 @@ class Evaluation:
 
 def evaluate(
     policy: Policy,
-    env: SyncVectorEnv | AsyncVectorEnv,
+    env: VectorEnv[Any, Any, Any],
     *,
     num_episodes: int,
     seed: int,
     step: int,
+    infos: Infos = NO_INFOS,
     interruptible: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> dict[str, float]:
     """Means over ``num_episodes`` episodes, and ``return_std`` (population).
 
-    The numbers depend on the weights, ``seed`` and ``step`` alone. An environment whose episode is
-    over begins the next one, and the means are over the first ``num_episodes`` that began, so short
-    episodes are not favoured.
+    The numbers depend on the weights, ``seed`` and ``step`` alone, and where environments reset
+    themselves, on how many there are. An environment whose episode is over begins the next one, and
+    the means are over the first ``num_episodes`` that began, so short episodes are not favoured.
 
     The environments step and reset in the context of ``interruptible``, which may raise to
     interrupt them. A warning is logged once if an episode seems never to end.
@@ -79,6 +82,7 @@ def evaluate(
             num_episodes=num_episodes,
             seed=seed,
             step=step,
+            infos=infos,
             interruptible=interruptible,
         )
     returns = [episode["return"] for episode in finished]
@@ -135,44 +139,55 @@ def evaluation_mode(policy: Policy, *, seed: int, step: int) -> Iterator[None]:
 
 def run_episodes(
     policy: Policy,
-    env: SyncVectorEnv | AsyncVectorEnv,
+    env: VectorEnv[Any, Any, Any],
     *,
     num_episodes: int,
     seed: int,
     step: int,
+    infos: Infos,
     interruptible: Callable[[], AbstractContextManager[None]],
 ) -> list[dict[str, float]]:
     """The metrics of the episodes, in the order in which the episodes began."""
     running, begun = list(range(env.num_envs)), env.num_envs
-    over = np.ones(env.num_envs, dtype=np.bool_)
+    seeds = [derive_seed(seed, "evaluation", step, index) for index in running]
+    over, autoreset = np.ones(env.num_envs, dtype=np.bool_), Autoreset(env)
     episodes, finished = Episodes(env.num_envs), {}
-    obs, num_steps, is_warned = None, 0, False
+    info: dict[str, np.ndarray] = {}
+    obs, memory, num_steps, is_warned = None, None, 0, False
     while len(finished) < num_episodes:
-        if over.any():
-            seeds: list[int | None] = [derive_seed(seed, "evaluation", step, i) for i in running]
+        if num_steps == 0 or (autoreset.by_caller and over.any()):
             with interruptible():
-                obs, _ = env.reset(seed=seeds, options={"reset_mask": over})
+                obs, start_infos = autoreset.begin(seeds, over)
+            info = infos.begin(start_infos, over, info)
+            memory = policy.begin_episodes(memory, over)
             require_finite(obs, None, step)
-        action = policy(obs, step=step, explore=False)
+        response = policy.respond(obs, memory, info, step=step, explore=False)
+        action, memory = response.action, response.memory
         with interruptible():
-            obs, reward, terminated, truncated, infos = env.step(action)
-        require_finite(obs, reward, step)
-        episodes.add(reward, infos)
+            result = env.step(action)
+        taken, step_infos, start_infos, over, obs, began = autoreset.read(action, result)
+        info = infos.pick(step_infos, taken.active)
+        require_finite(taken.next_obs, taken.reward, step)
+        if began is not None:
+            info = infos.begin(start_infos, began, info)
+            memory = policy.begin_episodes(memory, began)
+            require_finite(obs, None, step)
+        episodes.add(taken.reward, step_infos, taken.active)
         num_steps += 1
         if num_steps % LOOK_EVERY == 0 and not is_warned:
             is_warned = warn_of_endless(episodes, step)
-        over = terminated | truncated
         for index in np.flatnonzero(over).tolist():
             episode = episodes.finish(index)
             if running[index] < num_episodes:
                 finished[running[index]] = episode
             running[index], begun = begun, begun + 1
+            seeds[index] = derive_seed(seed, "evaluation", step, running[index])
     return [finished[index] for index in range(num_episodes)]
 
 
 def warn_of_endless(episodes: Episodes, step: int) -> bool:
     """Log a warning if a running episode may never end; returns whether there is one."""
-    length = max(total.get("length", 0) for total in episodes.totals)
+    length = int(episodes.lengths.max())
     if length >= LONG_EPISODE:
         log.warning(
             "an episode of the evaluation at step %d is not over after %d steps; to truncate "

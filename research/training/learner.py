@@ -18,7 +18,7 @@ from research.parallel.batch_norm import has_batch_norm, synchronise_batch_norm
 from research.parallel.sums import count_examples, is_parallel
 from research.processors.base import Processor
 from research.training.descent import Descent, ScheduleFactory
-from research.training.meter import Metrics, Phases
+from research.training.meter import Metrics, Phases, check_metric
 from research.training.precision import LossScaler, Precision, autocast, make_step
 
 
@@ -268,7 +268,8 @@ class Learner:
         """The loss of ``count`` examples, in fp32.
 
         Raises:
-            UserError: batch normalisation gets a single value of a channel.
+            UserError: a metric is no tensor, or batch normalisation gets a single value of a
+                channel.
 
         """
         try:
@@ -281,6 +282,8 @@ class Learner:
                 "batch normalisation needs more than one example at once; raise "
                 f"dataset.batch_size, or lower trainer.accumulate={self.accumulate}"
             ) from error
+        for name, value in loss.metrics.items():
+            check_metric(f"train/{name}", value)
         if self.precision == "fp32":
             return loss
         metrics = {name: value.float() for name, value in loss.metrics.items()}

@@ -32,7 +32,8 @@ def find_fault(obs: Any, reward: np.ndarray | None = None) -> Fault | None:
     if reward is not None and not is_finite(reward):
         index = int(np.flatnonzero(~np.isfinite(reward))[0])
         return Fault(index, f"a reward of {reward[index]}")
-    for name, array in named_arrays(obs):
+    arrays = named_arrays(obs) if isinstance(obs, dict) else [("observation", obs)]
+    for name, array in arrays:
         if not is_finite(array):
             index, *entry = np.argwhere(~np.isfinite(array))[0].tolist()
             return Fault(index, f"{name}{entry} = {array[(index, *entry)]}")

@@ -1,6 +1,6 @@
 """From an environment's observations to its actions."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
@@ -103,6 +103,11 @@ class Policy:
             return torch.where(begun.view(-1, *[1] * (old.ndim - 1)), next(fresh), old)
 
         return map_tensors(begin, memory)
+
+    def load_memory(self, tensors: Sequence[Tensor], num_envs: int) -> Any:
+        """The memory of E environments whose tensors, in order, were saved."""
+        saved = iter(tensors)
+        return map_tensors(lambda _: next(saved).to(self.device), self.alg.initial_memory(num_envs))
 
     def to_device(self, value: Any) -> Any:
         """Arrays, or a dict of them, as tensors on the device."""

@@ -3,28 +3,37 @@
 from typing import Any
 
 from gymnasium import Space
-from gymnasium.spaces import Discrete
+from gymnasium.spaces import Dict, Discrete, MultiBinary, MultiDiscrete, Tuple
 from gymnasium.vector import VectorEnv
 
 from research.algs.base import Algorithm
 from research.datasets.base import Dataset, OnlineDataset, ShareableDataset, ValidationDataset
 from research.parallel.process_group import rank_and_count
+from research.processors.base import Processor
 
 
-def check_parts(alg: Algorithm, dataset: Dataset, env: Any, *, collects: bool) -> None:
+def check_parts(
+    alg: Algorithm, processor: Processor, dataset: Dataset, env: Any, *, collects: bool
+) -> None:
     """Refuse parts that do not go together.
 
     Args:
-        alg: the algorithm, which learns from the dataset.
+        alg: the algorithm, which learns from the dataset; its ``network`` may tell its spaces.
+        processor: what lies between both.
         dataset: the dataset.
         env: the environments that evaluate the policy; if it is only spaces, the dataset does.
         collects: whether the environments fill the dataset.
 
     Raises:
         ValueError: there is nothing to collect from or to evaluate on, the dataset cannot be
-            filled, or the environment has other spaces than the dataset.
+            filled, or environment, dataset and network have different spaces.
 
     """
+    network = getattr(alg, "network", None)
+    for name in ("observation_space", "action_space"):
+        space, given = getattr(network, name, None), getattr(processor, name)
+        if isinstance(space, Space) and not are_alike(space, given):
+            raise ValueError(f"the network was built for {space}, but gets {given}")
     if not isinstance(env, VectorEnv):
         if collects:
             raise ValueError(
@@ -57,9 +66,13 @@ def check_parts(alg: Algorithm, dataset: Dataset, env: Any, *, collects: bool) -
 
 
 def are_alike(one: Space[Any], other: Space[Any]) -> bool:
-    """Whether two spaces have the same kind of elements, whatever their bounds."""
-    if isinstance(one, Discrete) and isinstance(other, Discrete):
-        return one.n == other.n
+    """Whether two spaces have the same kind of elements, whatever the bounds of floats."""
+    if isinstance(one, (Discrete, MultiDiscrete, MultiBinary)):
+        return one == other
+    if isinstance(one, Dict) and isinstance(other, Dict):
+        return one.keys() == other.keys() and all(are_alike(one[key], other[key]) for key in one)
+    if isinstance(one, Tuple) and isinstance(other, Tuple):
+        return len(one) == len(other) and all(map(are_alike, one, other))
     is_one_kind = isinstance(one, type(other)) or isinstance(other, type(one))
     return is_one_kind and (one.shape, one.dtype) == (other.shape, other.dtype)
 

@@ -3,7 +3,7 @@
 import logging
 import shlex
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -16,6 +16,7 @@ from research.batches import Repeatable, to_device
 from research.datasets.base import (
     CountableDataset,
     Dataset,
+    ExtensibleDataset,
     OnlineDataset,
     ValidationDataset,
     WaitingDataset,
@@ -23,12 +24,13 @@ from research.datasets.base import (
 from research.errors import Preempted, UserError, override
 from research.parallel.process_group import copy_from_first, from_first
 from research.processors.base import Processor
-from research.ranges import Decay, PositiveFloat, PositiveInt
+from research.ranges import Decay, NonNegativeInt, PositiveFloat, PositiveInt
 from research.signals import StopRequest
 from research.training.collector import Collector
 from research.training.descent import ScheduleFactory
 from research.training.episodes import mean_metrics
 from research.training.evaluation import ALWAYS_EVALUATED, Evaluation, evaluate, validate
+from research.training.infos import Infos
 from research.training.learner import Learner
 from research.training.meter import Phases
 from research.training.pace import Pace
@@ -91,6 +93,8 @@ class Trainer:
         pace: how many updates belong to how many environment steps; None to learn from the dataset
             as it is.
         collector: makes what steps the environments; ignored without a pace.
+        infos: shapes of the environments' infos that reach the algorithm and the dataset, by name;
+            None for none.
         schedule: makes a learning-rate schedule for each optimizer; None for constant rates.
         max_grad_norm: bound on the norm of each optimizer's gradients, above 0; None for no bound.
         precision: of the networks' arithmetic, ``fp32``, ``bf16`` or ``fp16``; weights are fp32.
@@ -126,6 +130,7 @@ class Trainer:
         total_epochs: PositiveInt | None,
         pace: Pace | None,
         collector: CollectorFactory | None,
+        infos: Mapping[str, Sequence[NonNegativeInt]] | None,
         schedule: ScheduleFactory | None,
         max_grad_norm: PositiveFloat | None,
         precision: Precision,
@@ -155,17 +160,22 @@ class Trainer:
         self.eval_every = evaluation.every or epoch_steps(dataset, "evaluation.every=null")
         self.checkpoints = checkpoints
         self.rank, self.num_ranks = share_dataset(dataset, devices)
-        check_parts(alg, dataset, env, collects=pace is not None)
+        check_parts(alg, processor, dataset, env, collects=pace is not None)
         self.policy = Policy(alg, processor, precision)
         self.pace = pace
+        self.infos = Infos(infos or {})
         self.collector: Collector | SharedCollector | None = None
         self.step_size = 1
         if pace is not None:
             if collector is None:
-                raise ValueError("collector is null, but pace is not; set trainer.pace=null, too")
-            self.collector = self.make_collector(collector)
+                raise ValueError(
+                    "collector is null, but pace is not; to take no environment steps, use "
+                    "trainer.pace=null"
+                )
             self.step_size = env.num_envs
             pace.begin(self.total_steps, self.step_size)
+            self.store_more(self.infos.shapes)
+            self.collector = self.make_collector(collector)
         if self.total_steps % self.step_size:
             raise ValueError(
                 f"total_steps must be a multiple of env.num_envs={self.step_size}, "
@@ -195,9 +205,31 @@ class Trainer:
         self.seconds = 0.0
         self.finished: list[dict[str, float]] = []
 
+    def store_more(self, info: Mapping[str, tuple[int, ...]]) -> None:
+        """Let the dataset store the algorithm's values and these infos with every step.
+
+        Raises:
+            ValueError: it cannot, or the random actions of a warm-up would lack such values.
+
+        """
+        extras = dict(self.alg.extras)
+        if not extras and not info:
+            return
+        if not isinstance(self.dataset, ExtensibleDataset):
+            raise ValueError(
+                f"a {type(self.dataset).__name__} stores nothing besides the environments' steps, "
+                f"but {[*extras, *info]} are to be stored; try dataset=replay"
+            )
+        if extras and self.pace is not None and self.pace.warmup_steps:
+            raise ValueError(
+                f"{type(self.alg).__name__} stores {list(extras)} with each of its actions, which "
+                "random ones lack; set trainer.pace.warmup_steps=0"
+            )
+        self.dataset.hold(extras, info)
+
     def make_collector(self, make: CollectorFactory) -> Collector | SharedCollector:
         """What steps the environments, or in a data-parallel run those of rank 0."""
-        make = partial(make, self.env, self.policy, seed=self.run.seed)
+        make = partial(make, self.env, self.policy, seed=self.run.seed, infos=self.infos)
         if self.num_ranks == 1:
             return make(dataset=self.dataset)
         if self.rank > 0:
@@ -255,6 +287,8 @@ class Trainer:
             self.fit_processor()
         if self.num_ranks > 1:
             copy_from_first(self.alg)
+            if self.learner.average is not None:
+                copy_from_first(self.learner.average)
         self.alg.train()
         self.processor.train()
         if not is_begun:  # so that errors show before an epoch is spent
@@ -393,6 +427,7 @@ class Trainer:
             num_episodes=self.evaluation.episodes,
             seed=self.run.seed,
             step=self.step,
+            infos=self.infos,
             interruptible=self.stop.at_once,
         )
 
@@ -471,12 +506,13 @@ class Trainer:
         if self.learner.average is not None:
             self.learner.average.load_state_dict(weights.get("average", weights["alg"]))
         self.processor.load_state_dict(weights["processor"])
+        if self.pace is not None:
+            self.pace.load_state_dict(state["pace"])
+            self.learner.total_updates = self.pace.count_updates(self.total_steps)
         self.learner.load_state_dict(state["learner"])
         self.dataset.load(state["dataset"], self.data_folder)
         if self.collector is not None:
             self.collector.load_state_dict(state["collector"])
-        if self.pace is not None:
-            self.pace.load_state_dict(state["pace"])
         self.finished = state["finished"]
         self.step, self.seconds = state["step"], state["seconds"]
         self.score.load_state_dict(state)

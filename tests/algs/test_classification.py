@@ -12,9 +12,12 @@ from torch import Tensor
 from research.algs.classification import Classification, mix
 from research.batches import Example
 from research.errors import UserError
-from tests.algs.test_supervised import NUMBERS, VALUES, make_mlp, train
+from tests.algs.learning import make_learner
+from tests.algs.test_supervised import SGD, VALUES, make_mlp, train
+from tests.algs.test_td3 import START
 
-OPTIONS: dict[str, Any] = NUMBERS | {
+OPTIONS: dict[str, Any] = {
+    "optim": SGD,
     "label_smoothing": 0.0,
     "class_weights": None,
     "top_k": None,
@@ -29,9 +32,7 @@ def make(hidden_dims: tuple[int, ...] = (8,), **changes: Any) -> Classification:
     """Four classes; the same network every time."""
     torch.manual_seed(1)
     network = make_mlp(Discrete(4), hidden_dims=hidden_dims)
-    alg = Classification(network, **(OPTIONS | changes))
-    alg.make_optimizers()
-    return alg
+    return Classification(network, **(OPTIONS | changes))
 
 
 def make_batch(size: int = 12) -> Example:
@@ -46,7 +47,7 @@ def log_prob(row: int, label: int) -> float:
 
 def test_the_loss_is_the_mean_surprise_at_the_labels() -> None:
     expected = -(log_prob(0, 0) + log_prob(1, 3) + log_prob(2, 2)) / 3
-    assert make().loss(OUTPUT, EXAMPLES).item() == pytest.approx(expected)
+    assert make().compute_loss(OUTPUT, EXAMPLES).item() == pytest.approx(expected)
 
 
 def test_smoothing_spreads_a_share_of_every_label_over_all_classes() -> None:
@@ -55,13 +56,13 @@ def test_smoothing_spreads_a_share_of_every_label_over_all_classes() -> None:
         -sum((0.7 * (k == label) + 0.3 / 4) * log_prob(row, k) for k in range(4))
         for row, label in labels
     ]
-    loss = make(label_smoothing=0.3).loss(OUTPUT, EXAMPLES)
+    loss = make(label_smoothing=0.3).compute_loss(OUTPUT, EXAMPLES)
     assert loss.item() == pytest.approx(sum(expected) / 3)
 
 
 def test_class_weights_are_factors_of_the_examples_losses() -> None:
     losses = [-log_prob(0, 0), -5 * log_prob(1, 3), -0.5 * log_prob(2, 2)]
-    loss = make(class_weights=[1, 7, 0.5, 5]).loss(OUTPUT, EXAMPLES)
+    loss = make(class_weights=[1, 7, 0.5, 5]).compute_loss(OUTPUT, EXAMPLES)
     assert loss.item() == pytest.approx(sum(losses) / 3)
 
 
@@ -101,9 +102,9 @@ def test_of_mixed_labels_accuracy_counts_the_share_of_the_highest_score() -> Non
 def test_the_loss_of_mixed_labels_is_the_mixture_of_their_losses(options: dict[str, Any]) -> None:
     alg, order = make(**options), torch.tensor([1, 2, 0])
     soft = mix(EXAMPLES._replace(target=alg.one_hot(TARGET)), order, torch.tensor(0.3))
-    other = alg.loss(OUTPUT, EXAMPLES._replace(target=TARGET[order]))
-    expected = 0.3 * alg.loss(OUTPUT, EXAMPLES) + 0.7 * other
-    torch.testing.assert_close(alg.loss(OUTPUT, soft), expected)
+    other = alg.compute_loss(OUTPUT, EXAMPLES._replace(target=TARGET[order]))
+    expected = 0.3 * alg.compute_loss(OUTPUT, EXAMPLES) + 0.7 * other
+    torch.testing.assert_close(alg.compute_loss(OUTPUT, soft), expected)
 
 
 def find_mixture(batch: Example, mixed: Example) -> tuple[Tensor, Tensor]:
@@ -164,32 +165,39 @@ def test_without_mixup_a_batch_stays_and_draws_nothing() -> None:
 @pytest.mark.parametrize("num_parts", [2, 5])
 def test_a_batch_in_parts_is_the_batch_as_a_whole(num_parts: int) -> None:
     options = {"class_weights": [1, 2, 3, 4], "label_smoothing": 0.1, "mixup_alpha": 1.0}
-    whole, parts = make(top_k=2, **options), make(top_k=2, accumulate=num_parts, **options)
+    whole, parts = make(top_k=2, **options), make(top_k=2, **options)
     batch, metrics = make_batch(), []
-    for alg in (whole, parts):
+    for alg, accumulate in ((whole, 1), (parts, num_parts)):
         torch.manual_seed(3)
-        metrics.append(alg.update(batch, step=0, updates=0))
+        metrics.append(make_learner(alg, accumulate=accumulate).learn(batch))
     torch.testing.assert_close(metrics[1], metrics[0])
     torch.testing.assert_close(dict(parts.state_dict()), dict(whole.state_dict()))
 
 
 def test_it_acts_by_the_class_with_the_highest_score() -> None:
     alg, obs = make(), torch.randn(20, 3)
-    action = alg.act(obs, 0, explore=True)
+    action = alg.act(obs, START, explore=True)
     assert action.dtype == torch.int64
     assert action.tolist() == [row.index(max(row)) for row in alg.network(obs).tolist()]
 
 
 @pytest.mark.parametrize(
-    "options",
-    [{}, {"label_smoothing": 0.1, "mixup_alpha": 0.2}, {"precision": "bf16", "accumulate": 3}],
+    ("options", "settings"),
+    [
+        ({}, {}),
+        ({"label_smoothing": 0.1, "mixup_alpha": 0.2}, {}),
+        ({}, {"precision": "bf16", "accumulate": 3}),
+    ],
 )
-def test_it_tells_the_quadrants_of_a_plane_apart(options: dict[str, Any]) -> None:
+def test_it_tells_the_quadrants_of_a_plane_apart(
+    options: dict[str, Any], settings: dict[str, Any]
+) -> None:
     alg = make((32,), optim=partial(torch.optim.AdamW, lr=0.02, fused=True), **options)
     torch.manual_seed(2)
     obs = torch.randn(600, 3)
     batch = Example(obs, (obs[:, 0] > 0) + 2 * (obs[:, 1] > 0))
-    train(alg, [Example(*(part[i * 50 :][:50] for part in batch)) for i in range(10)] * 12)
+    learner = make_learner(alg, **settings)
+    train(learner, [Example(*(part[i * 50 :][:50] for part in batch)) for i in range(10)] * 12)
     alg.eval()
     assert alg.validate(Example(*(part[500:] for part in batch)))["accuracy"] >= 0.93
 
@@ -225,4 +233,4 @@ def test_a_network_with_scores_of_more_classes_is_refused() -> None:
     with pytest.raises(
         UserError, match=r"returns \(12, 8\) for a batch, but the loss needs \(12, 4\)"
     ):
-        alg.update(make_batch(), step=0, updates=0)
+        make_learner(alg).learn(make_batch())

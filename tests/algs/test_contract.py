@@ -2,6 +2,7 @@
 
 import copy
 import io
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,31 +13,61 @@ import torch
 from gymnasium.vector import VectorEnv
 from gymnasium.vector.utils import batch_space
 from omegaconf import DictConfig
-from torch import Tensor
+from torch import Tensor, nn
+from torch.func import functional_call, grad_and_value
 
-from research.algs.base import Algorithm, Metrics
+from research.algs.base import Algorithm, Loss, Metrics
 from research.batches import Step, Tree, map_tensors
 from research.config import build, check
 from research.datasets.base import CountableDataset
 from research.processors.base import Processor
+from research.status import Status
 from research.training.collector import to_tensors
+from research.training.descent import unique_parameters
+from research.training.learner import Learner
+from research.training.run import Run
+from tests.algs.learning import make_learner
 from tests.conftest import Load, algs, alone, collects, small
+
+START = torch.zeros((), dtype=torch.float64)
+"""The step at which actions are taken."""
 
 
 class Parts(NamedTuple):
-    """What an algorithm's config builds."""
+    """What an algorithm's config builds, and what makes its updates."""
 
     env: Any
     processor: Processor
     alg: Algorithm
     dataset: Any
+    learner: Learner
 
-    def update(self, first: int = 0, count: int = 1) -> list[dict[str, Tensor]]:
-        """Make ``count`` updates, of which the first is number ``first``."""
-        return [
-            self.alg.update(self.processor(self.dataset.sample()), step=100 + n, updates=n)
-            for n in range(first, first + count)
-        ]
+    def sample(self) -> Any:
+        """A processed batch, of the weights' type."""
+        dtype = next(self.alg.parameters()).dtype
+        return map_tensors(
+            lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor,
+            self.processor(self.dataset.sample()),
+        )
+
+    def update(self, count: int = 1) -> list[dict[str, Tensor]]:
+        """Make ``count`` updates."""
+        return [self.learner.learn(self.sample()) for _ in range(count)]
+
+    def take_all_steps(self, batch: Any, seed: int = 7) -> Metrics:
+        """Make an update in which every objective has a step."""
+        self.learner.updates = math.lcm(*(each.every for each in self.learner.objectives)) - 1
+        torch.manual_seed(seed)
+        return self.learner.learn(batch)
+
+    def name(self, parameters: Any) -> dict[str, nn.Parameter]:
+        """Parameters of the algorithm by their names."""
+        names = {parameter: name for name, parameter in self.alg.named_parameters()}
+        return {names[parameter]: parameter for parameter in parameters}
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """The parameters that take gradients, by their names."""
+        return self.name(each for each in self.alg.parameters() if each.requires_grad)
 
 
 @pytest.fixture(params=algs(), scope="module")
@@ -48,14 +79,18 @@ def cfg(
     return load(*small(request.param, folder, batch_size=16, capacity=400))
 
 
-def make(cfg: DictConfig, seed: int = 0, *, weights_seed: int | None = None) -> Parts:
-    """The parts in the order of ``train.py``; a dataset that is filled has 100 random steps."""
+def make(
+    cfg: DictConfig, seed: int = 0, *, weights_seed: int | None = None, **settings: Any
+) -> Parts:
+    """The parts in the order of ``train.py``; a dataset that is filled has 100 random steps.
+
+    ``settings`` are the learner's.
+    """
     torch.manual_seed(seed if weights_seed is None else weights_seed)
     env = build(cfg.env)
     dataset = build(cfg.dataset, env, seed)
     processor = build(cfg.processor, dataset.observation_space, dataset.action_space)
     alg = make_alg(cfg, processor)
-    alg.make_optimizers()
     if isinstance(dataset, CountableDataset):
         processor.eval()
         processor.fit(dataset.training_batches())
@@ -65,11 +100,11 @@ def make(cfg: DictConfig, seed: int = 0, *, weights_seed: int | None = None) -> 
         if key not in RECORDED:
             RECORDED[key] = list(record(env, num_steps=100, seed=seed))
         fill(dataset, RECORDED[key])
-    return Parts(env, processor, alg, dataset)
+    return Parts(env, processor, alg, dataset, make_learner(alg, **settings))
 
 
 def make_alg(cfg: DictConfig, processor: Processor) -> Algorithm:
-    """The algorithm, without optimizers."""
+    """The algorithm, as it was built."""
     network = build(cfg.network, processor.observation_space, processor.action_space)
     return build(cfg.alg, network)
 
@@ -168,25 +203,24 @@ def test_a_reloaded_algorithm_goes_on_exactly(cfg: DictConfig, tmp_path: Path) -
     twin.alg.load_state_dict(saved_and_loaded(parts.alg.state_dict()))
     twin.processor.load_state_dict(saved_and_loaded(parts.processor.state_dict()))
     twin.dataset.load(saved_and_loaded(parts.dataset.save(tmp_path)), tmp_path)
-    for name, optim in twin.alg.optimizers.items():
-        optim.load_state_dict(saved_and_loaded(parts.alg.optimizers[name].state_dict()))
+    twin.learner.load_state_dict(saved_and_loaded(parts.learner.state_dict()))
     assert_same(twin.alg, parts.alg)
     for each in (parts, twin):
         torch.manual_seed(7)
-        each.update(first=3, count=3)
+        each.update(count=3)
     assert_same(twin.alg, parts.alg)
 
 
-def test_acting_on_loaded_weights_needs_no_optimizers(cfg: DictConfig) -> None:
+def test_loaded_weights_act_the_same(cfg: DictConfig) -> None:
     trained = make(cfg)
     trained.update(count=2)
     alg = make_alg(cfg, trained.processor)
     alg.load_state_dict(saved_and_loaded(trained.alg.state_dict()))
-    assert not alg.optimizers
     obs = sample_obs(trained, 10)
     alg.eval()
     trained.alg.eval()
-    assert torch.equal(alg.act(obs, 0, explore=False), trained.alg.act(obs, 0, explore=False))
+    one, other = (each.act(obs, START, explore=False) for each in (alg, trained.alg))
+    assert torch.equal(one, other)
 
 
 def test_the_same_seed_gives_the_same_weights_to_the_last_bit(cfg: DictConfig) -> None:
@@ -209,9 +243,8 @@ def test_actions_lie_in_the_action_space(cfg: DictConfig, explore: bool, scale: 
     parts = make(cfg)
     acts = isinstance(parts.env, VectorEnv)
     space = parts.env.single_action_space if acts else parts.dataset.action_space
-    action = parts.alg.act(sample_obs(parts, 50, scale), 0, explore)
-    action = parts.processor.unprocess_action(action)
-    assert not action.requires_grad
+    action = parts.alg.act(sample_obs(parts, 50, scale), START, explore)
+    action = parts.processor.unprocess_action(action.detach())
     assert len(action) == 50
     assert all(space.contains(row) for row in action.numpy())
 
@@ -220,7 +253,7 @@ def test_acting_without_exploration_is_always_the_same(cfg: DictConfig) -> None:
     parts = make(cfg)
     parts.alg.eval()
     obs = sample_obs(parts, 10)
-    one, other = (parts.alg.act(obs, 0, explore=False) for _ in range(2))
+    one, other = (parts.alg.act(obs, START, explore=False) for _ in range(2))
     assert torch.equal(one, other)
 
 
@@ -233,30 +266,171 @@ def test_validating_changes_nothing_and_gives_finite_numbers(cfg: DictConfig) ->
     for module in (parts.alg, parts.processor):
         module.eval()
     before = copy.deepcopy(parts.alg)
-    for batch in parts.dataset.validation_batches():
-        assert_metrics(parts.alg.validate(parts.processor(batch)))
+    with torch.no_grad():
+        for batch in parts.dataset.validation_batches():
+            assert_metrics(parts.alg.validate(parts.processor(batch)))
     assert_same(parts.alg, before)
 
 
 def test_every_trained_parameter_has_one_optimizer(cfg: DictConfig) -> None:
-    alg = make(cfg).alg
+    parts = make(cfg)
     owned = [
         parameter
-        for optim in alg.optimizers.values()
-        for group in optim.param_groups
+        for descent in parts.learner.make_optimizers().values()
+        for group in descent.optim.param_groups
         for parameter in group["params"]
     ]
     assert len(owned) == len(set(owned))
-    assert set(owned) == {parameter for parameter in alg.parameters() if parameter.requires_grad}
+    assert set(owned) == set(parts.trained().values())
 
 
 def test_every_frozen_copy_is_told(cfg: DictConfig) -> None:
     alg = make(cfg).alg
-    told = [parameter for frozen, _ in alg.copies() for parameter in frozen.parameters()]
+    told = [parameter for frozen, *_ in alg.copies() for parameter in frozen.parameters()]
     trained = [parameter for parameter in alg.parameters() if parameter.requires_grad]
     for name, parameter in alg.named_parameters():
         is_constant = bool((parameter == parameter.flatten()[:1]).all())  # equal by chance
         if not parameter.requires_grad and not is_constant and any(map(parameter.equal, trained)):
             assert any(parameter is each for each in told), name
-    for frozen, original in alg.copies():
+    for frozen, original, *_ in alg.copies():
         torch.testing.assert_close(dict(frozen.state_dict()), dict(original.state_dict()))
+
+
+class LossOf(nn.Module):
+    """An objective's loss, as a module whose parameters are the algorithm's."""
+
+    def __init__(self, alg: Algorithm, name: str) -> None:
+        super().__init__()
+        self.alg = alg
+        self.name = name
+
+    def forward(self, *arguments: Any) -> Loss:
+        (objective,) = (each for each in self.alg.objectives() if each.name == self.name)
+        return objective.loss(*arguments)
+
+
+def test_a_loss_is_a_function_of_parameters_batch_and_noise_alone(cfg: DictConfig) -> None:
+    """So another way of running may swap the parameters; its gradient is the step's to the bit."""
+    parts = make(cfg)
+    batch, before, descents = parts.sample(), {}, parts.learner.make_optimizers()
+    for descent in descents.values():
+        for group in descent.optim.param_groups:
+            group["lr"] = 0.0
+    logged = parts.take_all_steps(batch)
+    torch.manual_seed(7)
+    batch = parts.alg.augment(batch)
+    inputs = batch, parts.alg.draw(batch, parts.learner.step)
+    before = copy.deepcopy(dict(parts.alg.named_parameters())), torch.get_rng_state()
+    results = {}
+    for objective in parts.learner.objectives:
+        function = LossOf(parts.alg, objective.name)
+        reused = [results[objective.reuses]] if objective.reuses else []
+
+        def compute(values: dict[str, Tensor]) -> tuple[Tensor, Any]:
+            buffers = {name: value.clone() for name, value in function.named_buffers()}  # noqa: B023
+            value, *rest = functional_call(function, (values, buffers), (*inputs, *reused))  # noqa: B023
+            return value, [each for each in rest if each is not None]
+
+        trained = parts.name(descents[objective.name].parameters)
+        values = {f"alg.{name}": each.detach().clone() for name, each in trained.items()}
+        gradients, (value, (metrics, *result)) = grad_and_value(compute, has_aux=True)(values)
+        for name, each in trained.items():
+            expected = torch.zeros_like(each) if each.grad is None else each.grad
+            assert torch.equal(gradients[f"alg.{name}"], expected), name
+        name = "loss" if len(descents) == 1 else f"{objective.name}_loss"
+        for key, each in {name: value, **metrics}.items():
+            assert torch.equal(each, logged[key]), key
+        results[objective.name] = map_tensors(Tensor.detach, result[0]) if result else None
+    torch.testing.assert_close(dict(parts.alg.named_parameters()), before[0], rtol=0, atol=0)
+    assert torch.equal(torch.get_rng_state(), before[1])
+
+
+def test_an_objective_moves_what_it_trains_and_nothing_else(cfg: DictConfig) -> None:
+    for objective in make(cfg).learner.objectives:
+        parts = make(cfg)
+        parts.learner.copies = []
+        descents, before = parts.learner.make_optimizers(), copy.deepcopy(parts.alg)
+        for name, descent in descents.items():
+            for group in descent.optim.param_groups:
+                group["lr"] *= name == objective.name
+        parts.take_all_steps(parts.sample())
+        old = dict(before.named_parameters())
+        moved = {n for n, each in parts.alg.named_parameters() if not torch.equal(each, old[n])}
+        assert moved == set(parts.name(descents[objective.name].parameters))
+        assert set(parts.trained()) == {
+            name for name, each in parts.alg.named_parameters() if each.grad is not None
+        }
+
+
+def test_a_batch_in_parts_is_the_batch_as_a_whole(cfg: DictConfig) -> None:
+    """In evaluation mode: a batch norm's statistics are those of a part."""
+    one, other = make(cfg), make(cfg, accumulate=3)
+    for each in (one, other):
+        each.alg.double().eval()
+    for count in range(3):
+        batch = one.sample()
+        metrics = [each.take_all_steps(batch, seed=count) for each in (one, other)]
+        torch.testing.assert_close(*metrics)
+        gradients = [{n: p.grad for n, p in each.trained().items()} for each in (one, other)]
+        torch.testing.assert_close(*gradients, rtol=1e-6, atol=1e-12)
+    torch.testing.assert_close(dict(one.alg.state_dict()), dict(other.alg.state_dict()))
+
+
+def test_gradients_in_bf16_are_nearly_those_in_fp32(cfg: DictConfig) -> None:
+    whole, half = make(cfg), make(cfg, precision="bf16")
+    batch = whole.sample()
+    for each in (whole, half):
+        metrics = each.take_all_steps(batch)
+        assert_metrics(metrics)
+        assert {value.dtype for value in metrics.values()} == {torch.float32}
+    for objective in whole.learner.objectives:
+        vectors = []
+        for each in (whole, half):
+            (trains,) = (o.trains for o in each.learner.objectives if o.name == objective.name)
+            gradients = {n: p.grad for n, p in each.name(unique_parameters(trains)).items()}
+            vectors.append({name: g.flatten() for name, g in gradients.items() if g is not None})
+        assert vectors[0].keys() == vectors[1].keys()
+        one, other = (torch.cat(list(each.values())) for each in vectors)
+        assert torch.cosine_similarity(one, other, dim=0) > 0.95, objective.name
+
+
+def test_the_average_is_of_all_that_is_trained_and_shares_the_targets(cfg: DictConfig) -> None:
+    parts = make(cfg, ema_decay=0.75)
+    expected = {name: value.detach().clone() for name, value in parts.trained().items()}
+    for _ in range(4):
+        parts.update()
+        for name, value in parts.trained().items():
+            expected[name] = 0.75 * expected[name] + 0.25 * value.detach()
+    assert parts.learner.average is not None
+    averaged = dict(parts.learner.average.named_parameters())
+    for name, value in parts.alg.named_parameters():
+        if value.requires_grad:
+            torch.testing.assert_close(averaged[name], expected[name])
+            assert not averaged[name].requires_grad
+        else:
+            assert averaged[name] is value, name
+    by_hand = make_alg(cfg, parts.processor)
+    by_hand.load_state_dict({**parts.alg.state_dict(), **expected})
+    obs = sample_obs(parts, 10)
+    actions = [each.eval().act(obs, START, False) for each in (parts.learner.average, by_hand)]
+    torch.testing.assert_close(*actions)
+
+
+def test_evaluation_acts_by_the_average(cfg: DictConfig, tmp_path: Path) -> None:
+    parts = make(cfg)
+    run = Run(tmp_path, Status(tmp_path), 0, {})
+    settings = cfg.trainer.copy()
+    settings.ema_decay = 0.5
+    built = parts.alg, parts.processor, parts.dataset, parts.env
+    trainer = build(settings, *built, None, None, run)
+    trainer.learner.learn(parts.sample())
+    space = batch_space(parts.dataset.observation_space, 10)
+    space.seed(0)
+    obs, policies = space.sample(), (trainer.evaluated, trainer.policy)
+    before, collecting = (policy(obs, step=0, explore=False) for policy in policies)
+    with torch.no_grad():
+        for value in parts.trained().values():
+            value.mul_(-1)
+    after, moved = (policy(obs, step=0, explore=False) for policy in policies)
+    np.testing.assert_array_equal(after, before)
+    assert (moved != collecting).any()

@@ -9,16 +9,17 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.spaces import Box
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchmarks.drqv2_plain import PlainDrQv2, TwinCritics
 from benchmarks.pixel_reach import OVERRIDES, mean_return, move_straight
 from research.algs.base import OptimFactory
-from research.algs.drqv2 import DrQv2
+from research.algs.drqv2 import DrQv2, Noise
 from research.batches import Transition
 from research.networks.drqv2 import DrQv2ActorCritic
 from research.processors.random_shift import RandomShift
-from tests.algs.test_td3 import ADAM, DESCENT, moved, shift, slope, snapshot
+from tests.algs.learning import make_learner
+from tests.algs.test_td3 import ADAM, START, assert_gradient, shift, snapshot
 from tests.commands import train
 from tests.conftest import Load
 from tests.training.toys import rows
@@ -46,9 +47,7 @@ def make() -> Make:
         network = DrQv2ActorCritic(
             IMAGES, ACTIONS, feature_dim=8, hidden_dims=hidden_dims, num_critics=2
         )
-        drqv2 = DrQv2(network, optim=optim, **(NUMBERS | changes))
-        drqv2.make_optimizers()
-        return drqv2
+        return DrQv2(network, optim=optim, **(NUMBERS | changes))
 
     return make
 
@@ -112,7 +111,7 @@ def test_noise_is_clipped_and_actions_stay_inside_with_the_gradient_passing(
 
 
 def test_the_noise_falls_linearly_and_then_stays(drqv2: DrQv2) -> None:
-    stds = [drqv2.noise_std(step) for step in (0, 25, 50, 100, 1000)]
+    stds = [drqv2.noise_std(torch.tensor(step)).item() for step in (0, 25, 50, 100, 1000)]
     assert stds == pytest.approx([1.0, 0.8, 0.6, 0.2, 0.2])
 
 
@@ -124,7 +123,8 @@ def test_exploration_adds_the_noise_of_its_step_unclipped(
     with torch.no_grad():
         for parameter in drqv2.network.actor.parameters():
             parameter.zero_()
-    actions = drqv2.act(torch.zeros(20_000, 2, 15, 15, dtype=torch.uint8), step, explore=True)
+    obs = torch.zeros(20_000, 2, 15, 15, dtype=torch.uint8)
+    actions = drqv2.act(obs, torch.tensor(step), explore=True)
     inside = actions.abs() < 0.99
     # the share of a normal distribution that lies within 0.99
     normal = torch.distributions.Normal(0.0, std)
@@ -134,94 +134,70 @@ def test_exploration_adds_the_noise_of_its_step_unclipped(
     assert actions.abs().amax() <= 1 - 1e-6
 
 
-def test_an_update_takes_the_noise_of_its_step(
-    drqv2: DrQv2, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen: list[Tensor] = []
-    monkeypatch.setattr(drqv2, "perturb", lambda action, noise: (seen.append(noise), action)[1])
-    batch = make_batch(4000)
-    drqv2.update(batch, step=50, updates=3)
-    assert len(seen) == 2
-    for noise in seen:
+def test_an_update_draws_noise_of_its_step(drqv2: DrQv2) -> None:
+    one, other = drqv2.draw(make_batch(4000), torch.tensor(50.0))
+    for noise in (one, other):
+        assert noise.shape == (4000, 2)
         assert noise.std().item() == pytest.approx(0.6, rel=0.05)
-    assert not torch.equal(*seen)
+    assert not torch.equal(one, other)
 
 
 def test_critics_and_encoder_descend_the_sum_of_the_squared_errors_to_the_target(
     make: Make,
 ) -> None:
-    drqv2 = make(optim=DESCENT, hidden_dims=(4,))
+    drqv2 = make(hidden_dims=(4,))
     batch, noise = make_batch(8), torch.randn(8, 2)
     shift(drqv2.network.critics)
     target_q = drqv2.compute_target(batch, noise)
     learners = [*drqv2.network.encoder.parameters(), *drqv2.network.critics.parameters()]
     q = drqv2.network.critics(drqv2.network.encoder(batch.obs), batch.action)
-    loss = ((q[0] - target_q).square().sum() + (q[1] - target_q).square().sum()) / 8
-    gradients = torch.autograd.grad(loss, learners)
-    before = [parameter.detach().clone() for parameter in learners]
-    metrics = drqv2.update_critics(batch, drqv2.network.encoder(batch.obs), noise)
-    for new, old, gradient in zip(learners, before, gradients, strict=True):
-        torch.testing.assert_close(old - new, gradient, atol=1e-6, rtol=1e-4)
+    expected = ((q[0] - target_q).square().sum() + (q[1] - target_q).square().sum()) / 8
+    loss = drqv2.critic_loss(batch, Noise(noise, -noise))
+    gradients = torch.autograd.grad(loss.value, learners)
+    torch.testing.assert_close(
+        gradients, torch.autograd.grad(expected, learners), atol=1e-6, rtol=1e-4
+    )
     assert any(gradient.abs().amax() > 1e-4 for gradient in gradients[:8])
-    assert metrics["critic_loss"].item() == pytest.approx(loss.item(), rel=1e-5)
-    assert metrics["target_q"].item() == pytest.approx(target_q.mean().item(), rel=1e-5)
+    assert loss.value.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert loss.metrics["target_q"].item() == pytest.approx(target_q.mean().item(), rel=1e-5)
 
 
 def test_actor_climbs_the_lowest_critic(make: Make) -> None:
-    drqv2 = make(optim=DESCENT, hidden_dims=(4,)).double()
+    drqv2 = make(hidden_dims=(4,)).double()
     encoded = torch.rand(8, drqv2.network.encoder.output_dim, dtype=torch.float64)
     noise = 0.05 * torch.randn(8, 2, dtype=torch.float64)
-    before = snapshot(drqv2.network.actor)
 
-    def value() -> Tensor:
+    def loss() -> Tensor:
         action = drqv2.network.actor(encoded) + noise
         assert action.abs().amax() < 1
         q = drqv2.network.critics(encoded, action)
-        return torch.minimum(q[0], q[1]).mean()
+        return -torch.minimum(q[0], q[1]).mean()
 
-    last = list(drqv2.network.actor.parameters())[-2:]
-    slopes = [slope(value, parameter) for parameter in last]
-    expected_value = value().item()
-    metrics = drqv2.update_actor(encoded, noise)
-    for new, old, gradient in zip(last, before[-2:], slopes, strict=True):
-        torch.testing.assert_close(new - old, gradient, atol=1e-7, rtol=1e-5)
-    assert metrics["actor_loss"].item() == pytest.approx(-expected_value)
+    (*_, last) = (m for m in drqv2.network.actor.modules() if isinstance(m, nn.Linear))
+    assert_gradient(drqv2.actor_loss(make_batch(8), Noise(-noise, noise), encoded), last, loss)
 
 
-def test_an_actor_update_leaves_encoder_critics_and_targets_untouched(drqv2: DrQv2) -> None:
+def test_each_loss_trains_its_networks(drqv2: DrQv2) -> None:
     network = drqv2.network
-    others = network.encoder, network.critics, drqv2.target_critics
-    before = [snapshot(module) for module in others]
-    encoded = network.encoder(make_batch().obs)
-    drqv2.update_actor(encoded.detach(), torch.randn(32, 2))
-    for module, old in zip(others, before, strict=True):
-        assert not moved(module, old)
-        assert all(parameter.grad is None for parameter in module.parameters())
-
-
-def test_a_critic_update_leaves_actor_and_targets_untouched(drqv2: DrQv2) -> None:
-    before = snapshot(drqv2.network.actor), snapshot(drqv2.target_critics)
-    batch = make_batch()
-    drqv2.update_critics(batch, drqv2.network.encoder(batch.obs), torch.randn(32, 2))
-    assert not moved(drqv2.network.actor, before[0])
-    assert not moved(drqv2.target_critics, before[1])
+    trains = {objective.name: objective.trains for objective in drqv2.objectives()}
+    assert trains == {"critic": [network.encoder, network.critics], "actor": [network.actor]}
 
 
 def test_the_actor_learns_from_the_encoding_before_the_critics_step(
-    drqv2: DrQv2, monkeypatch: pytest.MonkeyPatch
+    drqv2: DrQv2,
 ) -> None:
     seen: list[Tensor] = []
-    monkeypatch.setattr(drqv2, "update_actor", lambda encoded, noise: {"x": seen.append(encoded)})
+    drqv2.network.actor.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
     batch = make_batch()
     expected = drqv2.network.encoder(batch.obs).detach()
-    drqv2.update(batch, step=0, updates=0)
-    assert torch.equal(seen[0], expected)
-    assert not seen[0].requires_grad
+    make_learner(drqv2).learn(batch)
+    assert torch.equal(seen[-1], expected)
+    assert not seen[-1].requires_grad
 
 
 def test_targets_move_a_share_tau_towards_the_updated_critics(drqv2: DrQv2) -> None:
     before = snapshot(drqv2.target_critics)
-    drqv2.update(make_batch(), step=0, updates=0)
+    make_learner(drqv2).learn(make_batch())
     for new, old, goal in zip(
         drqv2.target_critics.parameters(), before, drqv2.network.critics.parameters(), strict=True
     ):
@@ -230,11 +206,13 @@ def test_targets_move_a_share_tau_towards_the_updated_critics(drqv2: DrQv2) -> N
 
 def test_solves_a_bandit(make: Make) -> None:
     drqv2 = make(optim=partial(torch.optim.Adam, lr=1e-3), hidden_dims=(64, 64))
-    for updates in range(250):
-        drqv2.update(make_batch(64, discount=0.0), step=100, updates=updates)
+    learner = make_learner(drqv2)
+    learner.step.fill_(100)
+    for _ in range(250):
+        learner.learn(make_batch(64, discount=0.0))
     batch = make_batch(256)
     best = batch.obs[:, :, 0, 0].float() / 255 - 0.5
-    error = drqv2.act(batch.obs, 0, explore=False) - best
+    error = drqv2.act(batch.obs, START, explore=False) - best
     assert error.abs().mean() < 0.1  # 0.3 untrained
 
 
@@ -247,7 +225,8 @@ def test_three_updates_are_those_of_plain_pytorch_to_rounding() -> None:
         # Here noise takes some actions over the bounds, where gradients pass.
         list(network.actor.parameters())[-1].copy_(torch.tensor([1.5, -1.5]))
     drqv2 = DrQv2(network, optim=partial(ADAM, fused=True), **NUMBERS)
-    drqv2.make_optimizers()
+    learner = make_learner(drqv2)
+    learner.step.fill_(50)
     plain = PlainDrQv2(drqv2, optim=ADAM, pad=4)
     processor = RandomShift(images, ACTIONS, pad=4)
     for updates in range(3):
@@ -255,7 +234,7 @@ def test_three_updates_are_those_of_plain_pytorch_to_rounding() -> None:
         action, reward, discount = (value.double() for value in make_batch(8)[1:4])
         batch = Transition(obs, action, reward, discount, next_obs)
         torch.manual_seed(updates)  # the same shifts and noise
-        losses = drqv2.update(processor(batch), step=50, updates=updates)
+        losses = learner.learn(processor(batch))
         torch.manual_seed(updates)
         for name, loss in plain.update(batch, step=50).items():
             torch.testing.assert_close(losses[name], loss, atol=0, rtol=1e-11)

@@ -9,10 +9,19 @@ import torch
 from torch import Tensor, nn
 
 from research.algs.base import OptimFactory
-from research.algs.sac import SAC
-from research.batches import Transition
+from research.algs.sac import SAC, Noise
 from research.networks.squashed_gaussian import SquashedGaussianActorCritic
-from tests.algs.test_td3 import ADAM, DESCENT, make_batch, moved, shift, slope, snapshot
+from tests.algs.learning import make_learner
+from tests.algs.test_td3 import (
+    ADAM,
+    START,
+    assert_gradient,
+    make_batch,
+    make_double,
+    moved,
+    shift,
+    snapshot,
+)
 from tests.conftest import Spaces
 
 NUMBERS: dict[str, Any] = {
@@ -42,9 +51,7 @@ def make(spaces: Spaces) -> Make:
             init=None,
             log_std_bounds=(-5, 2),
         )
-        sac = SAC(network, optim=optim, **(NUMBERS | changes))
-        sac.make_optimizers()
-        return sac
+        return SAC(network, optim=optim, **(NUMBERS | changes))
 
     return make
 
@@ -52,14 +59,6 @@ def make(spaces: Spaces) -> Make:
 @pytest.fixture
 def sac(make: Make) -> SAC:
     return make()
-
-
-def make_double(make: Make) -> tuple[SAC, Transition, Tensor]:
-    """SAC away from its targets, a batch and noise, precise enough for finite differences."""
-    sac = make(optim=DESCENT, hidden_dims=(4,)).double()
-    shift(sac.network)
-    batch = Transition(*(value.double() for value in make_batch(8)))
-    return sac, batch, torch.randn(8, 2, dtype=torch.float64)
 
 
 def test_target_is_reward_plus_discounted_lowest_critic_and_entropy(
@@ -95,35 +94,24 @@ def test_target_takes_the_actor_as_it_is_and_the_critics_as_they_were(sac: SAC) 
 def test_critics_descend_the_sum_of_their_squared_errors_to_the_target(make: Make) -> None:
     sac, batch, noise = make_double(make)
     target_q = sac.compute_target(batch, noise)
-    before = snapshot(sac.network.critics)
 
     def loss() -> Tensor:
         return (sac.network.critics(batch.obs, batch.action) - target_q).square().sum() / 8
 
-    slopes = [slope(loss, parameter) for parameter in sac.network.critics.parameters()]
-    expected_loss = loss().item()
-    metrics = sac.update_critics(batch, noise)
-    for new, old, gradient in zip(sac.network.critics.parameters(), before, slopes, strict=True):
-        torch.testing.assert_close(old - new, gradient, atol=1e-8, rtol=1e-6)
-    assert metrics["critic_loss"].item() == pytest.approx(expected_loss)
-    assert metrics["target_q"].item() == pytest.approx(target_q.mean().item())
+    result = sac.critic_loss(batch, Noise(noise, -noise))
+    assert_gradient(result, sac.network.critics, loss)
+    assert result.metrics["target_q"].item() == pytest.approx(target_q.mean().item())
 
 
 def test_actor_climbs_the_lowest_critic_and_its_entropy(make: Make) -> None:
     sac, batch, noise = make_double(make)
-    before = snapshot(sac.network.actor)
 
-    def value() -> Tensor:
+    def loss() -> Tensor:
         action, log_prob = sac.network.actor(batch.obs).sample(noise)
         q = sac.network.critics(batch.obs, action)
-        return (torch.minimum(q[0], q[1]) - 0.3 * log_prob).mean()
+        return (0.3 * log_prob - torch.minimum(q[0], q[1])).mean()
 
-    slopes = [slope(value, parameter) for parameter in sac.network.actor.parameters()]
-    expected_value = value().item()
-    metrics = sac.update_actor(batch.obs, noise)
-    for new, old, gradient in zip(sac.network.actor.parameters(), before, slopes, strict=True):
-        torch.testing.assert_close(new - old, gradient, atol=1e-7, rtol=1e-5)
-    assert metrics["actor_loss"].item() == pytest.approx(-expected_value)
+    assert_gradient(sac.actor_loss(batch, Noise(-noise, noise)), sac.network.actor, loss)
 
 
 @pytest.mark.parametrize(("target_entropy", "aim"), [(None, -2.0), (0.7, 0.7)])
@@ -131,9 +119,9 @@ def test_the_temperature_descends_its_closed_form_gradient(
     make: Make, target_entropy: float | None, aim: float
 ) -> None:
     """d/d(log alpha) of alpha (entropy - target) is alpha (entropy - target)."""
-    sac = make(optim=DESCENT, target_entropy=target_entropy)
+    sac = make(partial(torch.optim.SGD, lr=1.0), target_entropy=target_entropy)
     before = sac.log_temperature.item()
-    metrics = sac.update_actor(make_batch().obs, torch.randn(64, 2))
+    metrics = make_learner(sac).learn(make_batch())
     gradient = 0.3 * (metrics["entropy"].item() - aim)
     assert sac.log_temperature.item() == pytest.approx(before - gradient)
     assert metrics["temperature"].item() == pytest.approx(0.3)
@@ -143,7 +131,7 @@ def test_the_temperature_descends_its_closed_form_gradient(
 def test_entropy_is_minus_the_mean_log_density_of_the_actors_actions(sac: SAC) -> None:
     batch, noise = make_batch(), torch.randn(64, 2)
     _, log_prob = sac.network.actor(batch.obs).sample(noise)
-    metrics = sac.update_actor(batch.obs, noise)
+    metrics = sac.actor_loss(batch, Noise(-noise, noise)).metrics
     assert metrics["entropy"].item() == pytest.approx(-log_prob.mean().item())
 
 
@@ -151,25 +139,19 @@ def test_entropy_is_minus_the_mean_log_density_of_the_actors_actions(sac: SAC) -
 def test_the_temperature_rises_while_there_is_too_little_entropy(
     sac: SAC, entropy: float, rises: bool
 ) -> None:
-    loss = sac.compute_temperature_loss(torch.tensor(entropy))
-    (gradient,) = torch.autograd.grad(loss, [sac.log_temperature])
+    batch = make_batch(4)
+    loss = sac.temperature_loss(batch, sac.draw(batch, START), torch.full((4,), -entropy))
+    (gradient,) = torch.autograd.grad(loss.value, [sac.log_temperature])
     assert (gradient.item() < 0) == rises
 
 
-def test_an_actor_update_leaves_critics_and_targets_untouched(sac: SAC) -> None:
-    before = snapshot(sac.network.critics), snapshot(sac.target_critics)
-    sac.update_actor(make_batch().obs, torch.randn(64, 2))
-    assert not moved(sac.network.critics, before[0])
-    assert not moved(sac.target_critics, before[1])
-    assert all(parameter.grad is None for parameter in sac.network.critics.parameters())
-
-
-def test_a_critic_update_leaves_actor_temperature_and_targets_untouched(sac: SAC) -> None:
-    before = snapshot(sac.network.actor), snapshot(sac.target_critics)
-    sac.update_critics(make_batch(), torch.randn(64, 2))
-    assert not moved(sac.network.actor, before[0])
-    assert not moved(sac.target_critics, before[1])
-    assert sac.temperature.item() == pytest.approx(0.3)
+def test_each_loss_trains_its_part(sac: SAC) -> None:
+    trains = {objective.name: objective.trains for objective in sac.objectives()}
+    assert trains == {
+        "critic": [sac.network.critics],
+        "actor": [sac.network.actor],
+        "temperature": [sac.log_temperature],
+    }
 
 
 @pytest.mark.parametrize(("actor_every", "target_every"), [(1, 1), (2, 3), (3, 2)])
@@ -177,59 +159,53 @@ def test_actor_and_targets_move_with_every_nth_update_only(
     make: Make, actor_every: int, target_every: int
 ) -> None:
     sac = make(actor_every=actor_every, target_every=target_every)
-    for updates in range(6):
+    learner = make_learner(sac)
+    for update in range(1, 7):
         before = (
             snapshot(sac.network.actor),
             snapshot(sac.network.critics),
             snapshot(sac.target_critics),
         )
         temperature = sac.temperature.item()
-        sac.update(make_batch(), step=5 * updates, updates=updates)
-        is_actors_turn = (updates + 1) % actor_every == 0
+        learner.learn(make_batch())
+        is_actors_turn = update % actor_every == 0
         assert moved(sac.network.critics, before[1])
         assert moved(sac.network.actor, before[0]) == is_actors_turn
         assert (sac.temperature.item() != temperature) == is_actors_turn
-        assert moved(sac.target_critics, before[2]) == ((updates + 1) % target_every == 0)
+        assert moved(sac.target_critics, before[2]) == (update % target_every == 0)
 
 
 def test_targets_move_a_share_tau_towards_the_updated_critics(sac: SAC) -> None:
     before = snapshot(sac.target_critics)
-    sac.update(make_batch(), step=0, updates=0)
+    make_learner(sac).learn(make_batch())
     for new, old, goal in zip(
         sac.target_critics.parameters(), before, sac.network.critics.parameters(), strict=True
     ):
         torch.testing.assert_close(new, 0.95 * old + 0.05 * goal)
 
 
-def test_every_update_draws_new_standard_noise_for_critics_and_actor(
-    sac: SAC, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen: list[Tensor] = []
-    monkeypatch.setattr(sac, "update_critics", lambda batch, noise: {"x": seen.append(noise)})
-    monkeypatch.setattr(sac, "update_actor", lambda obs, noise: {"y": seen.append(noise)})
+def test_every_update_draws_new_standard_noise_for_critics_and_actor(sac: SAC) -> None:
     batch = make_batch(20_000)
-    for updates in range(2):
-        sac.update(batch, step=0, updates=updates)
-    assert len(seen) == 4
-    for noise in seen:
+    drawn = [noise for _ in range(2) for noise in sac.draw(batch, START)]
+    for noise in drawn:
         assert noise.shape == (20_000, 2)
         assert noise.mean().item() == pytest.approx(0, abs=0.03)
         assert noise.std().item() == pytest.approx(1, abs=0.03)
-    assert len({noise.sum().item() for noise in seen}) == 4
+    assert len({noise.sum().item() for noise in drawn}) == 4
 
 
 def test_without_exploration_the_squashed_mean_decides(sac: SAC) -> None:
     obs = torch.randn(10, 3)
     expected = sac.network.actor(obs).mean.tanh()
-    assert torch.equal(sac.act(obs, 0, explore=False), expected)
-    one, other = (sac.act(obs, 0, explore=True) for _ in range(2))
+    assert torch.equal(sac.act(obs, START, explore=False), expected)
+    one, other = (sac.act(obs, START, explore=True) for _ in range(2))
     assert not torch.equal(one, other)
 
 
 def test_exploration_draws_from_the_actors_distribution(sac: SAC) -> None:
     obs = torch.randn(1, 3).expand(100_000, 3)
     distribution = sac.network.actor(obs[:1])
-    x = sac.act(obs, 0, explore=True).clamp(-0.999999, 0.999999).atanh()
+    x = sac.act(obs, START, explore=True).clamp(-0.999999, 0.999999).atanh()
     median = x.median(dim=0).values
     torch.testing.assert_close(median, distribution.mean[0], atol=0.03, rtol=0)
     spread = x.quantile(0.8413, dim=0) - median
@@ -246,8 +222,9 @@ def test_targets_begin_equal_to_the_critics_and_take_no_gradients(sac: SAC) -> N
 
 def test_solves_a_bandit(make: Make) -> None:
     sac = make(optim=partial(torch.optim.Adam, lr=3e-3), temperature=0.02)
-    for updates in range(400):
-        sac.update(make_batch(discount=0.0), step=updates, updates=updates)
+    learner = make_learner(sac)
+    for _ in range(400):
+        learner.learn(make_batch(discount=0.0))
     obs = torch.rand(256, 3) * 2 - 1
-    error = sac.act(obs, 0, explore=False) - obs[:, :2] / 2
+    error = sac.act(obs, START, explore=False) - obs[:, :2] / 2
     assert error.abs().mean() < 0.1  # 0.25 untrained

@@ -2,16 +2,17 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from research.algs.base import OptimFactory
+from research.algs.base import Algorithm, Loss, OptimFactory
 from research.algs.td3 import TD3
 from research.batches import Transition
 from research.networks.actor_critic import ActorCritic
+from tests.algs.learning import make_learner
 from tests.conftest import Spaces
 
 NUMBERS: dict[str, Any] = {
@@ -22,8 +23,9 @@ NUMBERS: dict[str, Any] = {
     "actor_every": 2,
 }
 ADAM = partial(torch.optim.Adam, lr=1e-3)
-DESCENT = partial(torch.optim.SGD, lr=1.0)  # a step is the negative gradient
+START = torch.zeros((), dtype=torch.float64)
 
+A = TypeVar("A", bound=Algorithm)
 Make: TypeAlias = Callable[..., TD3]
 
 
@@ -42,9 +44,7 @@ def make(spaces: Spaces) -> Make:
             layer_norm=False,
             init=None,
         )
-        td3 = TD3(network, optim=optim, **(NUMBERS | changes))
-        td3.make_optimizers()
-        return td3
+        return TD3(network, optim=optim, **(NUMBERS | changes))
 
     return make
 
@@ -85,6 +85,23 @@ def moved(module: nn.Module, before: list[Tensor]) -> bool:
     return any(
         not torch.equal(old, new) for old, new in zip(before, module.parameters(), strict=True)
     )
+
+
+def make_double(make: Callable[..., A]) -> tuple[A, Transition, Tensor]:
+    """An algorithm away from its targets, a batch and noise, precise enough for differences."""
+    alg = make(hidden_dims=(4,)).double()
+    shift(alg.get_submodule("network"))
+    batch = Transition(*(value.double() for value in make_batch(8)))
+    return alg, batch, torch.randn(8, 2, dtype=torch.float64)
+
+
+def assert_gradient(result: Loss, module: nn.Module, loss: Callable[[], Tensor]) -> None:
+    """Compare the value with ``loss``, and the gradient with its central differences."""
+    assert result.value.item() == pytest.approx(loss().item())
+    parameters = list(module.parameters())
+    gradients = torch.autograd.grad(result.value, parameters)
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        torch.testing.assert_close(gradient, slope(loss, parameter), atol=1e-7, rtol=1e-6)
 
 
 @torch.no_grad()
@@ -143,42 +160,34 @@ def test_target_actions_are_smoothed_by_clipped_noise_within_bounds(
     torch.testing.assert_close(seen[0], torch.tensor(expected))
 
 
-def test_every_update_smooths_with_new_standard_noise(
-    td3: TD3, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen: list[Tensor] = []
-    monkeypatch.setattr(td3, "update_critic", lambda batch, noise: {"x": seen.append(noise)})
+def test_every_update_draws_new_standard_noise(td3: TD3) -> None:
     batch = make_batch(20_000)
-    for updates in (0, 2):
-        td3.update(batch, step=0, updates=updates)
-    assert seen[0].shape == (20_000, 2)
-    assert seen[0].mean().item() == pytest.approx(0, abs=0.03)
-    assert seen[0].std().item() == pytest.approx(1, abs=0.03)
-    assert not torch.equal(seen[0], seen[1])
+    one, other = (td3.draw(batch, START) for _ in range(2))
+    assert one.shape == (20_000, 2)
+    assert one.mean().item() == pytest.approx(0, abs=0.03)
+    assert one.std().item() == pytest.approx(1, abs=0.03)
+    assert not torch.equal(one, other)
 
 
 @pytest.mark.parametrize("actor_every", [1, 2, 3])
 def test_actor_and_targets_move_with_every_nth_update_only(make: Make, actor_every: int) -> None:
-    td3, due = make(actor_every=actor_every), []
-    for updates in range(6):
+    td3 = make(actor_every=actor_every)
+    learner = make_learner(td3)
+    for update in range(1, 7):
         before = snapshot(td3.network.actor), snapshot(td3.network.critics), snapshot(td3.target)
-        td3.update(make_batch(), step=5 * updates, updates=updates)
+        metrics = learner.learn(make_batch())
         assert moved(td3.network.critics, before[1])
         assert moved(td3.target, before[2]) == moved(td3.network.actor, before[0])
-        due.append(moved(td3.network.actor, before[0]))
-    assert due == [(updates + 1) % actor_every == 0 for updates in range(6)]
-
-
-def test_the_first_actor_update_follows_the_second_critic_update(td3: TD3) -> None:
-    assert "actor_loss" not in td3.update(make_batch(), step=1000, updates=0)
-    assert "actor_loss" in td3.update(make_batch(), step=1001, updates=1)
+        assert moved(td3.network.actor, before[0]) == ("actor_loss" in metrics)
+        assert ("actor_loss" in metrics) == (update % actor_every == 0)
 
 
 def test_targets_move_a_share_tau_towards_the_updated_network(make: Make) -> None:
     td3 = make(actor_every=1)
-    td3.update(make_batch(), step=0, updates=0)
+    learner = make_learner(td3)
+    learner.learn(make_batch())
     before = snapshot(td3.target)
-    td3.update(make_batch(), step=1, updates=1)
+    learner.learn(make_batch())
     for new, old, goal in zip(
         td3.target.parameters(), before, td3.network.parameters(), strict=True
     ):
@@ -187,7 +196,7 @@ def test_targets_move_a_share_tau_towards_the_updated_network(make: Make) -> Non
 
 def test_exploration_adds_noise_of_the_given_std(td3: TD3) -> None:
     fix_actor(td3.network, 0.3, -0.2)
-    noise = td3.act(torch.zeros(50_000, 3), 0, explore=True) - torch.tensor([0.3, -0.2])
+    noise = td3.act(torch.zeros(50_000, 3), START, explore=True) - torch.tensor([0.3, -0.2])
     torch.testing.assert_close(noise.std(dim=0), torch.full((2,), 0.1), atol=2e-3, rtol=0)
     torch.testing.assert_close(noise.mean(dim=0), torch.zeros(2), atol=2e-3, rtol=0)
     assert noise.T.corrcoef()[0, 1].abs() < 0.02
@@ -195,69 +204,41 @@ def test_exploration_adds_noise_of_the_given_std(td3: TD3) -> None:
 
 def test_exploring_actions_stay_in_the_box(td3: TD3) -> None:
     fix_actor(td3.network, 0.99, -0.99)
-    actions = td3.act(torch.zeros(1000, 3), 0, explore=True)
+    actions = td3.act(torch.zeros(1000, 3), START, explore=True)
     assert actions.amax() == 1
     assert actions.amin() == -1
 
 
 def test_without_exploration_the_actor_decides_alone(td3: TD3) -> None:
     obs = torch.randn(10, 3)
-    assert torch.equal(td3.act(obs, 0, explore=False), td3.network.actor(obs))
-    assert not td3.act(obs, 0, explore=True).requires_grad
+    assert torch.equal(td3.act(obs, START, explore=False), td3.network.actor(obs))
 
 
 def test_critics_descend_the_sum_of_their_squared_errors_to_the_target(make: Make) -> None:
-    td3 = make(optim=DESCENT, hidden_dims=(4,)).double()
-    shift(td3.network)
-    batch = Transition(*(value.double() for value in make_batch(8)))
-    noise = torch.randn(8, 2, dtype=torch.float64)
+    td3, batch, noise = make_double(make)
     target_q = td3.compute_target(batch, noise)
-    before = snapshot(td3.network.critics)
 
     def loss() -> Tensor:
         errors = [td3.network.critics(batch.obs, batch.action)[i] - target_q for i in range(2)]
         return sum(error.square().sum() for error in errors) / 8  # type: ignore[return-value]
 
-    slopes = [slope(loss, parameter) for parameter in td3.network.critics.parameters()]
-    expected_loss = loss().item()
-    metrics = td3.update_critic(batch, noise)
-    for new, old, gradient in zip(td3.network.critics.parameters(), before, slopes, strict=True):
-        torch.testing.assert_close(old - new, gradient, atol=1e-8, rtol=1e-6)
-    assert metrics["critic_loss"].item() == pytest.approx(expected_loss)
-    assert metrics["target_q"].item() == pytest.approx(target_q.mean().item())
+    result = td3.critic_loss(batch, noise)
+    assert_gradient(result, td3.network.critics, loss)
+    assert result.metrics["target_q"].item() == pytest.approx(target_q.mean().item())
 
 
 def test_actor_climbs_the_first_critic(make: Make) -> None:
-    td3 = make(optim=DESCENT, hidden_dims=(4,)).double()
-    shift(td3.network)
-    obs = torch.randn(8, 3, dtype=torch.float64)
-    before = snapshot(td3.network.actor)
+    td3, batch, noise = make_double(make)
 
-    def value() -> Tensor:
-        return td3.network.critics(obs, td3.network.actor(obs))[0].mean()
+    def loss() -> Tensor:
+        return -td3.network.critics(batch.obs, td3.network.actor(batch.obs))[0].mean()
 
-    slopes = [slope(value, parameter) for parameter in td3.network.actor.parameters()]
-    expected_value = value().item()
-    metrics = td3.update_actor(obs)
-    for new, old, gradient in zip(td3.network.actor.parameters(), before, slopes, strict=True):
-        torch.testing.assert_close(new - old, gradient, atol=1e-8, rtol=1e-6)
-    assert metrics["actor_loss"].item() == pytest.approx(-expected_value)
+    assert_gradient(td3.actor_loss(batch, noise), td3.network.actor, loss)
 
 
-def test_an_actor_update_leaves_critics_and_targets_untouched(td3: TD3) -> None:
-    before = snapshot(td3.network.critics), snapshot(td3.target)
-    td3.update_actor(make_batch().obs)
-    assert not moved(td3.network.critics, before[0])
-    assert not moved(td3.target, before[1])
-    assert all(parameter.grad is None for parameter in td3.network.critics.parameters())
-
-
-def test_a_critic_update_leaves_actor_and_targets_untouched(td3: TD3) -> None:
-    before = snapshot(td3.network.actor), snapshot(td3.target)
-    td3.update_critic(make_batch(), torch.randn(64, 2))
-    assert not moved(td3.network.actor, before[0])
-    assert not moved(td3.target, before[1])
-    assert all(parameter.grad is None for parameter in td3.network.actor.parameters())
+def test_each_loss_trains_its_network(td3: TD3) -> None:
+    trains = {objective.name: objective.trains for objective in td3.objectives()}
+    assert trains == {"critic": [td3.network.critics], "actor": [td3.network.actor]}
 
 
 def test_targets_begin_equal_to_the_network(td3: TD3) -> None:
@@ -265,22 +246,11 @@ def test_targets_begin_equal_to_the_network(td3: TD3) -> None:
         assert torch.equal(new, old)
 
 
-def test_the_optimizers_share_the_network_between_them(td3: TD3) -> None:
-    assert set(td3.optimizers) == {"actor_optim", "critic_optim"}
-    owned = [
-        parameter
-        for optim in td3.optimizers.values()
-        for group in optim.param_groups
-        for parameter in group["params"]
-    ]
-    assert len(owned) == len(set(owned))
-    assert set(owned) == set(td3.network.parameters())
-
-
 def test_solves_a_bandit(make: Make) -> None:
     td3 = make(optim=partial(torch.optim.Adam, lr=3e-3))
-    for updates in range(300):
-        td3.update(make_batch(discount=0.0), step=updates, updates=updates)
+    learner = make_learner(td3)
+    for _ in range(300):
+        learner.learn(make_batch(discount=0.0))
     obs = torch.rand(256, 3) * 2 - 1
-    error = td3.act(obs, 0, explore=False) - obs[:, :2] / 2
+    error = td3.act(obs, START, explore=False) - obs[:, :2] / 2
     assert error.abs().mean() < 0.1  # 0.25 untrained

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from research.algs.base import Algorithm, Metrics, OptimFactory, take_step
+from research.algs.base import Algorithm, Loss, Objective, OptimFactory, PolyakCopy
+from research.algs.targets import frozen_copy
 from research.batches import Example, Step, Transition
 from research.datasets.replay.buffer import Environments
 from research.networks.predictor import Predictor
-from research.algs.targets import frozen_copy, polyak_update
 
 
 class Cloning(Algorithm):
@@ -28,17 +28,15 @@ class Cloning(Algorithm):
         self.network = network
         self.optim = optim
 
-    def make_optimizers(self) -> None:
-        self.network_optim = self.optim(self.network.parameters())
+    def objectives(self) -> Sequence[Objective]:
+        network = self.network
+        return [Objective(name="network", loss=self.loss, trains=[network], optim=self.optim)]
 
-    @torch.no_grad()
-    def act(self, obs: Tensor, step: int, explore: bool) -> Tensor:
+    def act(self, obs: Tensor, step: Tensor, explore: bool) -> Tensor:
         return self.network(obs).tanh()
 
-    def update(self, batch: Example, *, step: int, updates: int) -> Metrics:
-        loss = F.mse_loss(self.network(batch.obs).tanh(), batch.target)
-        take_step(self.network_optim, loss)
-        return {"loss": loss.detach()}
+    def loss(self, batch: Example, noise: None) -> Loss:
+        return Loss(F.mse_loss(self.network(batch.obs).tanh(), batch.target))
 
 
 class QLearning(Algorithm):
@@ -51,28 +49,25 @@ class QLearning(Algorithm):
         self.optim = optim
         self.explore_share = explore_share
 
-    def make_optimizers(self) -> None:
-        self.network_optim = self.optim(self.network.parameters())
+    def objectives(self) -> Sequence[Objective]:
+        network = self.network
+        return [Objective(name="critic", loss=self.loss, trains=[network], optim=self.optim)]
 
-    def copies(self) -> Sequence[tuple[nn.Module, nn.Module]]:
-        return [(self.target, self.network)]
+    def copies(self) -> Sequence[PolyakCopy]:
+        return [PolyakCopy(self.target, self.network, 0.01)]
 
-    @torch.no_grad()
-    def act(self, obs: Tensor, step: int, explore: bool) -> Tensor:
+    def act(self, obs: Tensor, step: Tensor, explore: bool) -> Tensor:
         best = self.network(obs).argmax(dim=1)
         if not explore:
             return best
         is_random = torch.rand(len(best)) < self.explore_share
         return torch.where(is_random, torch.randint_like(best, self.network.output_dim), best)
 
-    def update(self, batch: Transition, *, step: int, updates: int) -> Metrics:
+    def loss(self, batch: Transition, noise: None) -> Loss:
         q = self.network(batch.obs).gather(1, batch.action[:, None]).squeeze(1)
         with torch.no_grad():
             target_q = batch.reward + batch.discount * self.target(batch.next_obs).amax(dim=1)
-        loss = F.mse_loss(q, target_q)
-        take_step(self.network_optim, loss)
-        polyak_update(self.network, self.target, 0.01)
-        return {"critic_loss": loss.detach()}
+        return Loss(F.mse_loss(q, target_q))
 
 
 class NewestSteps:

@@ -12,17 +12,21 @@ from omegaconf import DictConfig
 
 from research.config import build
 from research.envs.spaces import DeclaredSpaces
-from research.errors import UserError
 from research.hydra_versions import VERSION_BASE
 
 CONF = Path(__file__).parents[2] / "conf"
+NATIVE = ["envpool", "native"]
 NAMES = sorted(
-    path.stem for path in (CONF / "env").glob("*.yaml") if "DeclaredSpaces" not in path.read_text()
+    path.stem
+    for path in (CONF / "env").glob("*.yaml")
+    if "DeclaredSpaces" not in path.read_text() and path.stem not in NATIVE
 )
 USER_GIVES = {
     "dmc": ["env.domain=fish", "env.task=swim"],
     "gymnasium": ["env.id=Hopper-v5"],
     "gym": ["env.id=MountainCarContinuous-v0"],
+    "native": ["env.id=CartPole-v1"],
+    "envpool": ["env.id=Pendulum-v1"],
     "none": ["env.observation_space.shape=[17]", "env.action_space.shape=[6]"],
 }
 
@@ -30,6 +34,8 @@ USER_GIVES = {
 def compose_env(name: str, *overrides: str) -> DictConfig:
     if name == "gym":
         pytest.importorskip("gym", reason="needs pip install -e '.[gym]'")
+    if name == "envpool":
+        pytest.importorskip("envpool", reason="needs pip install -e '.[envpool]'")
     with initialize_config_dir(str(CONF), **VERSION_BASE):
         return compose(f"env/{name}", [*USER_GIVES.get(name, []), *overrides]).env
 
@@ -88,10 +94,40 @@ def test_an_episode_may_be_longer_than_the_environments_own(name: str, own: int)
     assert ends == [False] * (own + 4) + [True]
 
 
-@pytest.mark.parametrize("name", ["dmc", "gymnasium", "gym"])
-def test_an_episode_without_a_step_is_refused(name: str) -> None:
-    with pytest.raises(UserError, match="env: max_episode_steps must be at least 1 or null, got 0"):
-        build(compose_env(name, "env.max_episode_steps=0"))
+@pytest.mark.parametrize("name", NATIVE)
+def test_environments_that_reset_themselves_give_standard_arrays(name: str) -> None:
+    env = build(compose_env(name, "env.num_envs=3", "env.max_episode_steps=4"))
+    assert env.metadata["autoreset_mode"] is not AutoresetMode.DISABLED
+    shared = {"action_repeat": 1, "frame_stack": 1, "is_resumable": False}
+    assert {key: env.metadata[key] for key in shared} == shared
+    if isinstance(box := env.single_action_space, gymnasium.spaces.Box):
+        assert box == gymnasium.spaces.Box(-1, 1, box.shape, np.float32)
+    obs, _ = env.reset(seed=1)
+    ends = []
+    for _ in range(12):
+        assert env.observation_space.contains(obs)
+        assert obs.dtype == np.float32
+        obs, reward, terminated, truncated, _ = env.step(env.action_space.sample())
+        assert (reward.shape, terminated.shape, truncated.shape) == ((3,), (3,), (3,))
+        assert (terminated.dtype, truncated.dtype) == (np.bool_, np.bool_)
+        assert not terminated.any()
+        ends.append(truncated.all())
+    assert ends == [False, False, False, True, False] * 2 + [False, False]  # the fifth only resets
+    env.close()
+
+
+@pytest.mark.parametrize("name", NATIVE)
+def test_environments_that_reset_themselves_begin_anew_with_a_seed(name: str) -> None:
+    env = build(compose_env(name, "env.num_envs=3"))
+    env.action_space.seed(0)
+    action = env.action_space.sample()
+    obs = []
+    for seed in (1, 1, 2):
+        first, _ = env.reset(seed=seed)
+        obs.append(np.stack([first, *(env.step(action)[0] for _ in range(30))]))
+    np.testing.assert_array_equal(obs[0], obs[1])
+    assert not (obs[0] == obs[2]).all(axis=(1, 2)).any()
+    env.close()
 
 
 def test_declared_spaces_build_from_their_yaml() -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from research.envs.gymnasium_env import make_gymnasium
+from research.envs.gymnasium_env import make_gymnasium, make_native
 from research.envs.vector import Vector
 from research.errors import UserError
 
@@ -84,6 +84,20 @@ def test_what_gymnasium_cannot_make_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match=message) as error:
         make(id, **kwargs)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("id", "kwargs", "message"),
+    [
+        ("Pendulum-v1", {}, "'Pendulum-v1' has no vector class of its own; try env=gymnasium"),
+        ("CartPol-v1", {}, r"'CartPol-v1' .*; did you mean 'CartPole-v1'\?"),
+        ("CartPole-v1", {"gg": 1.0}, "kwargs must suit 'CartPole-v1': .*'gg'"),
+    ],
+)
+def test_what_has_no_vector_class_is_refused(id: str, kwargs: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message) as error:
+        make_native(id=id, kwargs=kwargs, num_envs=2, max_episode_steps=None, flatten_obs=True)
     assert "\n" not in str(error.value)
 
 

@@ -125,19 +125,6 @@ def test_other_environments_show_one_frame() -> None:
     assert build(compose_env("pendulum")).metadata["frame_stack"] == 1
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"pixel_size": 0}, "pixel_size must be from 1 to 480, got 0"),
-        ({"pixel_size": 481}, "pixel_size must be from 1 to 480, got 481"),
-        ({"frame_stack": 0}, "frame_stack must be at least 1, got 0"),
-    ],
-)
-def test_sizes_out_of_range_are_refused(changes: dict[str, int], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        make(**changes)
-
-
 @pytest.mark.parametrize("other_processes", [False, True])
 def test_episodes_go_on_in_another_vector_to_the_bit(other_processes: bool) -> None:
     env, seeds = make(num_envs=2, action_repeat=2), [0, 1]

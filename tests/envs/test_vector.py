@@ -241,13 +241,6 @@ def test_signals_are_for_the_parent_alone(number: signal.Signals) -> None:
     env.close()
 
 
-@pytest.mark.parametrize(("num_envs", "action_repeat"), [(0, 1), (1, 0)])
-def test_counts_below_one_are_refused(num_envs: int, action_repeat: int) -> None:
-    key = "action_repeat" if num_envs else "num_envs"
-    with pytest.raises(ValueError, match=f"{key} must be at least 1, got 0"):
-        make(num_envs=num_envs, subprocesses=False, action_repeat=action_repeat)
-
-
 @pytest.mark.filterwarnings("error")
 def test_a_subprocess_reports_its_exception_with_its_traceback() -> None:
     env = make(Broken, num_envs=2, subprocesses=True)

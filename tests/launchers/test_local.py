@@ -228,9 +228,12 @@ def test_pairs_on_the_command_line(program: Program) -> None:
 @pytest.mark.parametrize(
     ("option", "said"),
     [
-        ("max_jobs=0", "hydra.launcher.max_jobs must be at least 1, got 0"),
-        ("gpus_per_job=0", "hydra.launcher.gpus_per_job must be at least 1, got 0"),
-        ("retries=-1", "hydra.launcher.retries must not be negative, got -1"),
+        ("max_jobs=0", "hydra.launcher.max_jobs must be an integer of at least 1 or null, got 0"),
+        ("gpus_per_job=0", "hydra.launcher.gpus_per_job must be an integer of at least 1, got 0"),
+        ("jobs_per_gpu=0", "hydra.launcher.jobs_per_gpu must be an integer of at least 1, got 0"),
+        ("cpus_per_job=-1", "hydra.launcher.cpus_per_job must be an integer of at least 1 or null"),
+        ("retries=-1", "hydra.launcher.retries must be an integer of at least 0, got -1"),
+        ("timeout_s=-1", "hydra.launcher.timeout_s must be a number of at least 0 or null"),
         ("cpus_per_job=999", "hydra.launcher.cpus_per_job=999"),
         ("mps=true", "hydra.launcher.mps=true needs a GPU"),
     ],
@@ -265,7 +268,7 @@ def test_one_bad_job_is_found_before_the_first_starts(tmp_path: Path) -> None:
     ("override", "told"),
     [
         ("alg.tau=0.005,7", "job 1 (tau=7) cannot run: alg.tau must be a number in (0, 1], got 7"),
-        ("network.hidden_dims=[8],[0]", "cannot run: network: hidden_dims must be positive"),
+        ("network.hidden_dims=[8],[0]", "cannot run: network.hidden_dims must be a list, each"),
     ],
 )
 def test_a_value_out_of_range_is_found_before_the_first_starts(
@@ -299,7 +302,7 @@ def test_a_named_sweep_brings_its_pairs(tmp_path: Path) -> None:
 def test_the_parent_of_a_sweep_imports_no_torch(tmp_path: Path) -> None:
     code = (
         "import sys; sys.argv = ['train.py', '-m', 'seed=0,1', 'trainer.total_steps=20', "
-        "'trainer.collector.warmup_steps=10', "
+        "'trainer.pace.warmup_steps=10', "
         f"'trainer.evaluation.episodes=1', 'hydra.sweep.dir={tmp_path}']; "
         "import train; train.main(); "
         "sys.exit('torch' in sys.modules)"

@@ -185,6 +185,13 @@ def test_a_search_whose_trials_all_failed_fails(tmp_path: Path) -> None:
     assert app.states() == ["FAIL"] * 3
 
 
+def test_a_launch_of_no_trials_is_refused(tmp_path: Path) -> None:
+    options = ("hydra/launcher=slurm", "hydra.launcher.jobs_per_allocation=0")
+    status, output = App(tmp_path, limit=1.0).run(*options)
+    assert status != 0
+    assert "jobs_per_allocation must be an integer of at least 1, got 0" in output
+
+
 def test_a_launch_has_as_many_trials_as_its_launcher_runs_at_once() -> None:
     cpus = sorted(os.sched_getaffinity(0))
     for num_cpus in (1, len(cpus)):
@@ -334,9 +341,9 @@ def test_a_mistake_found_before_any_trial_is_over_can_be_mended(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"n_trials": 0}, "n_trials must be at least 1, got 0"),
-        ({"n_jobs": 0}, "n_jobs must be at least 1, got 0"),
-        ({"max_failure_rate": 1.5}, "max_failure_rate must be in"),
+        ({"n_trials": 0}, "hydra.sweeper.n_trials must be an integer of at least 1, got 0"),
+        ({"n_jobs": 0}, "n_jobs must be an integer of at least 1 or null, got 0"),
+        ({"max_failure_rate": 1.5}, r"max_failure_rate must be a number in \[0, 1\], got 1.5"),
         ({"direction": "up"}, "direction must be maximize or minimize, got up"),
         ({"sampler": None}, "hydra/sweeper=grid"),
         ({"sampler": {"seed": -1}}, "hydra.sweeper.sampler: .*non-negative"),

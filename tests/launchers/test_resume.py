@@ -32,7 +32,7 @@ INTERRUPTED = (400, 700)
 
 SMALL = (
     *("alg=td3", "env=pendulum", "device=cpu", f"trainer.total_steps={STEPS}"),
-    "trainer.collector.warmup_steps=100",
+    "trainer.pace.warmup_steps=100",
     *("trainer.log_every=50", "trainer.checkpoints.every=200"),
     *("trainer.evaluation.every=300", "trainer.evaluation.episodes=1"),
     *("dataset.capacity=1000", "dataset.batch_size=16"),

@@ -106,11 +106,6 @@ def test_actions_outside_the_unit_box_are_refused(space: gymnasium.Space, messag
         make_network(action_space=space)
 
 
-def test_a_network_without_critics_is_refused() -> None:
-    with pytest.raises(ValueError, match="num_critics must be at least 1, got 0"):
-        make_network(num_critics=0)
-
-
 def test_the_options_of_the_yaml_reach_actor_and_critics(load: Load) -> None:
     cfg = load(
         "network=actor_critic",

@@ -94,8 +94,3 @@ def test_weights_begin_orthogonal_and_biases_at_zero() -> None:
 def test_other_observations_are_refused(space: gymnasium.Space, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         make_network(space)
-
-
-def test_features_must_be_positive() -> None:
-    with pytest.raises(ValueError, match="feature_dim must be at least 1, got 0"):
-        make_network(feature_dim=0)

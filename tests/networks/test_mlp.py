@@ -163,8 +163,3 @@ def test_without_init_every_bias_is_as_torch_makes_it(
     make_network: MakeNetwork,
 ) -> None:
     assert all(bias.all() for bias in biases(make_network(init=None)))
-
-
-def test_a_hidden_layer_without_units_is_refused(make_network: MakeNetwork) -> None:
-    with pytest.raises(ValueError, match=r"hidden_dims must be positive, got \[8, 0\]"):
-        make_network(hidden_dims=[8, 0])

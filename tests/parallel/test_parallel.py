@@ -20,6 +20,7 @@ from research.errors import UserError
 from research.parallel.process_group import open_store
 from research.parallel.ranks import Failure, Node, first_failure, this_node
 from tests.commands import train
+from tests.conftest import write_examples
 
 DIGITS = (
     *("alg=classification", "dataset=digits", "trainer.total_epochs=2", "trainer.log_every=10"),
@@ -146,7 +147,7 @@ def test_ranks_end_with_the_command_that_is_killed(folder: Path) -> None:
 
 
 def test_told_to_end_it_saves_and_goes_on_to_the_same_weights(folder: Path) -> None:
-    task = (*DIGITS, TWO, "alg.mixup_alpha=0.4", "alg.ema_decay=0.9", "trainer.total_epochs=20")
+    task = (*DIGITS, TWO, "alg.mixup_alpha=0.4", "trainer.ema_decay=0.9", "trainer.total_epochs=20")
     process = train(folder, *task)
     wait_until_learning(folder)
     os.kill(process.pid or 0, signal.SIGTERM)
@@ -241,3 +242,68 @@ def test_a_port_that_is_taken_is_told_in_one_line() -> None:
         with pytest.raises(UserError, match=rf"^port {port} cannot be used.*MASTER_PORT") as caught:
             open_store(Node(0, 2, "localhost", port))
     assert "\n" not in str(caught.value)
+
+
+PENDULUM = (
+    *(
+        "alg=td3",
+        "env=pendulum",
+        "env.action_repeat=5",
+        "env.num_envs=2",
+        "dataset.batch_size=63",
+        "trainer.log_every=20",
+    ),
+    *("network.hidden_dims=[32]", "trainer.pace.warmup_steps=100", "trainer.total_steps=160"),
+    *("trainer.evaluation.every=80", "trainer.evaluation.episodes=1", "device=cpu"),
+    *(
+        "trainer.log_every=20",
+        "alg.target_noise=0",
+        "alg.explore_noise=0",
+        *SGD,
+        "alg.optim.lr=1e-3",
+    ),
+)
+"""Without noise, which every rank draws for itself."""
+
+
+@pytest.fixture(scope="module")
+def collected(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A run that collects, on one rank and on two."""
+    folder = tmp_path_factory.mktemp("collected")
+    for name, devices in (("one", 1), ("two", 2)):
+        finish(folder / name, *PENDULUM, f"trainer.devices={devices}")
+    return {name: folder / name for name in ("one", "two")}
+
+
+def test_ranks_learn_together_from_what_the_first_collects(collected: dict[str, Path]) -> None:
+    one, two = (weights(collected[name]) for name in ("one", "two"))
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, rtol=1e-4, atol=1e-5)
+    for group in ("env", "eval", "train"):
+        assert len(rows(collected["one"], group)) == len(rows(collected["two"], group)) > 0
+    for own, shared in zip(
+        *(rows(collected[name], "train") for name in ("one", "two")), strict=True
+    ):
+        assert float(own["critic_loss"]) == pytest.approx(float(shared["critic_loss"]), rel=1e-3)
+
+
+def test_ranks_that_collect_resume_to_the_bit(collected: dict[str, Path], tmp_path: Path) -> None:
+    folder = tmp_path / "two"
+    overrides = (*PENDULUM, TWO)
+    finish(folder, *overrides, "trainer.total_steps=120")
+    finish(folder, *overrides, "resume=override")
+    for name, tensor in weights(collected["two"]).items():
+        assert tensor.equal(weights(folder)[name]), name
+
+
+def test_statistics_of_observations_are_those_of_all_ranks(tmp_path: Path) -> None:
+    write_examples(tmp_path / "examples.npz")
+    task = ("alg=regression", f"dataset.path={tmp_path / 'examples.npz'}", "processor=normalise")
+    moments = []
+    for devices in (1, 2):
+        folder = tmp_path / str(devices)
+        finish(folder, *task, "trainer.total_epochs=2", f"trainer.devices={devices}")
+        path = folder / "checkpoints" / "last" / "weights.pt"
+        moments.append(torch.load(path, weights_only=True)["processor"])
+    for name, value in moments[0].items():
+        torch.testing.assert_close(moments[1][name], value)

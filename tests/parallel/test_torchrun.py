@@ -121,7 +121,7 @@ def test_a_rank_that_is_killed_fails_the_run(folder: Path) -> None:
 
 
 def test_a_rank_that_fails_is_named_with_its_reason(folder: Path) -> None:
-    run = Torchrun(folder, *DIGITS, "dataset.batch_size=3", "alg.accumulate=2")
+    run = Torchrun(folder, *DIGITS, "dataset.batch_size=3", "trainer.accumulate=2")
     assert run.join() == 1
     (line,) = run.told()
     assert "rank 1: a rank's share of a batch has 1 examples" in line

@@ -71,14 +71,6 @@ def test_a_transform_that_changes_the_type_is_refused() -> None:
         processor.augment(numbered())
 
 
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda: RandomFlip(*SPACES, probability=1.5), r"probability must be in \[0, 1\], got 1.5"),
-        (lambda: Cutout(*SPACES, size=0), "size must be at least 1 pixel, got 0"),
-        (lambda: Cutout(Discrete(3), SPACES[1], size=2), "observations must be images"),
-    ],
-)
-def test_what_cannot_be_is_refused(make: Any, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        make()
+def test_what_are_no_images_is_refused() -> None:
+    with pytest.raises(ValueError, match="observations must be images"):
+        Cutout(Discrete(3), SPACES[1], size=2)

@@ -1,43 +1,29 @@
 """What the environments did is what the dataset gets."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
-from gymnasium.vector import AutoresetMode, SyncVectorEnv
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from gymnasium.vector import VectorEnv
 
 from research.training.collector import Collector
+from research.training.policy import Response
 from research.training.seed import derive_seed
-from tests.training.toys import Count, Step, Tape, Toy, make_policy, vector
+from tests.training.toys import Step, Tape, Toy, make_policy, vector
 
 
-def make_collector(
-    env: SyncVectorEnv,
-    *,
-    seed: int = 0,
-    warmup_steps: int = 0,
-    updates_per_step: int = 1,
-    steps_per_update: int = 1,
-) -> tuple[Collector, Tape]:
+def make_collector(env: VectorEnv, *, seed: int = 0) -> tuple[Collector, Tape]:
     tape = Tape()
-    collector = Collector(
-        env,
-        make_policy(Toy()),
-        tape,
-        seed,
-        warmup_steps=warmup_steps,
-        updates_per_step=updates_per_step,
-        steps_per_update=steps_per_update,
-        overlap=None,
-    )
+    collector = Collector(env, make_policy(Toy()), tape, seed, overlap=None)
     collector.start()
     return collector, tape
 
 
-def take_step(collector: Collector, step: int) -> list[dict[str, float]]:
-    collector.begin_step(step)
+def take_step(
+    collector: Collector, step: int, *, at_random: bool = False
+) -> list[dict[str, float]]:
+    collector.begin_step(step, at_random=at_random)
     return collector.end_step()
 
 
@@ -54,9 +40,9 @@ def episodes(tape: Tape, env: int) -> Iterator[list[Step]]:
 
 @pytest.mark.parametrize("num_envs", [1, 3])
 def test_every_transition_is_one_that_the_environment_made(num_envs: int) -> None:
-    collector, tape = make_collector(vector(num_envs), warmup_steps=20 * num_envs)
+    collector, tape = make_collector(vector(num_envs))
     for step in range(0, 40 * num_envs, num_envs):
-        take_step(collector, step)
+        take_step(collector, step, at_random=step < 20 * num_envs)
     assert len(tape) == 40 * num_envs
     for step in tape.steps:
         seed, episode, time, _ = step.obs
@@ -106,9 +92,9 @@ def test_finished_episodes_are_told_once_with_their_numbers() -> None:
 
 
 def collect_actions(seed: int, num_steps: int) -> list[float]:
-    collector, tape = make_collector(vector(), seed=seed, warmup_steps=num_steps)
+    collector, tape = make_collector(vector(), seed=seed)
     for step in range(num_steps):
-        take_step(collector, step)
+        take_step(collector, step, at_random=True)
     return [step.action for step in tape.steps]
 
 
@@ -124,84 +110,60 @@ def test_warmup_actions_follow_the_run_seed() -> None:
     assert not set(collect_actions(seed=1, num_steps=20)) & set(first)
 
 
-@pytest.mark.parametrize(("warmup_steps", "num_random"), [(0, 0), (6, 6), (7, 9)])
-def test_the_policy_explores_as_soon_as_the_warmup_is_over(
-    warmup_steps: int, num_random: int
-) -> None:
-    collector, tape = make_collector(vector(3), warmup_steps=warmup_steps)
+def test_the_policy_explores_unless_actions_are_asked_for_at_random() -> None:
+    collector, tape = make_collector(vector(3))
     calls = []
-    policy = collector.policy
+    respond = collector.policy.respond
 
-    def spy(obs: np.ndarray, *, step: int, explore: bool) -> np.ndarray:
+    def spy(*arguments: Any, step: int, explore: bool) -> Response:
         calls.append((step, explore))
-        return 0 * policy(obs, step=step, explore=explore) + 0.5
+        response = respond(*arguments, step=step, explore=explore)
+        return response._replace(action=0 * response.action + 0.5)
 
-    collector.policy = spy  # type: ignore[assignment]
+    collector.policy.respond = spy  # type: ignore[method-assign]
     for step in range(0, 18, 3):
-        take_step(collector, step)
-    assert calls == [(step, True) for step in range(num_random, 18, 3)]
-    assert [step.action == 0.5 for step in tape.steps] == [False] * num_random + [True] * (
-        18 - num_random
-    )
+        take_step(collector, step, at_random=step < 9)
+    assert calls == [(step, True) for step in range(9, 18, 3)]
+    assert [step.action == 0.5 for step in tape.steps] == [False] * 9 + [True] * 9
 
 
 def test_the_policy_sees_the_newest_observation_also_after_a_reset() -> None:
     collector, tape = make_collector(vector(2))
     seen = []
-    policy = collector.policy
+    respond = collector.policy.respond
 
-    def spy(obs: np.ndarray, *, step: int, explore: bool) -> np.ndarray:
+    def spy(obs: np.ndarray, *arguments: Any, step: int, explore: bool) -> Response:
         seen.extend(obs.tolist())
-        return policy(obs, step=step, explore=explore)
+        return respond(obs, *arguments, step=step, explore=explore)
 
-    collector.policy = spy  # type: ignore[assignment]
+    collector.policy.respond = spy  # type: ignore[method-assign]
     for step in range(0, 40, 2):
         take_step(collector, step)
     assert seen == [step.obs.tolist() for step in tape.steps]
 
 
-@settings(max_examples=30)
-@given(st.integers(0, 50), st.integers(1, 5), st.booleans(), st.integers(0, 200))
-def test_updates_are_due_in_the_ratio_asked_for(
-    warmup_steps: int, ratio: int, more_updates: bool, step: int
-) -> None:
-    collector, _ = make_collector(
-        vector(),
-        warmup_steps=warmup_steps,
-        updates_per_step=ratio if more_updates else 1,
-        steps_per_update=1 if more_updates else ratio,
-    )
-    assert collector.updates_due(step) == 0, "there is nothing to learn from yet"
-    take_step(collector, 0)
-    after = max(0, step - warmup_steps)
-    assert collector.updates_due(step) == (after * ratio if more_updates else after // ratio)
-
-
-@pytest.mark.parametrize("ratio", [(2, 2), (3, 2)])
-def test_a_ratio_that_is_no_ratio_of_integers_is_refused(ratio: tuple[int, int]) -> None:
-    with pytest.raises(ValueError, match=f"must be 1, got {ratio[0]} and {ratio[1]}"):
-        make_collector(vector(), updates_per_step=ratio[0], steps_per_update=ratio[1])
-
-
-@pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP])
-def test_an_environment_that_resets_itself_is_refused(mode: AutoresetMode) -> None:
-    with pytest.raises(ValueError, match="must leave resets to the collector"):
-        make_collector(SyncVectorEnv([Count], autoreset_mode=mode))
+def test_an_environment_that_does_not_say_how_it_resets_is_refused() -> None:
+    env = vector()
+    env.metadata = {}
+    with pytest.raises(
+        ValueError, match=r"an AutoresetMode in metadata\['autoreset_mode'\], got N"
+    ):
+        make_collector(env)
 
 
 def test_a_resumed_collector_goes_on_with_new_episodes_and_new_actions() -> None:
-    collector, tape = make_collector(vector(2, length=3), warmup_steps=100)
+    collector, tape = make_collector(vector(2, length=3))
     for step in range(0, 8, 2):
-        take_step(collector, step)
+        take_step(collector, step, at_random=True)
     state = collector.state_dict()
     for step in range(8, 20, 2):
-        take_step(collector, step)
-    other, other_tape = make_collector(vector(2, length=3), warmup_steps=100)
+        take_step(collector, step, at_random=True)
+    other, other_tape = make_collector(vector(2, length=3))
     other.load_state_dict(state)
     assert other_tape.cut == 2
     other.start()
     for step in range(8, 20, 2):
-        take_step(other, step)
+        take_step(other, step, at_random=True)
     assert [s.action for s in other_tape.steps] == [s.action for s in tape.steps[8:]]
     starts = [s.obs[0] for s in other_tape.steps if s.obs[2] == 0]
     # episodes 0 and 1 had begun, the second was cut

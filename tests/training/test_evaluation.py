@@ -29,10 +29,10 @@ class Spy(Toy):
 
     def __init__(self) -> None:
         super().__init__()
-        self.calls: list[tuple[int, bool, bool, bool]] = []
+        self.calls: list[tuple[float, bool, bool, bool]] = []
 
-    def act(self, obs: Any, step: int, explore: bool) -> Tensor:
-        self.calls.append((step, explore, self.training, self.critic[0].training))
+    def act(self, obs: Any, step: Tensor, explore: bool) -> Tensor:
+        self.calls.append((step.item(), explore, self.training, self.critic[0].training))
         draw()
         return torch.rand_like(super().act(obs, step, explore))
 

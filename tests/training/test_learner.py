@@ -1,7 +1,7 @@
-"""Optimizers: made when they are needed, bounded, and refused in one line."""
+"""Updates: from processed batches, by optimizers that are made when they are needed."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import (
     ExponentialLR,
     LRScheduler,
@@ -17,10 +18,11 @@ from torch.optim.lr_scheduler import (
     StepLR,
 )
 
-from research.algs.base import Metrics, OptimFactory, take_step
+from research.algs.base import Algorithm, Loss, Metrics, Objective, OptimFactory
 from research.errors import UserError
 from research.processors.base import Processor
-from research.training.learner import Learner, clip_gradients
+from research.training.descent import Descent
+from research.training.learner import Learner, check_objectives
 from research.training.meter import Phases
 from tests.training.toys import ACTION_SPACE, ADAM, OBS_SPACE, Points, Regression
 
@@ -29,23 +31,32 @@ SGD = partial(torch.optim.SGD, lr=1.0)
 
 def make_learner(
     *,
+    alg: Algorithm | None = None,
     optim: OptimFactory = ADAM,
     processor: Processor | None = None,
     schedule: Callable[..., LRScheduler] | None = None,
-    max_grad_norm: float | None = None,
     prefetch: bool | None = None,
+    **changes: Any,
 ) -> Learner:
     torch.manual_seed(0)
+    plain: Any = {"precision": "fp32", "accumulate": 1, "ema_decay": None, "execution": "eager"}
     return Learner(
-        Regression(optim=optim),
+        alg or Regression(optim=optim),
         processor or Processor(OBS_SPACE, ACTION_SPACE),
         Points(),
         torch.device("cpu"),
         total_updates=100,
         schedule=schedule,
-        max_grad_norm=max_grad_norm,
+        max_grad_norm=None,
         prefetch=prefetch,
+        **(plain | changes),
     )
+
+
+def descent(learner: Learner) -> Descent:
+    """What takes the steps of the only objective."""
+    assert learner.descents is not None
+    return learner.descents["line"]
 
 
 def make_updates(learner: Learner, count: int) -> None:
@@ -55,52 +66,110 @@ def make_updates(learner: Learner, count: int) -> None:
 
 def test_optimizers_are_made_at_the_first_update_and_once() -> None:
     learner = make_learner()
-    assert learner.alg.optimizers == {}
+    assert learner.descents is None
     make_updates(learner, 1)
-    first = learner.alg.optimizers["line_optim"]
+    first = descent(learner).optim
     make_updates(learner, 2)
-    assert learner.alg.optimizers["line_optim"] is first
+    assert descent(learner).optim is first
     assert learner.updates == 3
 
 
-def test_an_update_gets_the_processed_batch_and_the_counts() -> None:
-    class Doubling(Processor):
-        def forward(self, batch: Any) -> Any:
-            return tuple(2 * part for part in batch)
+class Doubling(Processor):
+    """Doubles what is learned from."""
 
-    calls = []
+    def forward(self, batch: Any) -> Any:
+        return tuple(2 * part for part in batch)
 
-    def update(batch: tuple[Tensor, Tensor], *, step: int, updates: int) -> Metrics:
-        calls.append((batch[0], step, updates))
-        return {"loss": torch.tensor(float(step))}
 
-    learner = make_learner(processor=Doubling(OBS_SPACE, ACTION_SPACE))
-    learner.alg.update = update  # type: ignore[method-assign]
+class Noting(Regression):
+    """Notes what its loss is of, and the step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[Tensor, float]] = []
+
+    def draw(self, batch: tuple[Tensor, Tensor], step: Tensor) -> Tensor:
+        self.calls.append((batch[0], step.item()))
+        return super().draw(batch, step)
+
+
+class Stepping(Noting):
+    """Takes its steps itself."""
+
+    def update(
+        self, batch: tuple[Tensor, Tensor], step: Tensor, optimizers: Mapping[str, Optimizer]
+    ) -> Metrics:
+        loss = self.loss(batch, self.draw(batch, step)).value
+        optimizers["line"].zero_grad()
+        loss.backward()
+        optimizers["line"].step()
+        return {"loss": loss.detach()}
+
+
+@pytest.mark.parametrize("make_alg", [Noting, Stepping])
+def test_an_update_is_from_the_processed_batch_and_knows_the_step(
+    make_alg: type[Noting],
+) -> None:
+    alg = make_alg()
+    learner = make_learner(alg=alg, processor=Doubling(OBS_SPACE, ACTION_SPACE))
     for step in (7, 8):
         learner.update(step, Phases(), can_prepare=False)
     expected = Points()
-    for (x, *counts), wanted in zip(calls, [[7, 0], [8, 1]], strict=True):
-        assert counts == wanted
+    assert [step for _, step in alg.calls] == [7, 8]
+    for x, _ in alg.calls:
         assert x.equal(2 * expected.sample()[0])
-    assert learner.take_metrics() == {"loss": 7.5}
+    assert learner.take_metrics().keys() == {"loss"}
+
+
+def test_an_update_of_its_own_has_schedules_and_averages_like_any_other() -> None:
+    schedule = partial(ExponentialLR, gamma=0.5)
+    ends = []
+    for make_alg in (Noting, Stepping):
+        torch.manual_seed(0)
+        learner = make_learner(alg=make_alg(), schedule=schedule, ema_decay=0.9)
+        make_updates(learner, 3)
+        assert learner.average is not None
+        ends.append([learner.take_metrics(), *learner.average.state_dict().values()])
+    assert ends[0] == ends[1]
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"), [("precision", "bf16"), ("accumulate", 2), ("execution", "compile")]
+)
+def test_an_update_of_its_own_is_refused_what_needs_objectives(setting: str, value: Any) -> None:
+    message = f"trainer.{setting}={value} needs objectives, but Stepping has an update of its own"
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        make_learner(alg=Stepping(), **{setting: value})
+
+
+def objective(name: str, *, every: int = 1, reuses: str | None = None) -> Objective:
+    weight = nn.Parameter(torch.zeros(1))
+    return Objective(name=name, loss=Loss, trains=[weight], optim=SGD, every=every, reuses=reuses)
+
+
+@pytest.mark.parametrize(
+    ("objectives", "reason"),
+    [
+        ([objective("q"), objective("q")], "two objectives are named q"),
+        ([objective("pi", reuses="q"), objective("q")], "pi reuses the result of q, which must be"),
+        ([objective("q", every=2), objective("pi", every=3, reuses="q")], "earlier ones: .'q'"),
+    ],
+)
+def test_objectives_that_do_not_go_together_are_refused(
+    objectives: Sequence[Objective], reason: str
+) -> None:
+    with pytest.raises(ValueError, match=reason):
+        check_objectives(objectives)
 
 
 def test_learning_rates_are_logged_if_they_are_scheduled() -> None:
     learner = make_learner(optim=SGD, schedule=partial(ExponentialLR, gamma=0.5))
     assert learner.take_metrics() == {}
     make_updates(learner, 2)
-    assert learner.take_metrics()["line_optim_lr"] == 0.25
+    assert learner.take_metrics()["lr"] == 0.25
     unscheduled = make_learner()
     make_updates(unscheduled, 2)
     assert unscheduled.take_metrics().keys() == {"loss"}
-
-
-def test_the_bound_is_on_the_norm_of_all_gradients_of_an_optimizer() -> None:
-    weights = [nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))]
-    optim = SGD(weights)
-    clip_gradients(optim, 1.0)
-    take_step(optim, 3 * weights[0].sum() + 4 * weights[1].sum())
-    assert [weight.item() for weight in weights] == pytest.approx([-0.6, -0.8])
 
 
 @pytest.mark.parametrize(
@@ -137,9 +206,9 @@ def test_a_loaded_learner_makes_the_same_updates(before: int) -> None:
 
 
 def skip(learner: Learner, count: int) -> None:
-    learner.alg.is_skipped = True
+    step, descent(learner).step = descent(learner).step, lambda metrics: False
     make_updates(learner, count)
-    learner.alg.is_skipped = False
+    descent(learner).step = step
 
 
 @pytest.mark.parametrize("step_size", [3, 2])
@@ -148,13 +217,13 @@ def test_schedules_wait_for_updates_that_were_skipped(step_size: int) -> None:
     learner = make_learner(optim=SGD, schedule=schedule)
     make_updates(learner, 2)
     skip(learner, 5)
-    assert learner.take_metrics()["line_optim_lr"] == 1.0
+    assert learner.take_metrics()["lr"] == 1.0
     other = make_learner(optim=SGD, schedule=partial(StepLR, step_size=step_size, gamma=0.5))
     other.load_state_dict(copy.deepcopy(learner.state_dict()))
     for each in (learner, other):
         make_updates(each, 1)
-        assert each.take_metrics()["line_optim_lr"] == 0.5
-        assert (each.updates, each.scheduled) == (8, 3)
+        assert each.take_metrics()["lr"] == 0.5
+        assert (each.updates, descent(each).scheduled) == (8, 3)
 
 
 def test_a_state_from_before_the_first_update_undoes_a_later_one() -> None:
@@ -182,14 +251,14 @@ def test_prefetch_of_a_dataset_that_cannot_is_refused() -> None:
 def test_a_plateau_is_seen_by_scores_and_not_by_updates() -> None:
     learner = make_learner(optim=SGD, schedule=partial(ReduceLROnPlateau, factor=0.5, patience=0))
     make_updates(learner, 3)
-    rate = learner.alg.optimizers["line_optim"].param_groups[0]
+    rate = descent(learner).optim.param_groups[0]
     for score, expected in ((1.0, 1.0), (0.5, 1.0), (0.7, 0.5)):
         learner.take_score(score)
         assert rate["lr"] == expected
     other = make_learner(optim=SGD, schedule=partial(ReduceLROnPlateau, factor=0.5, patience=0))
     other.load_state_dict(learner.state_dict())
     other.take_score(0.6)
-    assert other.alg.optimizers["line_optim"].param_groups[0]["lr"] == 0.25
+    assert descent(other).optim.param_groups[0]["lr"] == 0.25
 
 
 def test_a_schedule_is_told_how_many_updates_there_will_be() -> None:

@@ -24,7 +24,7 @@ class Scale(Processor):
 class Mirror(Toy):
     """Returns what it is given, and remembers it."""
 
-    def act(self, obs: Any, step: int, explore: bool) -> Tensor:
+    def act(self, obs: Any, step: Tensor, explore: bool) -> Tensor:
         self.seen = obs, step, explore
         obs = obs["state"] if isinstance(obs, dict) else obs
         return obs + 0 * self.actor.weight.sum()  # with a gradient, were it not for the policy

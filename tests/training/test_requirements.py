@@ -6,7 +6,7 @@ import gymnasium
 import numpy as np
 import pytest
 from gymnasium import Space, spaces
-from gymnasium.spaces import Box, Discrete
+from gymnasium.spaces import Box, Dict, Discrete, MultiDiscrete, Tuple
 
 from research.errors import UserError
 from research.training.requirements import are_alike
@@ -23,6 +23,13 @@ from tests.conftest import Load
         (Discrete(3), Discrete(3), True),
         (Discrete(3), Discrete(4), False),
         (Discrete(3), Box(0, 3, (), np.int64), False),
+        (Discrete(3), Discrete(3, start=1), False),
+        (MultiDiscrete([2, 3]), MultiDiscrete([2, 3]), True),
+        (MultiDiscrete([2, 3]), MultiDiscrete([3, 2]), False),
+        (Dict(a=Box(0, 1, (2,)), b=Discrete(2)), Dict(a=Box(0, 9, (2,)), b=Discrete(2)), True),
+        (Dict(a=Box(0, 1, (2,))), Dict(b=Box(0, 1, (2,))), False),
+        (Dict(a=Box(0, 1, (2,))), Dict(a=Box(0, 1, (3,))), False),
+        (Tuple([Discrete(2)]), Tuple([Discrete(2), Discrete(2)]), False),
     ],
 )
 def test_spaces_are_alike_whatever_their_bounds(one: Space, other: Space, alike: bool) -> None:

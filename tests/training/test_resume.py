@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import StepLR
 
-from research.algs.base import Metrics
 from research.datasets.replay.buffer import ReplayBuffer
 from research.envs.vector import vectorize
 from research.errors import Preempted, UserError
@@ -34,10 +33,10 @@ from tests.training.saving.test_checkpoint import Dead
 from tests.training.test_trainer import (
     Scripted,
     checkpoint_step,
-    collecting,
     logged,
     make_supervised,
     make_trainer,
+    off_policy,
     steps,
 )
 from tests.training.toys import Count, Regression, Toy, vector
@@ -79,7 +78,7 @@ def make_online(
         Toy(),
         dataset,
         env,
-        collector=collecting(warmup_steps=4),
+        pace=off_policy(),
         schedule=schedule,
         **options,
     )
@@ -128,9 +127,9 @@ def tell(trainer: Trainer, number: signal.Signals, *, at: int) -> None:
     """Send this process a signal while the update at this step is made."""
     learn = trainer.learn
 
-    def learn_and_be_told() -> None:
-        learn()
-        if trainer.step + trainer.step_size == at:
+    def learn_and_be_told(step: int) -> None:
+        learn(step)
+        if step == at:
             signal.raise_signal(number)
 
     trainer.learn = learn_and_be_told
@@ -320,9 +319,9 @@ def test_time_makes_checkpoints_and_no_rows(
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
 
     class Slow(Regression):
-        def update(self, batch: Any, *, step: int, updates: int) -> Metrics:
+        def draw(self, batch: Any, step: Tensor) -> Tensor:
             now[0] += 1.0
-            return super().update(batch, step=step, updates=updates)
+            return super().draw(batch, step)
 
     saved = []
     periods: Any = {"log_every": 10, "eval_every": 25, "checkpoint_every": None}
@@ -581,14 +580,16 @@ def test_changed_optimizers_and_schedules_take_effect_in_a_resumed_run(tmp_path:
     adam = partial(torch.optim.Adam, lr=0.2, betas=(0.7, 0.9))
     trainer = make_supervised(tmp_path, alg=Regression(optim=adam), total_steps=20)
     trainer.start()
-    (group,) = trainer.alg.optimizers["line_optim"].param_groups
+    assert trainer.learner.descents is not None
+    optim = trainer.learner.descents["line"].optim
+    (group,) = optim.param_groups
     assert (group["lr"], group["betas"]) == (0.2, (0.7, 0.9))
-    (moments,) = list(trainer.alg.optimizers["line_optim"].state.values())[:1]
+    (moments,) = list(optim.state.values())[:1]
     assert moments["step"] == 10
     schedule = partial(StepLR, step_size=4, gamma=0.5)
     trainer = make_supervised(
         tmp_path, alg=Regression(optim=adam), schedule=schedule, total_steps=20
     )
     trainer.start()
-    assert trainer.learner.take_metrics()["line_optim_lr"] == pytest.approx(0.2 * 0.5**2)
+    assert trainer.learner.take_metrics()["lr"] == pytest.approx(0.2 * 0.5**2)
     trainer.train()

@@ -4,7 +4,7 @@ import os
 import random
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -24,16 +24,17 @@ from torch.optim.lr_scheduler import (
     StepLR,
 )
 
-from research.algs.base import Algorithm, Metrics, OptimFactory, take_step
-from research.batches import Transition
+from research.algs.base import Algorithm, Loss, Metrics, Objective, OptimFactory
+from research.batches import Step, Transition
 from research.datasets.replay.buffer import ReplayBuffer
 from research.envs.spaces import DeclaredSpaces
 from research.envs.vector import vectorize
-from research.errors import UserError
+from research.errors import Preempted, UserError
 from research.processors.base import Identity, Processor
 from research.status import Status
 from research.training.collector import Collector
 from research.training.evaluation import Evaluation
+from research.training.pace import OffPolicy, OnPolicy, Pace
 from research.training.records.logger import Clock, Logger
 from research.training.run import Run
 from research.training.saving.checkpoint import load_checkpoint
@@ -75,8 +76,10 @@ def make_trainer(
     seed: int = 0,
     make_env: Callable[[], VectorEnv] = vector,
     processor: Processor | None = None,
-    collector: Callable[..., Collector] | None = None,
-    schedule: Callable[[torch.optim.Optimizer], LRScheduler] | None = None,
+    pace: Pace | None = None,
+    overlap: bool | None = None,
+    infos: Mapping[str, Sequence[int]] | None = None,
+    schedule: Callable[..., LRScheduler] | None = None,
     max_grad_norm: float | None = None,
     prefetch: bool | None = None,
     log_every: int = 10,
@@ -100,9 +103,15 @@ def make_trainer(
         Run(folder, Status(folder), seed, {}),
         total_steps=total_steps,
         total_epochs=total_epochs,
-        collector=collector,
+        pace=pace,
+        collector=partial(Collector, overlap=overlap),
+        infos=infos,
         schedule=schedule,
         max_grad_norm=max_grad_norm,
+        precision="fp32",
+        accumulate=1,
+        ema_decay=None,
+        execution="eager",
         prefetch=prefetch,
         log_every=log_every,
         evaluation=Evaluation(every=eval_every, episodes=eval_episodes, batches=eval_batches),
@@ -114,18 +123,13 @@ def make_trainer(
     )
 
 
-def collecting(
-    warmup_steps: int = 4,
-    updates_per_step: int = 1,
-    steps_per_update: int = 1,
-    overlap: bool | None = None,
-) -> Callable[..., Collector]:
-    return partial(
-        Collector,
+def off_policy(
+    warmup_steps: int | None = 4, updates_per_step: int = 1, steps_per_update: int = 1
+) -> OffPolicy:
+    return OffPolicy(
         warmup_steps=warmup_steps,
         updates_per_step=updates_per_step,
         steps_per_update=steps_per_update,
-        overlap=overlap,
     )
 
 
@@ -135,7 +139,7 @@ def make_online(
     num_envs: int = 1,
     seed: int = 0,
     alg: Algorithm | None = None,
-    collector: Callable[..., Collector] | None = None,
+    pace: Pace | None = None,
     dataset: Any = None,
     env: VectorEnv | None = None,
     **options: Any,
@@ -152,7 +156,7 @@ def make_online(
         dataset,
         env,
         seed=seed,
-        collector=collector or collecting(),
+        pace=pace or off_policy(),
         **options,
     )
 
@@ -212,51 +216,164 @@ def test_steps_that_environments_cannot_share_are_refused(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("updates_per_step", "steps_per_update", "updates"), [(1, 1, 26), (3, 1, 78), (1, 4, 6)]
+    ("updates_per_step", "steps_per_update", "updates"),
+    [(1, 1, 26), (3, 1, 78), (1, 4, 6), (2, 3, 17)],
 )
 def test_updates_come_in_the_ratio_asked_for_once_the_warmup_is_over(
     tmp_path: Path, updates_per_step: int, steps_per_update: int, updates: int
 ) -> None:
-    collector = collecting(4, updates_per_step, steps_per_update)
-    trainer = make_online(tmp_path, collector=collector, total_steps=30)
+    pace = off_policy(4, updates_per_step, steps_per_update)
+    trainer = make_online(tmp_path, pace=pace, total_steps=30)
     trainer.train()
     assert trainer.learner.updates == updates
     assert rows(tmp_path / "train.csv")[-1]["updates"] == updates
 
 
 class Clocked(Toy):
-    """Notes when it explored, and at which step and after how many updates it was updated."""
+    """Notes the steps at which it explored, and those at which it was updated."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.explored: list[int] = []
-        self.calls: list[tuple[int, int]] = []
+        self.explored: list[float] = []
+        self.updated: list[float] = []
 
-    def act(self, obs: Any, step: int, explore: bool) -> Tensor:
+    def act(self, obs: Any, step: Tensor, explore: bool) -> Tensor:
         if explore:
-            self.explored.append(step)
+            self.explored.append(step.item())
         return super().act(obs, step, explore)
 
-    def update(self, batch: Transition, *, step: int, updates: int) -> Metrics:
+    def draw(self, batch: Transition, step: Tensor) -> None:
         assert self.training
-        self.calls.append((step, updates))
-        return super().update(batch, step=step, updates=updates)
+        self.updated.append(step.item())
 
 
-def test_acting_and_updating_know_the_steps_and_updates_before_them(tmp_path: Path) -> None:
-    alg = Clocked()
+@pytest.mark.parametrize(
+    ("warmup_steps", "explored", "updated"),
+    [
+        (0, [0, 3, 6], [3, 3, 3, 3, 3, 3, 6, 6, 6]),
+        (3, [3, 6], [3, 3, 3, 6, 6, 6]),
+        (4, [6], [3, 3, 6, 6, 6]),
+    ],
+)
+def test_acting_and_updating_know_the_steps_before_them(
+    tmp_path: Path, warmup_steps: int, explored: list[float], updated: list[float]
+) -> None:
+    alg, pace = Clocked(), off_policy(warmup_steps)
+    make_online(tmp_path, alg=alg, num_envs=3, pace=pace, total_steps=9).train()
+    assert alg.explored == explored
+    assert alg.updated == updated
+
+
+class Diary(Tape):
+    """Notes when a step came, how many did before, and when a batch was asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.events: list[str] = []
+
+    def add(self, step: Step) -> None:
+        super().add(step)
+        self.events.append(f"step {len(self)}")
+
+    def sample(self) -> Transition:
+        self.events.append("update")
+        return super().sample()
+
+
+class Acting(Toy):
+    """Notes in a diary when it explores."""
+
+    def __init__(self, diary: Diary) -> None:
+        super().__init__()
+        self.diary = diary
+
+    def act(self, obs: Any, step: Tensor, explore: bool) -> Tensor:
+        if explore:
+            self.diary.events.append("action")
+        return super().act(obs, step, explore)
+
+
+def test_off_policy_updates_come_before_the_step_of_their_action(tmp_path: Path) -> None:
+    diary = Diary()
+    pace = off_policy(2, updates_per_step=3, steps_per_update=2)
+    make_online(tmp_path, alg=Acting(diary), dataset=diary, pace=pace, total_steps=4).train()
+    assert diary.events == [
+        *("step 1", "step 2"),
+        *("action", "update", "step 3"),
+        *("action", "update", "update", "step 4"),
+    ]
+
+
+def test_on_policy_updates_come_after_a_rollout_and_before_the_next_action(
+    tmp_path: Path,
+) -> None:
+    diary = Diary()
+    pace = OnPolicy(horizon=2, epochs=1, minibatches=3)
     make_online(
-        tmp_path, alg=alg, num_envs=3, collector=collecting(warmup_steps=4), total_steps=9
+        tmp_path, alg=Acting(diary), dataset=diary, num_envs=2, pace=pace, total_steps=10
     ).train()
-    assert alg.explored == [6]
-    assert alg.calls == [(3, 0), (3, 1), (6, 2), (6, 3), (6, 4)]
+    rollout = [*("action", "step 2", "action", "step 4"), *["update"] * 3]
+    again = [event.replace("2", "6").replace("4", "8") for event in rollout]
+    assert diary.events == [*rollout, *again, "action", "step 10"]
+
+
+def test_every_minibatch_counts_in_logs_and_schedules(tmp_path: Path) -> None:
+    told = []
+
+    def schedule(optim: torch.optim.Optimizer, total_updates: int) -> LRScheduler:
+        told.append(total_updates)
+        return StepLR(optim, 6, gamma=0.5)
+
+    pace = OnPolicy(horizon=5, epochs=2, minibatches=3)
+    options: Any = {"dataset": Tape(), "pace": pace, "schedule": schedule, "log_every": 5}
+    trainer = make_online(tmp_path, total_steps=20, **options)
+    trainer.train()
+    assert told == [24]
+    log = rows(tmp_path / "train.csv")
+    assert [row["updates"] for row in log] == [6, 12, 18, 24]
+    assert [row["lr"] for row in log] == [0.05 * 0.5**count for count in (1, 2, 3, 4)]
+
+
+def test_an_interrupted_on_policy_run_ends_as_one_that_was_not(
+    tmp_path: Path, signals_are_heard: None
+) -> None:
+    def make(folder: Path) -> Trainer:
+        pace = OnPolicy(horizon=5, epochs=2, minibatches=3)
+        options: Any = {"log_every": 5, "eval_every": 20, "pace": pace}
+        env = vectorize(
+            CountFrames, num_envs=1, subprocesses=False, action_repeat=1, flatten_obs=False
+        )
+        return make_online(folder, env=env, total_steps=40, **options)
+
+    make(tmp_path / "whole").train()
+    for at in (13, 25):
+        trainer = make(tmp_path / "told")
+        interrupt(trainer, at=at)
+        with pytest.raises(Preempted):
+            trainer.train()
+        assert checkpoint_step(tmp_path / "told", "last") == at
+    make(tmp_path / "told").train()
+    assert logged(tmp_path / "told") == logged(tmp_path / "whole")
+
+
+def interrupt(trainer: Trainer, *, at: int) -> None:
+    """Ask the process to end during the step to ``at``."""
+    assert trainer.collector is not None
+    end_step = trainer.collector.end_step
+
+    def end_step_and_be_told() -> list[dict[str, float]]:
+        if trainer.step + trainer.step_size == at:
+            signal.raise_signal(signal.SIGTERM)
+        return end_step()
+
+    trainer.collector.end_step = end_step_and_be_told
 
 
 def test_periods_that_environments_jump_over_come_at_the_first_step_behind(tmp_path: Path) -> None:
     make_online(
         tmp_path,
         num_envs=3,
-        collector=collecting(warmup_steps=0),
+        pace=off_policy(warmup_steps=0),
         total_steps=33,
         log_every=4,
         eval_every=10,
@@ -344,14 +461,14 @@ def test_frames_are_those_that_were_simulated_also_after_a_resumption(tmp_path: 
     ]
 
 
-@pytest.mark.parametrize("updates", [{}, {"updates_per_step": 3}, {"steps_per_update": 2}])
+@pytest.mark.parametrize("updates", [(1, 1), (3, 1), (1, 2), (3, 2)])
 def test_batches_that_are_prefetched_change_no_number(
-    tmp_path: Path, updates: dict[str, Any]
+    tmp_path: Path, updates: tuple[int, int]
 ) -> None:
     for name, prefetch in (("with", True), ("without", False)):
         make_online(
             tmp_path / name,
-            collector=collecting(**updates),
+            pace=off_policy(4, *updates),
             total_steps=40,
             log_every=1,
             prefetch=prefetch,
@@ -364,7 +481,7 @@ def test_environments_in_subprocesses_change_no_number(tmp_path: Path) -> None:
         trainer = make_online(
             tmp_path / name,
             env=vector(2) if name == "here" else subprocesses(Count, num_envs=2),
-            collector=collecting(overlap=overlap),
+            overlap=overlap,
             total_steps=40,
             log_every=1,
         )
@@ -394,9 +511,8 @@ class Telling(Toy):
         super().__init__()
         self.path = path
 
-    def update(self, batch: Transition, *, step: int, updates: int) -> Metrics:
+    def draw(self, batch: Transition, step: Tensor) -> None:
         self.path.touch()
-        return super().update(batch, step=step, updates=updates)
 
 
 def test_updates_are_made_while_environments_in_subprocesses_step(tmp_path: Path) -> None:
@@ -410,11 +526,11 @@ def test_updates_are_made_while_environments_in_subprocesses_step(tmp_path: Path
 def test_environments_of_this_process_cannot_overlap(tmp_path: Path) -> None:
     message = "overlap is true, .*; try env.subprocesses=true"
     with pytest.raises(ValueError, match=message):
-        make_online(tmp_path, collector=collecting(overlap=True), total_steps=6)
+        make_online(tmp_path, overlap=True, total_steps=6)
 
 
 def test_without_warm_up_the_first_updates_wait_for_a_transition(tmp_path: Path) -> None:
-    trainer = make_online(tmp_path, collector=collecting(warmup_steps=0), total_steps=30)
+    trainer = make_online(tmp_path, pace=off_policy(warmup_steps=0), total_steps=30)
     trainer.train()
     assert trainer.learner.updates == 30
 
@@ -444,9 +560,9 @@ def test_seconds_go_on_in_a_resumed_run_and_speed_is_since_the_row_before(
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
 
     class Slow(Regression):
-        def update(self, batch: tuple[Tensor, Tensor], *, step: int, updates: int) -> Metrics:
+        def draw(self, batch: tuple[Tensor, Tensor], step: Tensor) -> Tensor:
             now[0] += 2.0
-            return super().update(batch, step=step, updates=updates)
+            return super().draw(batch, step)
 
     for total_steps in (20, 40):
         trainer = make_supervised(tmp_path, alg=Slow(), total_steps=total_steps, log_every=4)
@@ -469,9 +585,9 @@ class Scripted(Regression):
         self.script = script
         self.register_buffer("updates", torch.tensor(0))
 
-    def update(self, batch: tuple[Tensor, Tensor], *, step: int, updates: int) -> Metrics:
+    def draw(self, batch: tuple[Tensor, Tensor], step: Tensor) -> Tensor:
         self.updates += 1
-        return super().update(batch, step=step, updates=updates)
+        return super().draw(batch, step)
 
     def validate(self, batch: tuple[Tensor, Tensor]) -> Metrics:
         return {
@@ -522,14 +638,17 @@ def test_a_metric_of_another_group_is_refused(tmp_path: Path) -> None:
         make_online(tmp_path, metric="train/loss", total_steps=40)
 
 
-@pytest.mark.parametrize(("warmup_steps", "steps_per_update"), [(40, 1), (41, 1), (39, 2)])
-def test_a_run_that_would_learn_nothing_is_refused(
-    tmp_path: Path, warmup_steps: int, steps_per_update: int
-) -> None:
-    collector = collecting(warmup_steps=warmup_steps, steps_per_update=steps_per_update)
-    words = f"total_steps=40 leaves nothing to learn after collector.warmup_steps={warmup_steps};"
+@pytest.mark.parametrize(
+    ("pace", "words"),
+    [
+        (off_policy(40), r"total_steps=40 lies within .* trainer\.pace\.warmup_steps=40 steps,"),
+        (off_policy(39, steps_per_update=2), "total_steps=40 is too short for a single update"),
+        (OnPolicy(horizon=41, epochs=1, minibatches=1), r"trainer\.pace\.horizon=41 steps in each"),
+    ],
+)
+def test_a_run_that_would_learn_nothing_is_refused(tmp_path: Path, pace: Pace, words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        make_online(tmp_path, collector=collector, total_steps=40)
+        make_online(tmp_path, pace=pace, total_steps=40)
 
 
 @pytest.mark.parametrize("mode", ["min", "max"])
@@ -543,19 +662,20 @@ def test_a_score_that_is_no_number_stops_the_run(tmp_path: Path, mode: str, scor
 
 
 class Exploding(Regression):
-    """Its loss, or only its gradient, is not finite at one update."""
+    """The gradient of its loss, and perhaps the loss, is not finite in the update at a step."""
 
-    def __init__(self, *, at: int, loss: float) -> None:
+    def __init__(self, *, at: int, value: float) -> None:
         super().__init__()
         self.at = at
-        self.loss = loss
+        self.value = value
 
-    def update(self, batch: tuple[Tensor, Tensor], *, step: int, updates: int) -> Metrics:
-        metrics = super().update(batch, step=step, updates=updates)
-        if updates == self.at:
-            nn.init.constant_(self.line.weight, float("nan"))
-            metrics["loss"] = torch.tensor(self.loss)
-        return metrics
+    def draw(self, batch: tuple[Tensor, Tensor], step: Tensor) -> Tensor:
+        self.explodes = step.item() == self.at
+        return super().draw(batch, step)
+
+    def loss(self, batch: tuple[Tensor, Tensor], noise: Tensor) -> Loss:
+        infinitely_steep = (0 * self.line.weight.sum()).sqrt()
+        return Loss(self.value + infinitely_steep) if self.explodes else super().loss(batch, noise)
 
 
 @pytest.mark.parametrize("loss", [float("nan"), float("inf")])
@@ -563,7 +683,7 @@ class Exploding(Regression):
 def test_a_loss_that_is_not_finite_stops_the_run_and_reaches_no_checkpoint(
     tmp_path: Path, loss: float, log_every: int
 ) -> None:
-    alg = Exploding(at=12, loss=loss)
+    alg = Exploding(at=12, value=loss)
     trainer = make_supervised(tmp_path, alg=alg, total_steps=40, log_every=log_every)
     with pytest.raises(UserError, match=f"^train/loss became {loss} at step 12;"):
         trainer.train()
@@ -573,7 +693,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_reaches_no_checkpoint(
 
 
 def test_a_weight_that_no_loss_shows_yet_reaches_no_checkpoint(tmp_path: Path) -> None:
-    alg = Exploding(at=19, loss=0.5)
+    alg = Exploding(at=19, value=0.5)
     trainer = make_supervised(tmp_path, alg=alg, total_steps=40, eval_every=100)
     with pytest.raises(UserError, match=r"^weight line.weight became NaN or infinite by step 20;"):
         trainer.train()
@@ -608,9 +728,9 @@ def test_every_rank_draws_numbers_of_its_own_at_every_update(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Drawing(Regression):
-        def update(self, batch: tuple[Tensor, Tensor], *, step: int, updates: int) -> Metrics:
+        def draw(self, batch: tuple[Tensor, Tensor], step: Tensor) -> Tensor:
             drawn.append(torch.rand(()).item())
-            return super().update(batch, step=step, updates=updates)
+            return super().draw(batch, step)
 
     drawn: list[float] = []
     monkeypatch.setattr("research.training.trainer.copy_from_first", lambda alg: None)
@@ -654,7 +774,7 @@ class WideTape(Tape):
         ({"env": vector(), "dataset": WideTape()}, r"takes actions of .*\(1,\).*are of .*\(2,\)"),
         ({"dataset": Tape()}, "nothing to evaluate on.* such as 0.2"),
         ({"alg": Toy()}, "Toy is evaluated in environments alone"),
-        ({"collector": collecting()}, "a collector needs an environment to step"),
+        ({"pace": off_policy()}, "a collector needs an environment to step"),
     ],
 )
 def test_parts_that_do_not_go_together_are_refused_before_the_first_step(
@@ -677,14 +797,18 @@ class Falling(Regression):
         self.slope = slope
         self.optim = optim
 
-    def make_optimizers(self) -> None:
-        self.first_optim = self.optim([self.weights[0]])
-        self.second_optim = self.optim([self.weights[1]])
+    def objectives(self) -> Sequence[Objective]:
+        first, second = self.weights
+        return [
+            Objective(name="first", loss=self.fall, trains=[first], optim=self.optim),
+            Objective(name="second", loss=self.fall_fast, trains=[second], optim=self.optim),
+        ]
 
-    def update(self, batch: tuple[Tensor, Tensor], *, step: int, updates: int) -> Metrics:
-        take_step(self.first_optim, self.weights[0].sum())
-        take_step(self.second_optim, self.slope * self.weights[1].sum())
-        return {"first": self.weights[0].detach().sum(), "second": self.weights[1].detach().sum()}
+    def fall(self, batch: tuple[Tensor, Tensor], noise: Tensor) -> Loss:
+        return Loss(self.weights[0].sum())
+
+    def fall_fast(self, batch: tuple[Tensor, Tensor], noise: Tensor) -> Loss:
+        return Loss(self.slope * self.weights[1].sum())
 
 
 @pytest.mark.parametrize(
@@ -706,12 +830,14 @@ def test_each_update_has_the_rate_that_torchs_own_schedule_gives_it(
         rates.append(optim.param_groups[0]["lr"])
         optim.step()
         reference.step()
-    make_supervised(tmp_path, alg=Falling(), schedule=schedule, total_steps=12, log_every=1).train()
+    alg = Falling()
+    make_supervised(tmp_path, alg=alg, schedule=schedule, total_steps=12, log_every=1).train()
     log = rows(tmp_path / "train.csv")
-    assert [row["first"] for row in log] == pytest.approx(-np.cumsum(rates), rel=1e-5)
+    weights = [*(row["first_loss"] for row in log), alg.weights[0].item()]
+    assert weights == pytest.approx([0.0, *-np.cumsum(rates)], rel=1e-5)
     following = [*rates[1:], optim.param_groups[0]["lr"]]
-    assert [row["first_optim_lr"] for row in log] == following
-    assert [row["second_optim_lr"] for row in log] == following
+    assert [row["first_lr"] for row in log] == following
+    assert [row["second_lr"] for row in log] == following
 
 
 def test_gradients_are_bounded_for_each_optimizer_and_small_ones_left_alone(
@@ -739,9 +865,9 @@ def test_the_same_seed_gives_the_same_numbers_to_the_last_bit(
 def test_seeds_differ_in_the_first_action_and_the_first_state(tmp_path: Path) -> None:
     tapes = Tape(), Tape()
     for seed, tape in enumerate(tapes):
-        collector = collecting(warmup_steps=20)
+        pace = off_policy(warmup_steps=20)
         make_online(
-            tmp_path / str(seed), seed=seed, dataset=tape, collector=collector, total_steps=21
+            tmp_path / str(seed), seed=seed, dataset=tape, pace=pace, total_steps=21
         ).train()
     first, second = (tape.steps[0] for tape in tapes)
     assert first.action != second.action
@@ -790,14 +916,14 @@ class Killed(Exception):
 
 def kill(trainer: Trainer, *, at: int) -> None:
     """Train until the update at this step."""
-    update = trainer.alg.update
+    draw = trainer.alg.draw
 
-    def mortal(batch: Any, *, step: int, updates: int) -> Metrics:
+    def mortal(batch: Any, step: Tensor) -> Any:
         if step == at:
             raise Killed
-        return update(batch, step=step, updates=updates)
+        return draw(batch, step)
 
-    trainer.alg.update = mortal  # type: ignore[method-assign]
+    trainer.alg.draw = mortal  # type: ignore[method-assign]
     with pytest.raises(Killed):
         trainer.train()
 
@@ -831,9 +957,9 @@ def test_a_signal_ends_a_run_behind_its_step_with_a_checkpoint(
     trainer = make_supervised(tmp_path, total_steps=30)
     learn = trainer.learn
 
-    def learn_and_be_told() -> None:
-        learn()
-        if trainer.step + trainer.step_size == at:
+    def learn_and_be_told(step: int) -> None:
+        learn(step)
+        if step == at:
             signal.raise_signal(number)
             signal.raise_signal(signal.SIGTERM)  # batch systems say it twice
 
@@ -854,9 +980,9 @@ def test_an_ignored_signal_stays_ignored(tmp_path: Path, signals_are_heard: None
     trainer = make_supervised(tmp_path, total_steps=30)
     learn = trainer.learn
 
-    def learn_and_be_told() -> None:
+    def learn_and_be_told(step: int) -> None:
         signal.raise_signal(signal.SIGINT)
-        learn()
+        learn(step)
 
     trainer.learn = learn_and_be_told
     trainer.train()
@@ -868,7 +994,7 @@ def test_a_second_interruption_does_not_wait_for_the_step(
 ) -> None:
     trainer = make_supervised(tmp_path, total_steps=30)
 
-    def hang() -> None:
+    def hang(step: int) -> None:
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
         raise AssertionError("still there")
@@ -900,7 +1026,7 @@ def test_a_resumed_collector_takes_the_steps_that_are_left(tmp_path: Path) -> No
     assert trainer.learner.updates == 60 - 4
     assert steps(tmp_path / "train.csv") == sorted(set(steps(tmp_path / "train.csv")))
     assert steps(tmp_path / "eval.csv") == [12, 21, 30, 42, 51, 60]
-    assert trainer.collector is not None
+    assert isinstance(trainer.collector, Collector)
     # an episode each was cut, and its successor has a number of its own
     assert all(trainer.collector.num_episodes > saved["collector"]["num_episodes"])
     assert trainer.seconds > saved["seconds"]

@@ -1,7 +1,8 @@
 """Environments, datasets and algorithms whose every number can be told in advance."""
 
+import copy
 import csv
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,11 +11,12 @@ import gymnasium
 import numpy as np
 import torch
 from gymnasium.spaces import Box
-from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
+from gymnasium.vector.utils import batch_space
 from torch import Tensor, nn
 
 from research import batches
-from research.algs.base import Algorithm, Metrics, OptimFactory, take_step
+from research.algs.base import Algorithm, Loss, Metrics, Objective, OptimFactory
 from research.batches import ArrayTree, Transition
 from research.processors.base import Identity
 from research.training.policy import Policy
@@ -73,6 +75,70 @@ def vector(
     return SyncVectorEnv([make] * num_envs, autoreset_mode=AutoresetMode.DISABLED)
 
 
+class Script(VectorEnv):
+    """Observes (environment, episode, steps since its reset, 0), in each of gymnasium's modes.
+
+    Environment e's episodes have the lengths ``lengths[e]``, in turn; those of odd length are
+    truncated. The reward is ``10 * episode + time``, and so are three infos. What a call that
+    resets returns beside the observation is nonsense.
+    """
+
+    single_observation_space = OBS_SPACE
+    single_action_space = ACTION_SPACE
+
+    def __init__(self, lengths: Sequence[Sequence[int]], mode: AutoresetMode) -> None:
+        self.lengths, self.num_envs = lengths, len(lengths)
+        self.metadata = {"autoreset_mode": mode}
+        self.observation_space = batch_space(OBS_SPACE, self.num_envs)
+        self.action_space = batch_space(ACTION_SPACE, self.num_envs)
+        self.episode, self.time = np.full(self.num_envs, -1), np.zeros(self.num_envs, np.int64)
+        self.over = np.zeros(self.num_envs, np.bool_)
+        self.seeds: list[Any] = []
+
+    def begin(self, mask: np.ndarray) -> None:
+        self.episode[mask] += 1
+        self.time[mask] = 0
+
+    def reset(
+        self, *, seed: Any = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        mode = self.metadata["autoreset_mode"]
+        assert (options is None) == isinstance(seed, int) == (mode is not AutoresetMode.DISABLED)
+        self.seeds.append(copy.copy(seed))
+        self.over[:] = False
+        self.begin(options["reset_mask"] if options else ~self.over)
+        return self.observe(), {}
+
+    def step(
+        self, actions: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        reset, mode = self.over, self.metadata["autoreset_mode"]
+        assert mode is not AutoresetMode.DISABLED or not reset.any(), "the episode is over"
+        self.time += 1
+        self.begin(reset)
+        scripts = zip(self.lengths, self.episode, strict=True)
+        length = np.array([script[index % len(script)] for script, index in scripts])
+        over = (self.time == length) & ~reset
+        reward = np.where(reset, 777.0, 10.0 * self.episode + self.time)
+        infos: dict[str, Any] = {}
+        for name in ("bonus", "success", "distance"):
+            infos[name], infos[f"_{name}"] = reward, np.ones(self.num_envs, np.bool_)
+        if mode is AutoresetMode.SAME_STEP:
+            masks = {name: over for name in infos if name.startswith("_")}
+            nonsense = {name: np.where(over, 777, infos[name]) for name in ("bonus", "success")}
+            infos = {**infos, **nonsense, "final_info": {**infos, **masks}, "_final_info": over}
+            infos["final_obs"] = np.where(over[:, None], self.observe(), -1)
+            self.begin(over)
+        else:
+            self.over = over
+        is_odd = length % 2 == 1
+        return self.observe(), reward, over & ~is_odd, over & is_odd, infos
+
+    def observe(self) -> np.ndarray:
+        columns = np.arange(self.num_envs), self.episode, self.time, 0 * self.time
+        return np.stack(columns, axis=1).astype(np.float32)
+
+
 class Step(NamedTuple):
     """One step of one environment, as it came to the dataset."""
 
@@ -110,7 +176,8 @@ class Tape:
 
     def add(self, step: batches.Step) -> None:
         assert isinstance(step.next_obs, np.ndarray)
-        for env in range(len(step.reward)):
+        active = np.ones(len(step.reward)) if step.active is None else step.active
+        for env in np.flatnonzero(active).tolist():
             over = bool(step.terminated[env]), bool(step.truncated[env])
             taped = Step(
                 env,
@@ -155,18 +222,17 @@ class Toy(Algorithm):
         self.critic = nn.Sequential(nn.Dropout(0.5), nn.Linear(4, 1))
         self.optim = optim
 
-    def make_optimizers(self) -> None:
-        self.critic_optim = self.optim(self.critic.parameters())
+    def objectives(self) -> Sequence[Objective]:
+        trains = [self.critic]
+        return [Objective(name="critic", loss=self.critic_loss, trains=trains, optim=self.optim)]
 
-    def act(self, obs: Any, step: int, explore: bool) -> Tensor:
+    def act(self, obs: Any, step: Tensor, explore: bool) -> Tensor:
         action = self.actor(obs / 2**20)
         noise = torch.randn_like(action) if explore else 0.0
         return (action + noise).clamp(-1, 1)
 
-    def update(self, batch: Transition, *, step: int, updates: int) -> Metrics:
-        loss = (self.critic(batch.obs / 2**20)[:, 0] - batch.reward).square().mean()
-        take_step(self.critic_optim, loss)
-        return {"loss": loss.detach()}
+    def critic_loss(self, batch: Transition, noise: None) -> Loss:
+        return Loss((self.critic(batch.obs / 2**20)[:, 0] - batch.reward).square().mean())
 
 
 class Points:
@@ -207,17 +273,18 @@ class Regression(Algorithm):
         self.line = nn.Linear(1, 1)
         self.optim = optim
 
-    def make_optimizers(self) -> None:
-        self.line_optim = self.optim(self.line.parameters())
+    def objectives(self) -> Sequence[Objective]:
+        return [Objective(name="line", loss=self.loss, trains=[self.line], optim=self.optim)]
 
-    def act(self, obs: Any, step: int, explore: bool) -> Tensor:
+    def act(self, obs: Any, step: Tensor, explore: bool) -> Tensor:
         return self.line(obs)
 
-    def update(self, batch: tuple[Tensor, Tensor], *, step: int, updates: int) -> Metrics:
+    def draw(self, batch: tuple[Tensor, Tensor], step: Tensor) -> Tensor:
+        return torch.randn_like(batch[0])
+
+    def loss(self, batch: tuple[Tensor, Tensor], noise: Tensor) -> Loss:
         x, y = batch
-        loss = (self.line(x + 1e-3 * torch.randn_like(x)) - y).square().mean()
-        take_step(self.line_optim, loss)
-        return {"loss": loss.detach()}
+        return Loss((self.line(x + 1e-3 * noise) - y).square().mean())
 
     def validate(self, batch: tuple[Tensor, Tensor]) -> Metrics:
         x, y = batch

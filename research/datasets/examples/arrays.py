@@ -12,6 +12,7 @@ from research.datasets.examples.columns import Column, Text, to_labels
 from research.datasets.examples.dataset import Examples
 from research.datasets.examples.sources import TensorSource
 from research.errors import UserError
+from research.ranges import NonNegativeInt, OpenFraction, PositiveInt
 
 
 def array_examples(
@@ -21,11 +22,11 @@ def array_examples(
     path: str,
     obs: Sequence[str],
     target: Sequence[str],
-    validation: float | str | None,
-    split_seed: int,
-    num_classes: int | None,
-    batch_size: int,
-    num_workers: int,
+    validation: OpenFraction | str | None,
+    split_seed: NonNegativeInt,
+    num_classes: NonNegativeInt | None,
+    batch_size: PositiveInt,
+    num_workers: NonNegativeInt,
     device: str,
 ) -> Examples:
     """Named arrays, the first dimension of which counts examples.

@@ -18,6 +18,7 @@ from research.datasets.examples.sources import Source, TensorSource
 from research.datasets.examples.target_spaces import target_space
 from research.datasets.examples.workers import Waiting, examples_of, make_loader
 from research.machine.device import data_device
+from research.ranges import NonNegativeInt, OpenFraction, PositiveInt
 
 
 class Examples:
@@ -43,7 +44,7 @@ class Examples:
             the host's memory, pinned if ``device`` is a GPU.
 
     Raises:
-        ValueError: for a number outside its range, or targets of two kinds.
+        ValueError: for targets of two kinds, or a fraction that leaves no example on one side.
         UserError: an example cannot be read, or has a label out of range, or the examples do not
             fit in memory.
 
@@ -52,22 +53,15 @@ class Examples:
     def __init__(
         self,
         training: Source,
-        validation: Source | float | None,
+        validation: Source | OpenFraction | None,
         seed: int,
         *,
-        split_seed: int,
-        num_classes: int | None,
-        batch_size: int,
-        num_workers: int,
+        split_seed: NonNegativeInt,
+        num_classes: PositiveInt | None,
+        batch_size: PositiveInt,
+        num_workers: NonNegativeInt,
         device: str,
     ) -> None:
-        for name, value, least in (
-            ("batch_size", batch_size, 1),
-            ("num_workers", num_workers, 0),
-            ("split_seed", split_seed, 0),
-        ):
-            if value < least:
-                raise ValueError(f"{name} must be at least {least}, got {value}")
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.device = data_device(device)

@@ -24,14 +24,6 @@ WHITE_16 = 2**16 - 1
 """White in 16 bits."""
 
 
-def check_form(size: Sequence[int] | None, channels: int | None) -> None:
-    """Raise a ValueError for a size or a number of channels that no image has."""
-    if size is not None and (len(size) != 2 or min(size) < 1):
-        raise ValueError(f"size must be [H, W], each at least 1, or null, got {list(size)}")
-    if channels not in (None, 1, 3):
-        raise ValueError(f"channels must be 1, 3 or null, got {channels}")
-
-
 def to_tensor(image: Image.Image, *, size: Sequence[int] | None, channels: int | None) -> Tensor:
     """The pixels that a viewer shows, uint8 (C, H, W).
 

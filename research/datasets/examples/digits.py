@@ -11,6 +11,7 @@ import torch
 
 from research.datasets.examples.dataset import Examples
 from research.datasets.examples.sources import TensorSource
+from research.ranges import NonNegativeInt, OpenFraction, PositiveInt
 
 DIGITS = Path(__file__).with_suffix(".npz")
 
@@ -19,11 +20,11 @@ def digit_examples(
     env: object,
     seed: int,
     *,
-    validation: float | None,
-    split_seed: int,
-    num_classes: int | None,
-    batch_size: int,
-    num_workers: int,
+    validation: OpenFraction | None,
+    split_seed: NonNegativeInt,
+    num_classes: PositiveInt | None,
+    batch_size: PositiveInt,
+    num_workers: NonNegativeInt,
     device: str,
 ) -> Examples:
     """1,797 images, uint8 (1, 8, 8), and the digits that they show.

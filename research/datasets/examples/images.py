@@ -12,8 +12,9 @@ from PIL import Image
 
 from research.batches import Example
 from research.datasets.examples.dataset import Examples
-from research.datasets.examples.decoding import check_form, silent_decoders, to_tensor
+from research.datasets.examples.decoding import silent_decoders, to_tensor
 from research.errors import UserError, message_of
+from research.ranges import NonNegativeInt, OpenFraction, PositiveInt
 
 log = logging.getLogger(__name__)
 
@@ -29,13 +30,13 @@ def image_folder_examples(
     seed: int,
     *,
     root: str,
-    size: Sequence[int] | None,
-    channels: int | None,
-    validation: float | Literal["own"] | None,
-    split_seed: int,
-    num_classes: int | None,
-    batch_size: int,
-    num_workers: int,
+    size: tuple[PositiveInt, PositiveInt] | None,
+    channels: Literal[1, 3] | None,
+    validation: OpenFraction | Literal["own"] | None,
+    split_seed: NonNegativeInt,
+    num_classes: PositiveInt | None,
+    batch_size: PositiveInt,
+    num_workers: NonNegativeInt,
     device: str,
 ) -> Examples:
     """The images below ``root/train/<class>``, labelled in the alphabetical order of the classes.
@@ -58,11 +59,10 @@ def image_folder_examples(
         split_seed, num_classes, batch_size, num_workers, device: as ``Examples`` takes them.
 
     Raises:
-        ValueError: for sizes or channels that no image has, and as ``Examples`` raises it.
+        ValueError: as ``Examples`` raises it.
         UserError: a folder is missing or holds no images, or an image cannot be read.
 
     """
-    check_form(size, channels)
     folder = Path(root) / "train"
     names = class_names(folder)
     labels = {name: label for label, name in enumerate(names)}

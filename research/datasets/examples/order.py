@@ -55,11 +55,9 @@ def split(num_examples: int, fraction: float, *, seed: int) -> tuple[Tensor, Ten
     """Indices to learn from, and a random ``fraction`` to hold out, each in ascending order.
 
     Raises:
-        ValueError: it is not in (0, 1), or leaves one of them empty.
+        ValueError: it leaves one of them empty.
 
     """
-    if not 0.0 < fraction < 1.0:
-        raise ValueError(f"validation must be a fraction in (0, 1), or null, got {fraction}")
     num_held_out = round(fraction * num_examples)
     if not 0 < num_held_out < num_examples:
         raise ValueError(

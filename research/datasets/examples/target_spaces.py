@@ -27,8 +27,6 @@ def target_space(
         UserError: a label is out of range.
 
     """
-    if num_classes is not None and num_classes < 1:
-        raise ValueError(f"num_classes must be at least 1, or null, got {num_classes}")
     if training.targets is not None and training.targets.is_floating_point():
         return regression_space(training, training.targets, validation, num_classes)
     known = training.num_classes

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from research.batches import Example
 from research.datasets.examples.dataset import Examples
-from research.datasets.examples.decoding import check_form, read_rgb, silent_decoders, to_tensor
+from research.datasets.examples.decoding import read_rgb, silent_decoders, to_tensor
 from research.datasets.examples.torchvision_files import damaged_file
 from research.errors import UserError, did_you_mean, message_of
+from research.ranges import NonNegativeInt, OpenFraction, PositiveInt
 
 VALIDATION_SPLITS = ("val", "valid", "test")
 """torchvision's names of splits that are not learned from, the best choice first."""
@@ -28,13 +29,13 @@ def torchvision_examples(
     download: bool,
     arguments: Mapping[str, Any],
     validation_arguments: Mapping[str, Any],
-    size: Sequence[int] | None,
-    channels: int | None,
-    validation: float | Literal["own"] | None,
-    split_seed: int,
-    num_classes: int | None,
-    batch_size: int,
-    num_workers: int,
+    size: tuple[PositiveInt, PositiveInt] | None,
+    channels: Literal[1, 3] | None,
+    validation: OpenFraction | Literal["own"] | None,
+    split_seed: NonNegativeInt,
+    num_classes: PositiveInt | None,
+    batch_size: PositiveInt,
+    num_workers: NonNegativeInt,
     device: str,
 ) -> Examples:
     """A dataset of torchvision's, its training split unless ``arguments`` choose another.
@@ -61,7 +62,6 @@ def torchvision_examples(
         ValueError: it has no split of its own, and as ``Examples`` raises it.
 
     """
-    check_form(size, channels)
     if validation_arguments and validation != "own":
         raise ValueError(f"validation_arguments need validation=own, got validation={validation}")
     form = {"size": size, "channels": channels}

@@ -1,26 +1,28 @@
-"""Experience of running environments, sampled as n-step transitions."""
+"""Experience of running environments, sampled as n-step transitions or what a reader makes."""
 
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
 from gymnasium import Space, spaces
 from torch import Tensor
 
-from research.batches import ArrayTree, PackedBatch, Step, Transition
+from research.batches import ArrayTree, PackedBatch, Step
 from research.datasets.replay.frames import FrameStacks
 from research.datasets.replay.journal import Block, Journal
-from research.datasets.replay.returns import NStepReturns
-from research.datasets.replay.rings import EpisodeRings, compute_bookkeeping_bytes, count_rows
+from research.datasets.replay.reader import EpisodeRows, ReaderFactory
+from research.datasets.replay.rings import EpisodeRings, RingSizes
 from research.datasets.replay.storage import Leaf, RowStorage, compute_row_bytes, leaf_of
-from research.datasets.replay.transitions import TransitionReader
+from research.datasets.replay.transitions import Transitions
 from research.errors import DamagedFile, UserError
 from research.machine.device import data_device
 from research.machine.disk import require_disk
 from research.machine.memory import require_memory
+from research.ranges import Fraction, PositiveInt
 
 
 class Environments(Protocol):
@@ -43,20 +45,18 @@ NO_DICT = "the environment's observations are a dict, but its observation_space 
 
 
 class ReplayBuffer:
-    """The newest steps of E environments; a batch is drawn uniformly from all their transitions.
+    """The newest steps of E environments; a batch is drawn uniformly from all their samples.
+
+    What a sample is, by default a transition of up to ``n_step`` steps, is up to the reader.
 
     Every observation is stored once: a row holds an observation with the action, the reward and
     the termination that led to it, so an episode of T steps takes T + 1 rows. Every environment
     has a ring of its own, since their episodes end at different times.
 
-    A transition that starts k steps before the end of its episode, k below ``n_step``, sums k
-    rewards and looks k steps ahead, to the episode's real final observation. In a running
-    episode, a transition can be drawn once ``n_step`` rows follow the row where it starts.
-
     Where ``env.metadata["frame_stack"]`` is S above 1, observations are the S newest frames of an
     episode, uint8 (S * C, H, W), the oldest first, and its first observation is S times the same
-    frame. Then a row holds one frame. A transition is forgotten with the oldest frame of the stack
-    that it starts from.
+    frame. Then a row holds one frame. A sample is forgotten with the oldest frame of the stack that
+    it starts from.
 
     float64 is stored as float32, every other type as it is.
 
@@ -64,13 +64,14 @@ class ReplayBuffer:
         env: vector environment; its spaces define what a row holds.
         seed: of the buffer's own generator.
         capacity: rows over all environments, ``capacity // E`` for each. When a ring is full, its
-            oldest row is overwritten, and the transition that starts there forgotten.
+            oldest row is overwritten, and the sample that starts there forgotten.
         batch_size: B.
-        discount: gamma per environment step, in [0, 1].
+        discount: gamma per environment step.
         n_step: largest number of rewards that a transition sums.
         storage: ``ram``, the memory of ``device``; or ``disk``, for more rows than fit in memory:
             files in the folder for temporary files ($TMPDIR), deleted when the process ends.
         device: where rows are kept and batches returned; it does not affect which are drawn.
+        reader: makes what reads batches from rows; given ``n_step`` and ``discount``.
 
     Attributes:
         observation_space: of one environment.
@@ -78,92 +79,98 @@ class ReplayBuffer:
         memory_bytes: host memory that the full buffer takes.
 
     Raises:
-        ValueError: for a number outside its range, an unsupported ``storage`` or space, or rows
-            that do not fit.
+        ValueError: for a capacity out of range, an unsupported space, or rows that do not fit.
 
     """
 
-    batches_per_epoch = None
+    batches_per_epoch: int | None = None
 
     def __init__(
         self,
         env: Environments,
         seed: int,
         *,
-        capacity: int,
-        batch_size: int,
-        discount: float,
-        n_step: int,
-        storage: str,
+        capacity: PositiveInt,
+        batch_size: PositiveInt,
+        discount: Fraction,
+        n_step: PositiveInt,
+        storage: Literal["ram", "disk"],
         device: str,
+        reader: ReaderFactory = Transitions,
     ) -> None:
-        frame_stack = env.metadata.get("frame_stack", 1)
-        check_numbers(env.num_envs, capacity, batch_size, discount, n_step, frame_stack)
+        self.capacity = capacity
         self.batch_size = batch_size
-        self.discount = discount
-        self.n_step = n_step
         self.device = data_device(device)
+        self.on_disk = storage == "disk"
+        if self.on_disk and self.device.type == "cuda":
+            raise ValueError("storage=disk keeps rows on the host, which needs device=cpu")
+        frame_stack = env.metadata.get("frame_stack", 1)
+        read = self._reader = reader(n_step, discount)
+        check_sizes(capacity, env.num_envs, read.max_steps, frame_stack)
+        ring_rows = capacity // env.num_envs
+        self._sizes = RingSizes(
+            env.num_envs, ring_rows, read.min_steps, read.max_steps, frame_stack
+        )
         obs_space = self.observation_space = env.single_observation_space
         self.action_space = env.single_action_space
         self._obs_keys = list(obs_space.spaces) if isinstance(obs_space, spaces.Dict) else None
         self._stacks = None
         if frame_stack > 1:
-            self._stacks = FrameStacks(obs_space, frame_stack=frame_stack, n_step=n_step)
-        obs_leaves = {"obs": self._stacks.leaf} if self._stacks else name_obs_leaves(obs_space)
-        self._obs_names = list(obs_leaves)
-        # So an observation lies next to the action, reward and observation of the next row.
-        leaves = {
-            "action": leaf_of(env.single_action_space, "actions"),
-            "reward": Leaf((), torch.float32),
-            "continues": Leaf((), torch.float32),
-            **obs_leaves,
-        }
-        ring_rows = capacity // env.num_envs
-        spans = {"n_step": n_step, "frame_stack": frame_stack}
-        num_rows = count_rows(env.num_envs, ring_rows=ring_rows, **spans)
-        row_bytes = num_rows * compute_row_bytes(leaves.values())
-        index_bytes = compute_bookkeeping_bytes(num_rows, **spans)
-        index_bytes += num_rows * NStepReturns.bytes_per_row * (n_step > 1)
-        what, way_out = f"a replay buffer of {capacity:,} rows", "lower dataset.capacity"
-        if storage not in ("ram", "disk") or (storage == "disk" and self.device.type == "cuda"):
-            raise ValueError(f"storage must be ram, or disk with device=cpu, got {storage}")
-        on_host = self.device.type == "cpu" and storage == "ram"
-        self.memory_bytes = row_bytes * on_host + index_bytes
-        if storage == "disk":
-            require_disk(row_bytes, what)
-        elif not on_host:
-            require_memory(row_bytes, what, self.device, way_out)
-        require_memory(self.memory_bytes, what, torch.device("cpu"), way_out)
-        self._rings = EpisodeRings(env.num_envs, ring_rows=ring_rows, **spans)
-        self._storage = RowStorage(
-            leaves,
-            num_rows=num_rows,
-            num_staged=env.num_envs,
-            device=self.device,
-            on_disk=storage == "disk",
-            apart=["obs"] if frame_stack > 1 else [],
-        )
-        self._returns = None
-        if n_step > 1:
-            self._returns = NStepReturns(num_rows, env.num_envs, n_step=n_step, discount=discount)
-        self._reader = TransitionReader(
-            self._storage,
-            self._rings,
-            self._stacks,
-            self._returns,
-            obs_names=self._obs_names,
-            obs_keys=self._obs_keys,
-            discount=discount,
-        )
+            self._stacks = FrameStacks(obs_space, frame_stack=frame_stack, n_step=read.max_steps)
+        self._obs = {"obs": self._stacks.leaf} if self._stacks else name_obs_leaves(obs_space)
+        self._action = leaf_of(env.single_action_space, "actions")
+        self._extras: dict[str, Leaf] = {}
+        self._info: dict[str, Leaf] = {}
+        self.memory_bytes = self._require_memory()
+        self._rank, self._num_ranks = 0, 1
         self._generator = torch.Generator().manual_seed(seed)
         self._state_before_draw = self._generator.get_state()
         self._thread = ThreadPoolExecutor(1, "sample")
-        self._prepared: Future[PackedBatch[Transition]] | None = None
+        self._prepared: Future[PackedBatch[Any]] | None = None
         self._journal: Journal | None = None
 
     def __len__(self) -> int:
-        """Number of transitions that ``sample`` chooses from."""
+        """Number of samples that ``sample`` chooses from."""
         return len(self._rings.starts)
+
+    def hold(
+        self, extras: Mapping[str, tuple[int, ...]], info: Mapping[str, tuple[int, ...]]
+    ) -> None:
+        """Store values besides those of every environment; called once, before the first step.
+
+        Batches of transitions are then ``ExtendedTransition``s.
+
+        Args:
+            extras: shape of each value, float32, that every ``Step.extras`` brings from now on.
+            info: the same for ``Step.next_info``, and ``info`` of ``start_episodes``.
+
+        Raises:
+            ValueError: there are steps already, or the rows do not fit.
+
+        """
+        if "_rows" in vars(self):
+            if any(self._rings.num_written):
+                raise ValueError("hold must be called before the first step")
+            del self._rows
+        self._extras, self._info = (
+            {name: Leaf(tuple(shape), torch.float32) for name, shape in shapes.items()}
+            for shapes in (extras, info)
+        )
+        self.memory_bytes = self._require_memory()
+
+    def share(self, rank: int, num_ranks: int) -> None:
+        """Hand out a rank's share of every batch; all ranks must store the same steps.
+
+        Raises:
+            ValueError: a batch has fewer samples than there are ranks.
+
+        """
+        if self.batch_size < num_ranks:
+            raise ValueError(
+                f"batch_size={self.batch_size} is too small for {num_ranks} ranks; raise "
+                "dataset.batch_size"
+            )
+        self._rank, self._num_ranks = rank, num_ranks
 
     def start_episodes(
         self, obs: ArrayTree, mask: np.ndarray, info: Mapping[str, np.ndarray] | None = None
@@ -177,7 +184,7 @@ class ReplayBuffer:
 
         Raises:
             ValueError: one of them has a running episode, or a stack of frames that differ.
-            UserError: ``obs`` does not fit the observation space.
+            UserError: ``obs`` does not fit the observation space, or ``info`` what is held.
 
         """
         if self._stacks:
@@ -186,52 +193,57 @@ class ReplayBuffer:
             self._stacks.check_first(obs[mask])
         self._discard_prepared()
         self._stage_obs(obs)
-        sources, rows = self._rings.start(np.flatnonzero(mask).tolist())
-        self._storage.write(sources, rows)
+        if info or self._info:
+            self._stage_held("info", info or {}, self._info)
+        for envs, rows in self._rings.start(mask):
+            self._storage.write(envs, rows)
 
     def add(self, step: Step) -> None:
-        """Store one step of all environments.
+        """Store one step of all environments, or of the active ones.
 
         Raises:
-            ValueError: an environment has no running episode.
-            UserError: an array does not fit its space.
+            ValueError: one of them has no running episode.
+            UserError: an array does not fit its space, or a value what is held.
 
         """
         self._discard_prepared()
-        self._storage.stage("action", step.action)
-        self._storage.stage("reward", step.reward)
-        self._storage.stage("continues", np.logical_not(step.terminated))
+        storage, rings = self._rows.storage, self._rows.rings
+        storage.stage("action", step.action)
+        storage.stage("reward", step.reward)
+        storage.stage("continues", np.logical_not(step.terminated))
         self._stage_obs(step.next_obs)
-        sources, rows = self._rings.step(np.logical_or(step.terminated, step.truncated).tolist())
-        self._storage.write(sources, rows)
-        if self._returns:
-            self._returns.add(step.reward.astype(np.float32).tolist())
-            self._returns.complete(self._rings.completed, step.terminated)
+        if step.extras or self._extras:
+            self._stage_held("extras", step.extras, self._extras)
+        if step.next_info or self._info:
+            self._stage_held("info", step.next_info, self._info)
+        written = rings.step(np.logical_or(step.terminated, step.truncated), step.active)
+        for envs, rows in written:
+            storage.write(envs, rows)
+        self._reader.follow(step)
 
     def end_open_episodes(self, mask: np.ndarray) -> None:
         """Truncate the running episodes where ``mask`` (E,) is true at their newest observations.
 
         For environments that cannot resume their episodes, as after loading a state in a new
-        process; each must start an episode before the next ``add``.
+        process; each must start an episode before its next step.
         """
         self._discard_prepared()
-        self._rings.end_running(np.flatnonzero(mask).tolist())
-        if self._returns:
-            self._returns.complete(self._rings.completed, np.zeros_like(mask))
+        self._rings.end_running(mask)
+        self._reader.follow(None)
 
-    def sample(self) -> Transition:
-        """B transitions, each equally likely, with replacement.
+    def sample(self) -> Any:  # what the reader makes
+        """B samples, each equally likely, with replacement.
 
         Observations of stacked frames may share memory with each other.
 
         Raises:
-            UserError: there is no transition yet.
+            UserError: there is no sample yet.
 
         """
         batch = self.sample_packed()
         return batch.unpack(batch.memory)
 
-    def sample_packed(self) -> PackedBatch[Transition]:
+    def sample_packed(self) -> PackedBatch[Any]:
         """The batch that ``sample`` would return, in memory copied to a device as a whole."""
         if self._prepared is None:
             return self._reader.read(self._draw(), pinned=False)
@@ -247,7 +259,7 @@ class ReplayBuffer:
             pinned: whether to gather into pinned memory, which a GPU reads directly.
 
         Raises:
-            UserError: there is no transition yet.
+            UserError: there is no sample yet.
 
         """
         if self._prepared is None:
@@ -302,24 +314,83 @@ class ReplayBuffer:
             raise DamagedFile(f"{folder}: rows of the replay buffer are missing")
         for block, fill in journal.blocks():
             counts = [stop - first for first, stop in zip(*block, strict=True)]
-            if not 0 <= min(counts) <= max(counts) <= self._rings.ring_rows or min(block.first) < 0:
+            if not 0 <= min(counts) <= max(counts) <= self._sizes.ring_rows or min(block.first) < 0:
                 raise DamagedFile(f"{folder}: a block has {max(counts)} rows")
             self._storage.fill_rows(self._rings.spans(*block), fill)
         for source, target in self._rings.repeated():
-            self._storage.repeat(source, target, self._rings.num_repeated)
-        if self._returns:
-            self._restore(self._returns)
+            self._storage.repeat(source, target, self._sizes.num_repeated)
+        self._reader.restore()
         self._generator.set_state(state["generator"])
         self._journal = journal
+
+    @cached_property
+    def _rows(self) -> EpisodeRows:
+        """The rows, allocated when they are first needed."""
+        rings = EpisodeRings(self._sizes)
+        storage = RowStorage(
+            self._leaves,
+            num_rows=self._sizes.num_rows,
+            num_staged=self._sizes.num_envs,
+            device=self.device,
+            on_disk=self.on_disk,
+            apart=["obs"] if self._stacks else [],
+        )
+        rows = EpisodeRows(
+            storage,
+            rings,
+            self._stacks,
+            obs=list(self._obs),
+            obs_keys=self._obs_keys,
+            extras=list(self._extras),
+            info=list(self._info),
+        )
+        self._reader.open(rows)
+        return rows
+
+    @property
+    def _rings(self) -> EpisodeRings:
+        return self._rows.rings
+
+    @property
+    def _storage(self) -> RowStorage:
+        return self._rows.storage
+
+    @property
+    def _leaves(self) -> dict[str, Leaf]:
+        """What a row holds: an observation lies next to what led to the observation after it."""
+        return {
+            "action": self._action,
+            **{f"extras.{name}": leaf for name, leaf in self._extras.items()},
+            "reward": Leaf((), torch.float32),
+            "continues": Leaf((), torch.float32),
+            **self._obs,
+            **{f"info.{name}": leaf for name, leaf in self._info.items()},
+        }
+
+    def _require_memory(self) -> int:
+        """Check that the rows fit; returns the bytes of host memory that they will take."""
+        num_rows = self._sizes.num_rows
+        row_bytes = num_rows * compute_row_bytes(self._leaves.values())
+        index_bytes = self._sizes.bookkeeping_bytes + num_rows * self._reader.bytes_per_row
+        what, way_out = f"a replay buffer of {self.capacity:,} rows", "lower dataset.capacity"
+        on_host = self.device.type == "cpu" and not self.on_disk
+        if self.on_disk:
+            require_disk(row_bytes, what)
+        elif not on_host:
+            require_memory(row_bytes, what, self.device, way_out)
+        memory_bytes = row_bytes * on_host + index_bytes
+        require_memory(memory_bytes, what, torch.device("cpu"), way_out)
+        return memory_bytes
 
     def _draw(self) -> Tensor:
         """The rows where the transitions of a batch start, (B,)."""
         if not len(self._rings.starts):
             raise UserError(
-                f"nothing to sample: the replay buffer holds no complete transition of n_step="
-                f"{self.n_step}; collect more steps before the first update"
+                f"nothing to sample: the replay buffer holds no complete sample of "
+                f"{self._sizes.max_steps} steps; collect more steps before the first update"
             )
-        return self._rings.starts.draw(self.batch_size, self._generator)
+        starts = self._rings.starts.draw(self.batch_size, self._generator)
+        return starts.tensor_split(self._num_ranks)[self._rank] if self._num_ranks > 1 else starts
 
     def _discard_prepared(self) -> None:
         """Undo ``prepare``; to be called before anything changes."""
@@ -328,19 +399,11 @@ class ReplayBuffer:
             self._prepared = None
             self._generator.set_state(self._state_before_draw)
 
-    def _restore(self, returns: NStepReturns) -> None:
-        """Compute the returns of the rows that were loaded."""
-        reward, continues = (self._storage.column(name).cpu() for name in ("reward", "continues"))
-        starts = self._rings.starts.members()
-        returns.restore(starts, self._rings.num_steps(starts), reward, continues)
-        newest = [self._rings.newest_rows(env) for env in range(self._rings.num_envs)]
-        returns.restore_recent([reward[rows.start : rows.stop].tolist() for rows in newest])
-
     def _make_journal(self, folder: Path) -> Journal:
         rows_bytes = sum(rows.nbytes for rows in self._storage.groups.values())
         return Journal(
             folder,
-            num_rings=self._rings.num_envs,
+            num_rings=self._sizes.num_envs,
             segment_bytes=max(2**24, rows_bytes // 16),
         )
 
@@ -348,40 +411,57 @@ class ReplayBuffer:
         if isinstance(obs, dict):
             if self._obs_keys is None:
                 raise UserError(NO_DICT)
-            for name, key in zip(self._obs_names, self._obs_keys, strict=True):
+            for name, key in zip(self._obs, self._obs_keys, strict=True):
                 self._storage.stage(name, obs[key])
         else:
             self._storage.stage("obs", self._stacks.newest(obs) if self._stacks else obs)
 
+    def _stage_held(
+        self, kind: str, given: Mapping[str, np.ndarray], held: Mapping[str, Leaf]
+    ) -> None:
+        """Stage the values of all environments that ``hold`` was told of."""
+        if given.keys() != held.keys():
+            raise UserError(
+                f"the {kind} of a step must be {', '.join(held) or 'none'}, as declared before the "
+                f"first step; got {', '.join(given) or 'none'}"
+            )
+        for name, leaf in held.items():
+            shape = (self._sizes.num_envs, *leaf.shape)
+            if np.shape(given[name]) != shape:
+                raise UserError(
+                    f"{kind}.{name} must have shape {shape}, as declared before the first step; "
+                    f"got {np.shape(given[name])}"
+                )
+            self._storage.stage(f"{kind}.{name}", given[name])
+
     def _layout(self) -> dict[str, Any]:
         widths = {name: rows.shape[1] for name, rows in self._storage.groups.items()}
+        held = {"extras": self._extras, "info": self._info}
         return {
-            "num_envs": self._rings.num_envs,
-            "rows_per_env": self._rings.ring_rows,
-            "n_step": self.n_step,
-            **({"frame_stack": self._rings.frame_stack} if self._stacks else {}),
+            "num_envs": self._sizes.num_envs,
+            "rows_per_env": self._sizes.ring_rows,
+            "n_step": self._sizes.max_steps,
+            **({"min_steps": self._sizes.min_steps} if self._sizes.min_steps > 1 else {}),
+            **({"frame_stack": self._sizes.frame_stack} if self._stacks else {}),
+            **{
+                kind: {n: list(leaf.shape) for n, leaf in values.items()}
+                for kind, values in held.items()
+                if values
+            },
             **widths,
         }
 
 
-def check_numbers(
-    num_envs: int, capacity: int, batch_size: int, discount: float, n_step: int, frame_stack: int
-) -> None:
-    """Refuse a number outside its range with a ValueError."""
+def check_sizes(capacity: int, num_envs: int, max_steps: int, frame_stack: int) -> None:
+    """Refuse an environment that no buffer suits, and a capacity that does not suit it."""
     if num_envs < 1:
         raise ValueError("a replay buffer needs an environment that fills it, env has none")
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    if not 0.0 <= discount <= 1.0:
-        raise ValueError(f"discount must be in [0, 1], got {discount}")
-    if n_step < 1:
-        raise ValueError(f"n_step must be at least 1, got {n_step}")
     if frame_stack < 1:
         raise ValueError(f"the environments' frame_stack must be at least 1, got {frame_stack}")
-    least = (n_step + frame_stack) * num_envs
-    if not least <= capacity < 2**30:
+    ring_rows = max_steps + frame_stack
+    if not ring_rows * num_envs <= capacity < 2**30:
         raise ValueError(
-            f"capacity must be at least {least}, n_step + {frame_stack} rows for each "
+            f"capacity must be at least {ring_rows * num_envs}, {ring_rows} rows for each "
             f"environment, and below {2**30}, got {capacity}"
         )
 

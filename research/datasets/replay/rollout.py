@@ -40,7 +40,7 @@ class RolloutBuffer:
 
     """
 
-    batches_per_epoch = None
+    batches_per_epoch: int | None = None
 
     def __init__(
         self,
@@ -96,12 +96,8 @@ class RolloutBuffer:
         self, extras: Mapping[str, tuple[int, ...]], info: Mapping[str, tuple[int, ...]]
     ) -> None:
         """Store these values with every step, of the given shapes; before the first step."""
-        self._info = {
-            name: np.zeros((self.num_envs, *size), np.float32) for name, size in info.items()
-        }
-        stored = {
-            name: np.zeros((self.num_envs, *size), np.float32) for name, size in extras.items()
-        }
+        self._info = zeros(info, self.num_envs)
+        stored = zeros(extras, self.num_envs)
         for key, values in (("extras", stored), ("info", self._info), ("next_info", self._info)):
             self._columns[key] = self._over_time(values)
 
@@ -144,7 +140,7 @@ class RolloutBuffer:
         write(self._info, step.next_info, slice(None))
 
     def end_open_episodes(self, mask: np.ndarray) -> None:
-        """Truncate the running episodes where ``mask`` (E,) is true at their newest observations."""
+        """Truncate running episodes at their newest observations, where ``mask`` (E,) is true."""
         if self._time:
             self._columns["over"][self._time - 1] |= mask
 
@@ -221,6 +217,11 @@ class RolloutBuffer:
 
     def _current(self) -> list[np.ndarray]:
         return [*list_arrays(self._obs), *list_arrays(self._info)]
+
+
+def zeros(shapes: Mapping[str, tuple[int, ...]], num_envs: int) -> dict[str, np.ndarray]:
+    """An array (E, ...) for each name."""
+    return {name: np.zeros((num_envs, *shape), np.float32) for name, shape in shapes.items()}
 
 
 def make_arrays(space: spaces.Space[Any], where: str, lead: tuple[int, ...]) -> Any:

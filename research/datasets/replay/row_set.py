@@ -25,23 +25,59 @@ class RowSet:
     def __len__(self) -> int:
         return self._size
 
-    def add(self, row: int) -> None:
-        """Add a row that is no member yet."""
-        assert self._places[row] < 0, f"row {row} is a member already"
-        self._members_array[self._size] = row
-        self._places[row] = self._size
-        self._size += 1
-
-    def discard(self, row: int) -> None:
-        """Remove a row if it is a member."""
-        place = self._places[row]
-        if place < 0:
+    def add(self, rows: np.ndarray) -> None:
+        """Add different rows (K,), int64, none of which is a member yet."""
+        size, self._size = self._size, self._size + len(rows)
+        if len(rows) == 1:  # a fraction of the time
+            row = rows.item()
+            self._members_array[size], self._places[row] = row, size
             return
-        self._size -= 1
-        last = self._members_array[self._size]
-        self._members_array[place] = last
-        self._places[last] = place
-        self._places[row] = -1
+        self._members_array[size : self._size] = rows
+        self._places[rows] = np.arange(size, self._size, dtype=np.int32)
+
+    def discard(self, rows: np.ndarray) -> None:
+        """Remove those of different rows (K,), int64, that are members, as if one by one."""
+        if len(rows) > 1:
+            rows = rows[self._places[rows] >= 0]
+        if len(rows) < 2:
+            for row in rows.tolist():  # a fraction of the time
+                self._discard_one(row)
+            return
+        places = self._places[rows].astype(np.intp)
+        size, self._size = self._size, self._size - len(rows)
+        last = self._members_array[self._size : size][::-1].copy()  # what replaces each of them
+        if np.count_nonzero(places >= self._size):
+            places, last = self._replacements(rows, places, last)
+        self._members_array[places] = last
+        self._places[last.astype(np.intp)] = places
+        self._places[rows] = -1
+
+    def _discard_one(self, row: int) -> None:
+        place = self._places[row]
+        if place >= 0:
+            self._size -= 1
+            last = self._members_array[self._size]
+            self._members_array[place], self._places[last] = last, place
+            self._places[row] = -1
+
+    def _replacements(
+        self, rows: np.ndarray, places: np.ndarray, last: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The places to fill, and the members that go there, if some of ``last`` are removed too.
+
+        Step i moves the member at ``sources[i]``, the last place then, to the place of ``rows[i]``.
+        A row that an earlier step has moved is where that step put it.
+        """
+        sources = np.arange(self._size + len(rows) - 1, self._size - 1, -1)
+        places = places.copy()
+        while len(moved := (places > sources).nonzero()[0]):
+            places[moved] = places[sources[0] - places[moved]]
+        self._places[rows] = -1
+        stays = self._places[last.astype(np.intp)] >= 0
+        targets = places[stays]
+        while len(moved := (targets >= self._size).nonzero()[0]):
+            targets[moved] = places[sources[0] - targets[moved]]
+        return targets, last[stays]
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
         """``count`` members, int32, uniformly and with replacement."""

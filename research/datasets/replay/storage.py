@@ -112,6 +112,12 @@ class RowStorage:
             group: torch.zeros(num_staged, width, dtype=dtypes[group]).numpy()
             for group, width in widths.items()
         }
+        # And whole rows, which numpy copies in one piece, cost a fraction of rows of elements.
+        self._whole_rows = [
+            (as_elements(self._staging[group]), as_elements(rows))
+            for group, rows in self._arrays.items()
+            if rows.size
+        ]
         self._staged_leaves = {
             name: self._staging[group][:, start:stop].reshape(num_staged, *leaves[name].shape)
             for name, (group, start, stop) in self.columns.items()
@@ -127,17 +133,15 @@ class RowStorage:
             )
         staged[...] = values
 
-    def write(self, staged: Sequence[int], rows: Sequence[int]) -> None:
-        """Copy the staged rows with the numbers ``staged`` to ``rows``."""
-        for group, source in self._staging.items():
-            if group in self._arrays:
-                target = self._arrays[group]
-                for number, row in zip(staged, rows, strict=True):
-                    target[row] = source[number]
-            else:
-                target = self.groups[group]
-                values = torch.from_numpy(source[list(staged)]).to(target.device)
-                target.index_copy_(0, torch.tensor(rows, device=target.device), values)
+    def write(self, staged: np.ndarray | slice, rows: np.ndarray) -> None:
+        """Copy the staged rows with the numbers ``staged`` (K,) to ``rows`` (K,), int64."""
+        for source, target in self._whole_rows:
+            target[rows] = source[staged]
+        if not self._arrays:
+            index = torch.from_numpy(rows).to(self.device)
+            for group, target in self.groups.items():
+                values = torch.from_numpy(self._staging[group][staged]).to(self.device)
+                target.index_copy_(0, index, values)
 
     def column(self, name: str) -> Tensor:
         """A scalar leaf of all rows, (num_rows,); shares memory with them."""
@@ -173,6 +177,11 @@ class RowStorage:
         """Copy the ``count`` rows that start at ``source`` to those that start at ``target``."""
         for rows in self.groups.values():
             rows[target : target + count] = rows[source : source + count]
+
+
+def as_elements(rows: np.ndarray) -> np.ndarray:
+    """The same memory as one element (num_rows,) of many bytes per row."""
+    return rows.view(f"V{rows.shape[1] * rows.itemsize}")[:, 0]
 
 
 def rows_per_chunk(rows: Tensor) -> int:
@@ -229,7 +238,7 @@ class Window:
 
     def cut(self, memory: Sequence[Tensor]) -> list[Tensor]:
         """The wanted leaves (B, ...), views of the gathered tensors; ignores any after those."""
-        leaves = [memory[0]] * self._num_wanted
+        leaves = list(memory[:1]) * self._num_wanted
         for window, (_, sizes, wanted) in zip(memory, self._pieces, strict=False):
             # "unsafe" only for gradients, which nothing here has
             parts = window.unsafe_split_with_sizes(sizes, 1)

@@ -2,125 +2,156 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from research.batches import PackedBatch, Transition, Tree
-from research.datasets.replay.frames import FrameStacks
+from research.batches import ExtendedTransition, PackedBatch, Step, Transition, Tree
+from research.datasets.replay.reader import EpisodeRows
 from research.datasets.replay.returns import NStepReturns
-from research.datasets.replay.rings import EpisodeRings
-from research.datasets.replay.storage import RowStorage, Window
+from research.datasets.replay.storage import Window
 
 
-class TransitionReader:
-    """Gathers the transitions that start at given rows.
+class Transitions:
+    """A ``Reader`` of n-step transitions.
+
+    A transition that starts k steps before the end of its episode, k below n, sums k rewards and
+    looks k steps ahead, to the episode's real final observation. If the rows have extras or infos,
+    a batch is an ``ExtendedTransition``.
 
     Args:
-        storage: rows with ``action``, ``reward``, ``continues`` and observations.
-        rings: which rows belong together, and n.
-        stacks: makes observations from frames; None if a row holds whole observations.
-        returns: sums of rewards, and discounts, of n-step transitions; None if n is 1.
-        obs_names: the leaves of an observation.
-        obs_keys: their keys in a Dict space; None for any other.
+        n_step: n, the largest number of rewards that a transition sums.
         discount: gamma per environment step.
 
     """
 
-    def __init__(
-        self,
-        storage: RowStorage,
-        rings: EpisodeRings,
-        stacks: FrameStacks | None,
-        returns: NStepReturns | None,
-        *,
-        obs_names: Sequence[str],
-        obs_keys: Sequence[str] | None,
-        discount: float,
-    ) -> None:
-        self.storage = storage
-        self.rings = rings
-        self.stacks = stacks
+    min_steps = 1
+
+    def __init__(self, n_step: int, discount: float, /) -> None:  # the buffer's keys, not its own
+        self.max_steps = n_step
+        self.discount = discount
+        self.bytes_per_row = NStepReturns.bytes_per_row * (n_step > 1)
+        self.returns: NStepReturns | None = None
+
+    def open(self, rows: EpisodeRows) -> None:
+        storage = rows.storage
+        self.rows = rows
         self.on_host = storage.device.type == "cpu"
-        self.returns = returns
-        self.obs_keys = obs_keys
-        names = [] if stacks else obs_names  # the frames of stacks are gathered apart
-        self.num_obs = len(names)
-        obs = [(name, 0) for name in names]
-        if returns is None:
-            led_to = ["action", "reward", "continues", *names]
-            self.step = Window(storage, [*obs, *((name, 1) for name in led_to)])
+        obs = [] if rows.stacks else rows.obs  # the frames of stacks are gathered apart
+        self.num_obs = len(obs)
+        self.extras = [f"extras.{name}" for name in rows.extras]
+        self.observed = [*obs, *(f"info.{name}" for name in rows.info)]
+        first = [(name, 0) for name in self.observed]
+        if self.max_steps == 1:
+            led_to = ["action", *self.extras, "reward", "continues", *self.observed]
+            self.step = Window(storage, [*first, *((name, 1) for name in led_to)])
             # A tensor: multiplying by a number takes twice as long.
-            self.gamma = torch.tensor(discount, device=storage.device)
+            self.gamma = torch.tensor(self.discount, device=storage.device)
         else:
-            self.first = Window(storage, [*obs, ("action", 1)])
-            self.last = Window(storage, obs)
+            self.first = Window(storage, [*first, ("action", 1), *((e, 1) for e in self.extras)])
+            self.last = Window(storage, first)
+            sizes = {"n_step": self.max_steps, "discount": self.discount}
+            rings = rows.rings.sizes
+            self.returns = NStepReturns(rings.num_rows, rings.num_envs, **sizes)
 
-    def read(self, starts: Tensor, *, pinned: bool) -> PackedBatch[Transition]:
-        """The transitions (B, ...) that start at these rows (B,).
+    def follow(self, step: Step | None) -> None:
+        if self.returns is None:
+            return
+        completed = self.rows.rings.completed
+        if step is not None:
+            self.returns.add(step.reward, step.active)
+            self.returns.complete(completed, step.terminated)
+        else:
+            self.returns.complete(completed, np.zeros(self.rows.rings.sizes.num_envs, np.bool_))
 
-        Args:
-            starts: on the host.
-            pinned: whether to put the batch in pinned memory, which a GPU reads directly.
+    def restore(self) -> None:
+        if self.returns is None:
+            return
+        storage, rings = self.rows.storage, self.rows.rings
+        reward, continues = (storage.column(name).cpu() for name in ("reward", "continues"))
+        starts = rings.starts.members()
+        self.returns.restore(starts, rings.num_steps(starts), reward, continues)
+        newest, are_running = rings.newest_rows()
+        for rewards in np.where(are_running, reward.numpy()[newest], 0.0):
+            self.returns.add(rewards)
 
-        """
+    def read(self, starts: Tensor, *, pinned: bool) -> PackedBatch[Transition | ExtendedTransition]:
         batch = self.one_step(starts) if self.returns is None else self.n_steps(starts)
         if pinned:
             return PackedBatch([tensor.pin_memory() for tensor in batch.memory], batch.unpack)
         return batch
 
-    def one_step(self, starts: Tensor) -> PackedBatch[Transition]:
+    def one_step(self, starts: Tensor) -> PackedBatch[Transition | ExtendedTransition]:
         """Transitions of one step each."""
         memory = self.step.gather(self.on_device(starts))
-        if self.stacks is not None:
-            memory.append(self.gather_frames(self.stacks, starts, None))
+        if self.rows.stacks is not None:
+            memory.append(self.gather_frames(starts, None))
         return PackedBatch(memory, self.unpack_one_step)
 
-    def unpack_one_step(self, memory: Sequence[Tensor]) -> Transition:
+    def unpack_one_step(self, memory: Sequence[Tensor]) -> Transition | ExtendedTransition:
         """The transitions in what ``one_step`` gathered."""
         parts = self.step.cut(memory)
-        action, reward, continues = parts[self.num_obs : self.num_obs + 3]
-        if self.stacks is not None:
-            obs, next_obs = self.stacks.cut(memory[-1])
-        else:
-            obs, next_obs = self.tree(parts[: self.num_obs]), self.tree(parts[-self.num_obs :])
-        return Transition(obs, action, reward, continues * self.gamma, next_obs)
+        reward_at = len(self.observed) + 1 + len(self.extras)
+        first_and_action, (reward, continues) = parts[:reward_at], parts[reward_at : reward_at + 2]
+        discount = continues * self.gamma
+        return self.join(first_and_action, reward, discount, parts[reward_at + 2 :], memory)
 
-    def n_steps(self, starts: Tensor) -> PackedBatch[Transition]:
+    def n_steps(self, starts: Tensor) -> PackedBatch[Transition | ExtendedTransition]:
         """Transitions of up to n steps each."""
         assert self.returns is not None, "transitions of one step have no returns"
-        num_steps = self.rings.num_steps(starts)
+        num_steps = self.rows.rings.num_steps(starts)
         memory = [
             *self.first.gather(self.on_device(starts)),
             *self.last.gather(self.on_device(starts + num_steps)),
             self.on_device(self.returns.read(starts)),
         ]
-        if self.stacks is not None:
-            memory.append(self.gather_frames(self.stacks, starts, num_steps))
+        if self.rows.stacks is not None:
+            memory.append(self.gather_frames(starts, num_steps))
         return PackedBatch(memory, self.unpack_n_steps)
 
-    def unpack_n_steps(self, memory: Sequence[Tensor]) -> Transition:
+    def unpack_n_steps(self, memory: Sequence[Tensor]) -> Transition | ExtendedTransition:
         """The transitions in what ``n_steps`` gathered."""
         num_first, num_windows = len(self.first), len(self.first) + len(self.last)
-        *obs, action = self.first.cut(memory[:num_first])
         reward, discount = memory[num_windows].unbind(1)
-        if self.stacks is not None:
-            first, last = self.stacks.cut(memory[-1])
-        else:
-            first, last = self.tree(obs), self.tree(self.last.cut(memory[num_first:num_windows]))
-        return Transition(first, action, reward, discount, last)
+        first_and_action = self.first.cut(memory[:num_first])
+        last = self.last.cut(memory[num_first:num_windows])
+        return self.join(first_and_action, reward, discount, last, memory)
 
-    def gather_frames(
-        self, stacks: FrameStacks, starts: Tensor, num_steps: Tensor | None
-    ) -> Tensor:
+    def join(
+        self,
+        first_and_action: Sequence[Tensor],
+        reward: Tensor,
+        discount: Tensor,
+        last: Sequence[Tensor],
+        memory: Sequence[Tensor],
+    ) -> Transition | ExtendedTransition:
+        """The transitions with these leaves; the frames of stacks end ``memory``."""
+        rows, num_obs, num_observed = self.rows, self.num_obs, len(self.observed)
+        if rows.stacks is not None:
+            obs, next_obs = rows.stacks.cut(memory[-1])
+        else:
+            obs, next_obs = self.tree(first_and_action[:num_obs]), self.tree(last[:num_obs])
+        five = (obs, first_and_action[num_observed], reward, discount, next_obs)
+        if not rows.extras and not rows.info:
+            return Transition(*five)
+        extras = dict(zip(rows.extras, first_and_action[num_observed + 1 :], strict=True))
+        info = dict(zip(rows.info, first_and_action[num_obs:num_observed], strict=True))
+        next_info = dict(zip(rows.info, last[num_obs:], strict=True))
+        return ExtendedTransition(*five, extras, info, next_info)
+
+    def gather_frames(self, starts: Tensor, num_steps: Tensor | None) -> Tensor:
         """The frames of the first and last stacks."""
-        num_earlier = self.rings.num_earlier(starts)
-        return stacks.gather(self.storage.groups["obs"], starts, num_earlier, num_steps)
+        rows = self.rows
+        assert rows.stacks is not None, "rows hold whole observations"
+        num_earlier = rows.rings.num_earlier(starts)
+        return rows.stacks.gather(rows.storage.groups["obs"], starts, num_earlier, num_steps)
 
     def on_device(self, tensor: Tensor) -> Tensor:
         """``tensor`` on the device of the rows."""
         # On the host, ``to`` would copy nothing, but take as long as some of the copies.
-        return tensor if self.on_host else tensor.to(self.storage.device)
+        return tensor if self.on_host else tensor.to(self.rows.storage.device)
 
     def tree(self, parts: Sequence[Tensor]) -> Tree:
         """An observation from its leaves."""
-        return parts[0] if self.obs_keys is None else dict(zip(self.obs_keys, parts, strict=True))
+        keys = self.rows.obs_keys
+        return parts[0] if keys is None else dict(zip(keys, parts, strict=True))

@@ -90,10 +90,6 @@ def launch(
 
 def check_options(options: "SlurmConf") -> None:
     """Refuse options that are wrong on any cluster."""
-    if options.max_requeues < 0:
-        raise UserError(
-            f"hydra.launcher.max_requeues must not be negative, got {options.max_requeues}"
-        )
     if options.tasks_per_node != 1:
         raise UserError(
             f"hydra.launcher.tasks_per_node={options.tasks_per_node} must be 1; several jobs share "

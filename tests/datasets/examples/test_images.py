@@ -211,10 +211,14 @@ def test_a_single_folder_is_no_classification(make: Any, root: Path) -> None:
     ("override", "message"),
     [
         ("num_classes=4", r"^dataset: num_classes is 4, but .*/train has 3 classes$"),
-        ("size=[3]", r"^dataset: size must be \[H, W\], each at least 1, or null, got \[3\]$"),
-        ("size=[3,0]", r"^dataset: size must be \[H, W\], each at least 1, or null, got \[3, 0\]$"),
-        ("channels=2", r"^dataset: channels must be 1, 3 or null, got 2$"),
-        ("validation=mine", r"^dataset.validation must be a number or one of own or null, got 'mi"),
+        ("size=[3]", r"^dataset.size must be null or a list of 2, each item an integer .* \[3\]$"),
+        ("size=[3,0]", r"^dataset.size must be null or a list of 2, each item .* got \[3, 0\]$"),
+        ("channels=2", "^dataset.channels must be one of 1, 3 or null, got 2$"),
+        ("channels=true", "^dataset.channels must be one of 1, 3 or null, got True$"),
+        (
+            "validation=mine",
+            r"^dataset.validation must be a number in \(0, 1\) or one of own or nu",
+        ),
     ],
 )
 def test_a_wrong_setting_is_one_line(make: Any, override: str, message: str) -> None:

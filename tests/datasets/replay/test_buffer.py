@@ -15,13 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from research.batches import Step, map_tensors, to_device
+from research.batches import ExtendedTransition, Step, map_tensors, to_device
 from research.datasets.replay.buffer import ReplayBuffer
 from research.errors import UserError
 from research.machine import memory
 
 GAMMA = 0.5  # its powers, and sums of small integers times them, are exact in float32
-CONTINUE, TERMINATE, TRUNCATE = range(3)
+CONTINUE, TERMINATE, TRUNCATE, PAUSE = range(4)
 GOES_ON = np.zeros(1, np.bool_)
 OVER = np.ones(1, np.bool_)
 
@@ -42,7 +42,7 @@ def make_buffer(
     n_step: int = 1,
     batch_size: int = 64,
     seed: int = 0,
-    storage: str = "ram",
+    storage: Any = "ram",
     device: str = "cpu",
     obs_space: gymnasium.Space[Any] = spaces.Box(-1, 1, (2,), np.float64),  # noqa: B008
     action_space: gymnasium.Space[Any] = spaces.Box(-1, 1, (1,), np.float32),  # noqa: B008
@@ -126,7 +126,7 @@ class Streams:
     def start(self) -> None:
         mask = ~np.array(self.naive.is_running)
         obs, remembered = self.observe(self.numbers(), mask)
-        self.buffer.start_episodes(obs, mask)
+        self.buffer.start_episodes(obs, mask, *self.infos(obs))
         for env in np.flatnonzero(mask):
             self.naive.episodes[env].append([Row(remembered[env], 0, 0, False)])
             self.naive.is_running[env] = True
@@ -134,21 +134,52 @@ class Streams:
     def step(self, events: list[int]) -> None:
         if not all(self.naive.is_running):
             self.start()
+        self.go_on(events)
+
+    def step_or_start(self, events: list[int]) -> None:
+        """Environments without an episode begin one, while the others take a step, or pause."""
+        active = self.naive.is_running & (np.array(events) != PAUSE)
+        self.go_on(events, active)
+        if not all(self.naive.is_running):
+            self.start()
+
+    def go_on(self, events: list[int], active: np.ndarray | None = None) -> None:
         numbers = self.numbers()
         rewards = numbers % 7 - 3
         ends = np.array(events)
         terminated, truncated = ends == TERMINATE, ends == TRUNCATE
+        terminated |= ends == PAUSE  # what a paused one brings is ignored
         action = numbers[:, None].astype(np.float32)
         obs, remembered = self.observe(numbers, np.zeros(self.num_envs, np.bool_))
-        self.buffer.add(Step(action, rewards, terminated, truncated, obs))
-        for env in range(self.num_envs):
+        step = Step(action, rewards, terminated, truncated, obs, active=active)
+        self.buffer.add(self.extended(step))
+        for env in range(self.num_envs) if active is None else np.flatnonzero(active):
             row = (remembered[env], int(numbers[env]), int(rewards[env]), bool(terminated[env]))
             self.naive.episodes[env][-1].append(Row(*row))
-            self.naive.is_running[env] = events[env] == CONTINUE
+            self.naive.is_running[env] = events[env] not in (TERMINATE, TRUNCATE)
+
+    def infos(self, obs: Any) -> list[dict[str, np.ndarray]]:
+        """What ``start_episodes`` gets besides."""
+        return []
+
+    def extended(self, step: Step) -> Step:
+        """The step with what else is stored."""
+        return step
 
     def end(self) -> None:
         self.buffer.end_open_episodes(np.ones(self.num_envs, np.bool_))
         self.naive.is_running = [False] * self.num_envs
+
+
+class ExtendedStreams(Streams):
+    """The action, and the infos of an observation, are stored a second time."""
+
+    def infos(self, obs: Any) -> list[dict[str, np.ndarray]]:
+        return [{"twice": 2 * obs}]
+
+    def extended(self, step: Step) -> Step:
+        extras = {"half": step.action[:, 0] / 2, "square": step.action[:, :, None] ** 2}
+        return step._replace(extras=extras, next_info={"twice": 2 * step.next_obs})  # type: ignore
 
 
 def as_obs(numbers: np.ndarray) -> np.ndarray:
@@ -202,6 +233,122 @@ def test_exactly_the_naive_buffers_transitions_are_sampled(data: st.DataObject) 
     assert len(buffer) == len(expected)
     if expected:
         assert sampled(buffer) == expected
+
+
+@settings(max_examples=200, deadline=None)
+@given(data=st.data())
+def test_environments_that_reset_themselves_leave_exactly_the_naive_buffers_transitions(
+    data: st.DataObject,
+) -> None:
+    num_envs, n_step = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 4))
+    capacity = data.draw(st.integers((n_step + 1) * num_envs, 40))
+    event = st.sampled_from([CONTINUE] * 4 + [TERMINATE, TRUNCATE, PAUSE])
+    events = data.draw(st.lists(st.lists(event, min_size=num_envs, max_size=num_envs), max_size=50))
+    buffer = make_buffer(num_envs=num_envs, capacity=capacity, n_step=n_step, batch_size=2000)
+    naive = NaiveBuffer(num_envs, capacity, n_step)
+    streams = Streams(buffer, naive)
+    for step_events in events:
+        streams.step_or_start(step_events)
+    expected = naive.transitions()
+    assert len(buffer) == len(expected)
+    if expected:
+        assert sampled(buffer) == expected
+
+
+HELD: dict[str, tuple[int, ...]] = {"half": (), "square": (1, 1)}
+
+
+@settings(max_examples=100, deadline=None)
+@given(data=st.data())
+def test_held_values_come_with_the_rows_that_they_were_stored_with(data: st.DataObject) -> None:
+    num_envs, n_step = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 3))
+    capacity = data.draw(st.integers((n_step + 1) * num_envs, 40))
+    options: dict[str, Any] = {"num_envs": num_envs, "capacity": capacity, "n_step": n_step}
+    event = st.sampled_from([CONTINUE] * 4 + [TERMINATE, TRUNCATE, PAUSE])
+    events = data.draw(st.lists(st.lists(event, min_size=num_envs, max_size=num_envs), max_size=50))
+    buffers = [make_buffer(**options, batch_size=500) for _ in range(2)]
+    for buffer in buffers:
+        buffer.hold(HELD, {"twice": (2,)})
+    naive = NaiveBuffer(num_envs, capacity, n_step)
+    streams = ExtendedStreams(buffers[0], naive)
+    for step_events in events:
+        streams.step_or_start(step_events)
+    with tempfile.TemporaryDirectory() as folder:
+        buffers[1].load(reload(buffers[0].save(Path(folder))), Path(folder))
+    assert len(buffers[0]) == len(buffers[1]) == len(naive.transitions())
+    for buffer in buffers[: 2 * len(buffers[0])]:
+        batch = buffer.sample()
+        assert isinstance(batch, ExtendedTransition)
+        assert torch.equal(batch.info["twice"], 2 * batch.obs)
+        assert torch.equal(batch.next_info["twice"], 2 * batch.next_obs)
+        assert torch.equal(batch.extras["half"], batch.action[:, 0] / 2)
+        assert torch.equal(batch.extras["square"], batch.action[:, :, None] ** 2)
+    if naive.transitions():
+        assert sampled(buffers[0]) == naive.transitions()
+        assert sampled(buffers[1]) == naive.transitions()
+
+
+def test_held_values_do_not_change_which_transitions_are_drawn() -> None:
+    plain, held = make_buffer(), make_buffer()
+    held.hold(HELD, {"twice": (2,)})
+    for streams in (
+        Streams(plain, NaiveBuffer(1, 100, 1)),
+        ExtendedStreams(held, NaiveBuffer(1, 100, 1)),
+    ):
+        for step in range(30):
+            streams.step([TRUNCATE if step % 10 == 9 else CONTINUE])
+    assert_same(plain.sample(), held.sample()[:5])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"extras": {}}, "the extras of a step must be half, square, .*; got none"),
+        (
+            {"next_info": {"twicee": np.zeros((1, 2))}},
+            "info of a step must be twice, .*; got twicee",
+        ),
+        ({"next_info": {"twice": np.zeros((1, 3))}}, r"info.twice must have shape \(1, 2\), .*3\)"),
+    ],
+)
+def test_a_step_without_what_was_declared_is_refused(change: dict[str, Any], message: str) -> None:
+    buffer = make_buffer()
+    buffer.hold(HELD, {"twice": (2,)})
+    streams = ExtendedStreams(buffer, NaiveBuffer(1, 100, 1))
+    streams.start()
+    obs = np.zeros((1, 2))
+    step = streams.extended(Step(np.zeros((1, 1)), np.zeros(1), GOES_ON, GOES_ON, obs))
+    with pytest.raises(UserError, match=message):
+        buffer.add(step._replace(**change))
+    buffer.add(step)
+
+
+def test_values_that_were_not_declared_are_refused() -> None:
+    buffer = make_buffer()
+    with pytest.raises(UserError, match=r"^the info of a step must be none, .*; got speed$"):
+        buffer.start_episodes(np.zeros((1, 2)), OVER, {"speed": np.zeros(1)})
+
+
+def test_values_are_declared_before_the_first_step() -> None:
+    buffer = make_buffer()
+    fill(buffer, 3)
+    with pytest.raises(ValueError, match="hold must be called before the first step"):
+        buffer.hold(HELD, {})
+    assert len(buffer) == 3
+
+
+def test_a_state_with_other_values_is_refused(tmp_path: Path) -> None:
+    buffer = make_buffer()
+    buffer.hold({"half": ()}, {})
+    with pytest.raises(ValueError, match=r"'extras': {'half': \[\]}.* is now"):
+        make_buffer().load(buffer.save(tmp_path), tmp_path)
+
+
+def test_held_values_count_as_memory() -> None:
+    buffer = make_buffer(capacity=1000)
+    before = buffer.memory_bytes
+    buffer.hold({"square": (2, 3)}, {"twice": ()})
+    assert buffer.memory_bytes - before == 1001 * 7 * 4
 
 
 @pytest.mark.parametrize("n_step", [1, 3])
@@ -359,6 +506,15 @@ def test_running_episodes_can_be_truncated_after_loading(tmp_path: Path) -> None
         streams.step([CONTINUE])
 
 
+def test_an_episode_that_had_ended_when_saved_cannot_go_on_after_loading(tmp_path: Path) -> None:
+    saved, loaded = make_buffer(), make_buffer()
+    fill(saved, 10, episode_steps=10)
+    fill(loaded, 5)
+    loaded.load(reload(saved.save(tmp_path)), tmp_path)
+    with pytest.raises(ValueError, match=r"environments \[0\] must start"):
+        loaded.add(Step(np.zeros((1, 1)), np.zeros(1), GOES_ON, GOES_ON, np.zeros((1, 2))))
+
+
 def test_sampling_neither_uses_nor_changes_the_global_generator() -> None:
     first, second = make_buffer(), make_buffer()
     for buffer in (first, second):
@@ -382,7 +538,7 @@ def test_different_seeds_give_different_batches() -> None:
 def test_an_empty_buffer_says_so_in_one_line() -> None:
     buffer = make_buffer(n_step=3)
     fill(buffer, 2)
-    with pytest.raises(UserError, match=r"^nothing to sample: .* of n_step=3; [^\n]*$"):
+    with pytest.raises(UserError, match=r"^nothing to sample: .* of 3 steps; [^\n]*$"):
         buffer.sample()
 
 
@@ -444,6 +600,7 @@ def test_rows_on_disk_count_as_no_memory_and_leave_no_file(
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     in_ram, on_disk = (make_buffer(capacity=10**6, storage=name) for name in ("ram", "disk"))
+    fill(on_disk, 1)
     assert in_ram.memory_bytes - on_disk.memory_bytes == (10**6 + 1) * 5 * 4
     assert str(tmp_path) in Path("/proc/self/maps").read_text()
     assert list(tmp_path.iterdir()) == []
@@ -480,11 +637,8 @@ def test_a_packed_batch_has_few_parts_and_unpacks_to_the_same(n_step: int, num_c
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: make_buffer(storage="tape"), "storage must be ram, or disk .*, got tape"),
         (lambda: make_buffer(capacity=7, num_envs=2, n_step=3), "capacity must be at least 8"),
         (lambda: make_buffer(capacity=2**30), "below 1073741824, got 1073741824"),
-        (lambda: make_buffer(batch_size=0), "batch_size must be at least 1, got 0"),
-        (lambda: make_buffer(n_step=0), "n_step must be at least 1, got 0"),
         (lambda: make_buffer(device="tpu"), "device=tpu is no device; allowed: auto, cpu"),
         (lambda: make_buffer(device="cuda:99"), "device=cuda:99, but .* try device=cpu"),
         (lambda: make_buffer(obs_space=spaces.Text(3)), "the observations must be arrays"),
@@ -493,15 +647,6 @@ def test_a_packed_batch_has_few_parts_and_unpacks_to_the_same(n_step: int, num_c
 def test_what_a_user_got_wrong_is_refused(make: Callable[[], object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
-
-
-@pytest.mark.parametrize("discount", [-0.1, 1.1])
-def test_a_discount_outside_its_range_is_refused(
-    monkeypatch: pytest.MonkeyPatch, discount: float
-) -> None:
-    monkeypatch.setitem(globals(), "GAMMA", discount)
-    with pytest.raises(ValueError, match=rf"discount must be in \[0, 1\], got {discount}"):
-        make_buffer()
 
 
 def test_what_does_not_fit_is_refused_before_anything_is_allocated(

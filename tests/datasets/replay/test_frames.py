@@ -51,7 +51,7 @@ class StackedStreams(Streams):
         for env, number in enumerate(numbers.tolist()):
             if first[env]:
                 self.stacks[env].extend([number] * self.naive.frame_stack)
-            elif not first.any():
+            elif self.stacks[env] and not first.any():
                 self.stacks[env].append(number)
             stacks.append(tuple(self.stacks[env]))
         filled = np.array([stack or (0,) * self.naive.frame_stack for stack in stacks])
@@ -103,6 +103,7 @@ def test_exactly_the_naive_buffers_transitions_are_sampled(data: st.DataObject) 
     options |= {"n_step": n_step, "batch_size": 1000}
     naive = NaiveBuffer(num_envs, capacity, n_step, frame_stack)
     streams = StackedStreams(make_stacked(frame_stack, **options), naive, num_channels=num_channels)
+    reset_themselves = data.draw(st.booleans())
     with tempfile.TemporaryDirectory() as folder:
         for happening in data.draw(st.lists(happenings, min_size=ring_rows, max_size=60)):
             if happening == "end":
@@ -113,7 +114,7 @@ def test_exactly_the_naive_buffers_transitions_are_sampled(data: st.DataObject) 
                     streams.buffer = make_stacked(frame_stack, **options)
                     streams.buffer.load(state, Path(folder))
             else:
-                streams.step(happening)
+                (streams.step_or_start if reset_themselves else streams.step)(happening)
     expected = naive.transitions()
     assert len(streams.buffer) == len(expected)
     if expected:
@@ -217,7 +218,8 @@ def test_memory_is_what_was_forecast(n_step: int) -> None:
     buffer = make_stacked(4, n_step=n_step, num_envs=2)
     tensors = [*buffer._storage.groups.values(), buffer._rings.starts._members]
     tensors += [buffer._rings._num_steps, buffer._rings._num_earlier]
-    tensors += [buffer._returns.values] if buffer._returns else []
+    returns = buffer._reader.returns  # type: ignore[attr-defined]
+    tensors += [returns.values] if returns else []
     places = buffer._rings.starts._places
     assert buffer.memory_bytes == sum(tensor.nbytes for tensor in tensors) + places.nbytes
 
@@ -258,7 +260,7 @@ def test_a_space_without_stacks_is_refused(space: spaces.Space) -> None:
     ("frame_stack", "capacity", "message"),
     [
         (0, 100, "frame_stack must be at least 1, got 0"),
-        (4, 13, r"capacity must be at least 14, n_step \+ 4 rows for each"),
+        (4, 13, "capacity must be at least 14, 7 rows for each environment"),
     ],
 )
 def test_numbers_that_cannot_be_are_refused(frame_stack: int, capacity: int, message: str) -> None:

@@ -1,5 +1,7 @@
 """Discounted sums of rewards against NumPy's, and to the bit after a reload."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 import torch
@@ -18,12 +20,18 @@ def complete(rewards: list[float], n_step: int, *, terminates: bool) -> NStepRet
     """One episode whose transitions start at rows 0, 1, ...; rewards lie a row behind."""
     returns = NStepReturns(len(rewards) + 1, 1, n_step=n_step, discount=GAMMA)
     for step, reward in enumerate(rewards, start=1):
-        returns.add([reward])
+        returns.add(np.array([reward]))
         if step >= n_step:
-            returns.complete([Completed(0, step - n_step, n_step)], NOT)
-    last = [Completed(0, len(rewards) - k, k) for k in range(1, n_step + 1)]
-    returns.complete(last, np.array([terminates]))
+            returns.complete(completed([step - n_step], [n_step]), NOT)
+    last = range(1, n_step + 1)
+    ends = completed([len(rewards) - k for k in last], last)
+    returns.complete(ends, np.array([terminates]))
     return returns
+
+
+def completed(rows: Sequence[int], num_steps: Sequence[int]) -> Completed:
+    """Those of the only environment."""
+    return Completed(np.zeros(len(rows), np.int64), np.array(rows), np.array(num_steps))
 
 
 @given(REWARDS, st.integers(2, 5), st.booleans())

@@ -29,7 +29,7 @@ def write_numbered(storage: RowStorage, rows: Sequence[int]) -> None:
     for row in rows:
         for name, leaf in LEAVES.items():
             storage.stage(name, np.full((1, *leaf.shape), row, np.float64))
-        storage.write([0], [row])
+        storage.write(slice(None), np.array([row]))
 
 
 def read(window: Window, rows: Sequence[int]) -> list[Tensor]:
@@ -69,7 +69,7 @@ def test_what_was_read_is_not_changed_by_later_writes() -> None:
     write_numbered(storage, range(6))
     leaves = read(Window(storage, [("state", 0), ("pixels", 0)]), [1])
     write_numbered(storage, [0])
-    storage.write([0], [1])
+    storage.write(slice(None), np.array([1]))
     assert all((leaf == 1).all() for leaf in leaves)
 
 
@@ -79,7 +79,7 @@ def test_read_rows_share_the_rows_memory() -> None:
     *_, pixels = storage.read_rows([(7, 9)])
     assert pixels.tolist() == [[7] * 12, [8] * 12]
     write_numbered(storage, [0])
-    storage.write([0], [7])
+    storage.write(np.array([0]), np.array([7]))
     assert pixels.tolist() == [[0] * 12, [8] * 12]
 
 

@@ -117,7 +117,7 @@ def test_this_project_itself_comes_from_the_snapshot(slurm: SlurmProgram) -> Non
     overrides = [
         "env=pendulum",
         "trainer.total_steps=20",
-        "trainer.collector.warmup_steps=10",
+        "trainer.pace.warmup_steps=10",
         f"hydra.sweep.dir={slurm.sweep}",
     ]
     options = ["hydra/launcher=slurm", "hydra.launcher.setup=[]", *LATER, HELD]

@@ -131,7 +131,6 @@ def test_a_run_begins_with_all_weights_and_statistics_of_another(
     parts = make()
     begin(tmp_path, parts, source)
     assert not changed(trained.state(), parts)
-    assert not parts.alg.optimizers
 
 
 def test_the_best_checkpoint_is_taken_before_the_last_unless_one_is_named(
