@@ -195,7 +195,7 @@ class Collector:
         its next episode; the open one is truncated in the dataset.
 
         Raises:
-            ValueError: the state has another number of environments.
+            ValueError: the state has another number of environments, or no observation.
 
         """
         if len(state["num_episodes"]) != self.env.num_envs:
@@ -203,6 +203,8 @@ class Collector:
                 f"the checkpoint has {len(state['num_episodes'])} environments, "
                 f"env.num_envs is {self.env.num_envs}"
             )
+        if state["obs"] is None:
+            raise ValueError("the checkpoint has no observation")
         self.num_episodes[:] = state["num_episodes"]
         self.skipped_frames = int(state["skipped_frames"])
         self.episode_seeds = list(state["episode_seeds"])

@@ -253,7 +253,7 @@ class Trainer:
                 config, or lie beyond ``total_steps``.
 
         """
-        with closing(self), StopRequest() as self.stop:
+        with StopRequest() as self.stop, closing(self):  # closing takes its time
             try:
                 self.run_to_end()
             except Preempted:  # raised during an evaluation, or a wait for examples
