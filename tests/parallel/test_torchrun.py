@@ -113,7 +113,7 @@ def test_told_to_end_it_saves_and_is_gone_on_from_without_torchrun(folder: Path)
 
 
 def test_a_rank_that_is_killed_fails_the_run(folder: Path) -> None:
-    # Rank 0 notices at its next update; while it evaluates or saves, torchrun's SIGTERM comes first.
+    # Rank 0 notices at its next update, but not while it evaluates or saves: SIGTERM comes first.
     run = Torchrun(folder, *ENDLESS, "trainer.evaluation.every=15000")
     wait_until_learning(folder, num_rows=3)  # the first takes it long: it imports TensorBoard
     os.kill(run.ranks()[1], signal.SIGKILL)
