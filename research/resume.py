@@ -1,5 +1,6 @@
 """Whether a run directory may be resumed with a config, and whose run it is."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,9 @@ STRUCTURE = (
     *("dataset.capacity", "dataset.n_step", "dataset.storage"),
 )
 """If one of these keys changes, a checkpoint seldom fits."""
+
+OF_HYDRA = re.compile(r"\$\{(hydra|now):")
+"""Interpolations that Hydra's own resolvers answer."""
 
 MAX_BYTES, MAX_DEPTH = 2**18, 50
 """A longer file, or a deeper one, is no config."""
@@ -50,7 +54,7 @@ def compare(cfg: DictConfig, run_dir: Path) -> list[str]:
         raise UserError(f"resume=never, but {run_dir} holds a run; choose another hydra.run.dir")
     stored = read_config(run_dir)
     # First as written, since the stored file is not resolved; then with values resolved.
-    written = dict(differences(stored, OmegaConf.to_container(cfg)))
+    written = dict(differences(stored, without_hydra(cfg)))
     resolved = dict(differences(stored, to_plain(cfg)))
     free = {"resume", *LENGTHS}
     changes = [written[path] for path in written if path in resolved and path not in free]
@@ -68,6 +72,19 @@ def compare(cfg: DictConfig, run_dir: Path) -> list[str]:
             f"that {run_dir} has reached"
         )
     return changes
+
+
+def without_hydra(cfg: DictConfig) -> dict[str, Any]:
+    """The config as it is written, but for values that only a running Hydra can resolve."""
+
+    def choose(written: Any, resolved: Any) -> Any:
+        if isinstance(written, dict):
+            return {key: choose(value, resolved[key]) for key, value in written.items()}
+        if isinstance(written, list):
+            return [choose(*pair) for pair in zip(written, resolved, strict=True)]
+        return resolved if isinstance(written, str) and OF_HYDRA.search(written) else written
+
+    return choose(OmegaConf.to_container(cfg), to_plain(cfg))
 
 
 def read_config(run_dir: Path) -> dict[str, Any]:
@@ -120,7 +137,7 @@ def claim(cfg: DictConfig, run_dir: Path) -> None:
     hydra_cfg = HydraConfig.get()
     (run_dir / ".hydra").mkdir(parents=True, exist_ok=True)
     contents = {
-        "config.yaml": cfg,
+        "config.yaml": OmegaConf.create(without_hydra(cfg)),
         "hydra.yaml": OmegaConf.create({"hydra": hydra_cfg}),
         "overrides.yaml": hydra_cfg.overrides.task,
     }

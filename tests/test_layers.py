@@ -18,6 +18,7 @@ MAY_IMPORT = {
     "datasets": {"envs", "machine"},
     "algs": {"networks", "parallel"},
     "training": {"algs", "datasets", "processors", "parallel", "machine"},
+    "results": {"config", "envs", "launchers", "machine", "resume", "training"},
 }
 SHARED = {
     *("annotations", "batches", "console", "crash", "differences", "errors", "files"),
@@ -27,6 +28,7 @@ MAY_IMPORT_HYDRA = {
     *("app.py", "config.py", "explain.py", "hydra_versions.py", "rank.py"),
     *("rehearsal.py", "resume.py", "trust.py"),
     "launchers",
+    "results",
 }
 FILES = sorted((ROOT / "research").rglob("*.py"))
 

@@ -21,7 +21,8 @@ def standardise_vector(env: VectorEnv, name: str, *, flatten_obs: bool) -> Vecto
     """``env``, checked, with Box actions in [-1, 1] and float32 observations.
 
     Images stay uint8. ``flatten_obs`` turns observations that are not arrays into vectors, discrete
-    ones into one-hot vectors.
+    ones into one-hot vectors. ``metadata["own_spaces"]`` holds the spaces of one environment's
+    observations and actions as they were.
 
     Raises:
         ValueError: an action has no finite bound, or the environments do not reset themselves.
@@ -33,11 +34,13 @@ def standardise_vector(env: VectorEnv, name: str, *, flatten_obs: bool) -> Vecto
             f"'{name}' must reset itself, and say so in metadata['autoreset_mode'], got {mode}"
         )
     box = env.single_action_space
+    own_spaces = env.single_observation_space, box
     if isinstance(box, spaces.Box) and box != (unit := unit_box(box)):
         unit_boxes = batch_space(unit, env.num_envs)
         env = TransformAction(env, partial(scale_to, box), unit_boxes, unit)
     env = Native(env, name, flatten_obs=flatten_obs)
-    env.metadata = {**env.metadata, "action_repeat": 1, "frame_stack": 1, "is_resumable": False}
+    known = {"action_repeat": 1, "frame_stack": 1, "is_resumable": False}
+    env.metadata = {**env.metadata, **known, "own_spaces": own_spaces}
     return env
 
 

@@ -18,19 +18,23 @@ def standardise(env: gymnasium.Env, *, action_repeat: int, flatten_obs: bool) ->
     """``env``, checked, with repeated actions, Box actions in [-1, 1] and float32 observations.
 
     Images stay uint8. ``flatten_obs`` turns an observation that is not an array into one vector, a
-    discrete one into a one-hot vector.
+    discrete one into a one-hot vector. ``metadata["own_spaces"]`` holds the spaces of observations
+    and actions as they were.
 
     Raises:
         ValueError: an action has no finite bound, or ``reset`` is of the API before gym 0.26.
 
     """
     env = check_env(env)
+    own_spaces = env.observation_space, env.action_space
     if action_repeat > 1:
         env = ActionRepeat(env, action_repeat)
     env = rescale_action(env)
     if flatten_obs and not isinstance(env.observation_space, spaces.Box):
         env = FlattenObservation(env)
-    return cast_obs(env)
+    env = cast_obs(env)
+    env.metadata = {**env.metadata, "own_spaces": own_spaces}
+    return env
 
 
 class ActionRepeat(gymnasium.Wrapper):

@@ -48,6 +48,7 @@ from research.training.run import Run
 from research.training.saving.checkpoint import Checkpoint, load_newest
 from research.training.saving.checkpoints import Checkpoints
 from research.training.saving.retention import holds_checkpoints
+from research.training.saving.spaces import Spaces, write_spaces
 from research.training.score import Score
 from research.training.seed import (
     derive_seed,
@@ -281,6 +282,9 @@ class Trainer:
         if is_begun := holds_checkpoints(self.run.folder):
             self.resume()
         if self.rank == 0:
+            own_spaces = self.env.metadata.get("own_spaces", (None, None))
+            spaces = self.dataset.observation_space, self.dataset.action_space
+            write_spaces(self.run.folder, Spaces(*spaces, *own_spaces))
             self.run.status.expect(self.total_steps)
             self.logger.rewind(self.step if is_begun else -1)
         if not is_begun:
