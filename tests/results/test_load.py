@@ -90,7 +90,7 @@ def test_discrete_actions_and_classes_of_examples(runs: Path) -> None:
     action = cartpole(env.reset(seed=0)[0])
     assert env.action_space.contains(action)
     digits = load(runs / "digits")
-    obs = np.zeros(digits.spaces.observation.shape, np.float32)
+    obs = np.zeros((1, 8, 8), np.float32)
     assert digits(obs) in range(10)
     assert digits(np.stack([obs, obs])).shape == (2,)
     with pytest.raises(UserError, match="has no environment"):
@@ -206,7 +206,7 @@ SPACES = st.one_of(
 def test_a_space_is_the_same_after_it_was_written(space: Any) -> None:
     again = from_plain(to_plain(space))
     assert again == space
-    assert not isinstance(space, spaces.Dict) or list(again) == list(space)
+    assert repr(again) == repr(space)  # with its keys in the same order
 
 
 @given(low=st.floats(-9, 9), size=st.floats(0.1, 9), share=st.floats(0, 1))
