@@ -6,14 +6,17 @@ import os
 import resource
 import signal
 import sys
+import threading
 import traceback
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn
 
 import hydra
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.singleton import Singleton
 from hydra.errors import OverrideParseException
 from omegaconf import DictConfig
 
@@ -48,12 +51,21 @@ from research.trust import TRUSTED_MODULES
 
 log = logging.getLogger(__name__)
 
+CALLS = threading.Lock()
+"""Held by a call of a program from Python, since Hydra's state is the process's."""
 
-def command(task: Task) -> Callable[[], None]:
+
+def command(task: Task) -> Callable[..., float | None]:
     """Make ``task`` a program: its config is composed by Hydra and checked, its directory locked.
 
     An error that the user can mend is printed as one line on stderr, with exit status 1; a
     programming error, and any error with ``HYDRA_FULL_ERROR=1``, has a traceback.
+
+    Returns:
+        the program. Given the words of a command line, such as ``main(["alg=td3", "seed=1"])`` in a
+        notebook, it returns the score (None for a sweep), raises its errors, and works in any
+        thread; one such call runs at a time.
+
     """
     full_error = os.environ.get("HYDRA_FULL_ERROR") == "1"
     share_config_store()
@@ -77,17 +89,57 @@ def command(task: Task) -> Callable[[], None]:
         "forecast_memory": forecast_memory,
     }
     job.__dict__.update(for_launchers)
-    program = hydra.main(config_path=str(CONF), config_name="config", **VERSION_BASE)(job)
+    as_program = hydra.main(config_path=str(CONF), config_name="config", **VERSION_BASE)
+    program = as_program(job)
 
     @functools.wraps(task)
-    def main() -> None:
+    def main(arguments: Sequence[str] | None = None) -> float | None:
+        if arguments is not None:
+            scores: list[float] = []
+
+            @functools.wraps(task)
+            def call(cfg: DictConfig) -> float:
+                scores.append(run_task(task, cfg))
+                return scores[-1]
+
+            call.__dict__.update(for_launchers)
+            with typed(arguments):
+                as_program(call)()
+            return scores[-1] if scores else None
         place = torchrun_rank()
         if place and place.rank > 0:
             sys.exit(follow(task, place))
         with leading(place):
             run_command(program, place, full_error=full_error)
+        return None
 
     return main
+
+
+@contextmanager
+def typed(arguments: Sequence[str]) -> Iterator[None]:
+    """In this context, Hydra reads a command line of these words; its state is restored."""
+    with CALLS:
+        before = Singleton.get_state(), sys.argv, os.environ.get("HYDRA_FULL_ERROR")
+        handlers, level = logging.root.handlers[:], logging.root.level
+        GlobalHydra.instance().clear()  # of a notebook's own ``initialize``
+        sys.argv = [
+            str(CONF.parent / "train.py"),
+            *sorted(arguments, key=is_override, reverse=True),
+        ]
+        os.environ["HYDRA_FULL_ERROR"] = "1"
+        try:
+            with execution_whitelist(TRUSTED_MODULES):
+                yield
+        finally:
+            state, sys.argv, full_error = before
+            Singleton.set_state(state)
+            os.environ.pop("HYDRA_FULL_ERROR")
+            if full_error is not None:
+                os.environ["HYDRA_FULL_ERROR"] = full_error
+            for handler in set(logging.root.handlers) - set(handlers):
+                handler.close()
+            logging.root.handlers[:], logging.root.level = handlers, level
 
 
 def run_command(

@@ -8,6 +8,7 @@ import logging
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,11 +19,13 @@ import pytest
 import torch
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.spaces import Box
+from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
 import train
 from research.algs.base import Loss
-from research.hydra_versions import IS_1_3
+from research.errors import UserError
+from research.hydra_versions import IS_1_3, VERSION_BASE
 from tests.commands import train as start_train
 from tests.conftest import write_examples
 
@@ -532,3 +535,18 @@ def test_an_error_before_training_is_not_followed_by_those_of_the_environments(
     assert process.exitcode == 1
     (line,) = (tmp_path / "run.txt").read_text().splitlines()
     assert "env.num_envs=2" in line
+
+
+def test_a_call_from_python_returns_the_score_and_raises_errors(tmp_path: Path) -> None:
+    words = [*SMALL, "trainer.total_steps=40", f"hydra.run.dir={tmp_path / 'run'}"]
+    before = sys.argv, logging.root.handlers[:], os.environ.get("HYDRA_FULL_ERROR")
+    scores: list[Any] = []
+    with initialize_config_dir(str(ROOT / "conf"), **VERSION_BASE):  # as a notebook may have done
+        thread = threading.Thread(target=lambda: scores.append(train.main(words)))
+        thread.start()
+        thread.join(60)
+        with pytest.raises(UserError, match=r"alg\.tau must be a number in \(0, 1\], got 3"):
+            train.main([*words, "alg.tau=3", f"hydra.run.dir={tmp_path / 'other'}"])
+        assert compose("config", ["alg=sac", "name=x"]).alg.tau
+    assert scores == [json.loads((tmp_path / "run" / "status.json").read_text())["score"]]
+    assert (sys.argv, logging.root.handlers, os.environ.get("HYDRA_FULL_ERROR")) == before
