@@ -94,17 +94,28 @@ def read_config(run_dir: Path) -> dict[str, Any]:
         UserError: there is none, or it is damaged.
 
     """
+    plain: Any = OmegaConf.to_container(load_config(run_dir))
+    return {str(key): value for key, value in plain.items()}
+
+
+def load_config(run_dir: Path) -> DictConfig:
+    """The same, with interpolations that resolve when they are read.
+
+    Raises:
+        UserError: there is none, or it is damaged.
+
+    """
     path = run_dir / ".hydra" / "config.yaml"
     try:
-        config = OmegaConf.to_container(OmegaConf.create(read_yaml(path)))
+        config = OmegaConf.create(read_yaml(path))
     except FileNotFoundError as error:
         raise UserError(f"{path} is missing, so whose checkpoints these are is unknown") from error
     except (yaml.YAMLError, OmegaConfBaseException, ValueError, AssertionError) as error:
         reason = " ".join(str(error).split()) or "it holds no keys"
         raise UserError(f"{path} is no config: {reason}") from error
-    if not isinstance(config, dict):
-        raise UserError(f"{path} is no config: it holds a {type(config).__name__}")
-    return {str(key): value for key, value in config.items()}
+    if not isinstance(config, DictConfig):
+        raise UserError(f"{path} is no config: it holds a list")
+    return config
 
 
 def read_yaml(path: Path) -> str:
@@ -117,7 +128,7 @@ def read_yaml(path: Path) -> str:
     """
     text = read_text(path, max_bytes=MAX_BYTES)
     depth = 0
-    for event in yaml.parse(text):
+    for event in yaml.parse(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
         depth += isinstance(event, yaml.CollectionStartEvent)
         depth -= isinstance(event, yaml.CollectionEndEvent)
         if depth > MAX_DEPTH:

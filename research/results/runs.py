@@ -5,11 +5,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from research.config import to_plain
 from research.errors import UserError
-from research.resume import read_config
+from research.resume import load_config
 from research.status import BLANK, read_status
 
 CONFIG = Path(".hydra", "config.yaml")
@@ -21,7 +20,7 @@ class StoredRun(NamedTuple):
 
     Attributes:
         folder: the directory.
-        config: the config that it was started with, all interpolations resolved.
+        config: the config that it was started with; its interpolations resolve when they are read.
         status: the content of ``status.json``; see ``research.status``.
 
     """
@@ -45,9 +44,7 @@ def read_run(folder: str | os.PathLike[str]) -> StoredRun:
         inside = next(find_folders(folder), None) if folder.is_dir() else None
         hint = f"; a run in it is {inside}" if inside else ""
         raise UserError(f"{folder} is no run: it has no {CONFIG}{hint}")
-    config = OmegaConf.create(to_plain(OmegaConf.create(read_config(folder))))
-    assert isinstance(config, DictConfig)
-    return StoredRun(folder, config, read_status(folder) or BLANK)
+    return StoredRun(folder, load_config(folder), read_status(folder) or BLANK)
 
 
 def find_folders(folder: Path) -> Iterator[Path]:
