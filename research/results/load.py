@@ -55,6 +55,7 @@ class LoadedPolicy:
         self.network: nn.Module = policy.alg.get_submodule("network")
         self.memory: Any = None
         self.own_box = own_box(spaces)
+        self.info_names = list(run.config.trainer.infos or ())
 
     def __call__(self, obs: Any, info: Mapping[str, Any] | None = None) -> np.ndarray:
         """The action (A,) for an observation (O,), or actions (E, A) for observations (E, O).
@@ -68,8 +69,7 @@ class LoadedPolicy:
 
         """
         batch, is_single = self.to_batch(obs)
-        shapes = self.config.trainer.infos or {}
-        infos = {name: np.asarray((info or {})[name], np.float32) for name in shapes}
+        infos = {name: np.asarray((info or {})[name], np.float32) for name in self.info_names}
         if is_single:
             infos = {name: value[None] for name, value in infos.items()}
         if self.memory is None:
