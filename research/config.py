@@ -1,6 +1,7 @@
 """Builds objects from config nodes, which are checked first."""
 
 import inspect
+import re
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -10,7 +11,7 @@ from typing import Any, Literal, TypedDict
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
 from research.annotations import check_type, type_hints
 from research.errors import UserError, did_you_mean, is_deliberate
@@ -184,6 +185,13 @@ def to_plain(cfg: Any) -> Any:
     """Resolved dicts, lists and scalars; ``???`` stays as it is."""
     try:
         return OmegaConf.to_container(cfg, resolve=True)
+    except InterpolationKeyError as error:
+        key = str(error.full_key)
+        missing = re.search("'(.*)'", str(error.msg))
+        raise UserError(
+            f"{key} takes the value of {missing[1] if missing else 'a key'}, which the config has "
+            f"not; choose the parts that go together (see the file that sets {key}), or set {key}"
+        ) from error
     except OmegaConfBaseException as error:
         raise UserError(" ".join(str(error).split())) from error
 

@@ -93,6 +93,7 @@ def test_partials_are_plain_and_hold_no_omegaconf() -> None:
     [
         ({"ratee": 1}, ["part.ratee", "is not a known key", "did you mean 'rate'"]),
         ({"rate": "gone"}, ["part.rate is missing"]),
+        ({"rate": "${other.rate}"}, ["part.rate takes the value of other.rate, which the config"]),
         ({"rate": "fast"}, ["part.rate must be a number", "'fast'"]),
         ({"rate": True}, ["part.rate must be a number", "True"]),
         ({"count": 1.5}, ["part.count must be an integer", "1.5"]),
