@@ -31,7 +31,7 @@ class Entry(NamedTuple):
         seed: None if its config has none.
         state: ``pending``, ``running``, ``completed``, ``failed`` or ``preempted``.
         curve: of the metric; None if there is none, and ``problem`` says why.
-        score: the last value of the curve.
+        score: the last value of the curve; a run's own score may be that of its best evaluation.
         varies: the values of the hyperparameters that differ between these runs, as text.
         problem: why there is no curve, or None.
         values: all keys of its config and their values; empty if unknown.
@@ -97,7 +97,7 @@ def gather(
     metric: str | None = None,
     x: str | None = None,
     by: Sequence[str] = (),
-    col: str = "env",
+    col: str | None = "env",
     filters: Sequence[str] = (),
     max_rows: int = 2000,
 ) -> Results:
@@ -110,7 +110,7 @@ def gather(
             published curves, else ``step``.
         by: keys of the config, or ``alg``, that make a group; empty: ``alg``, and every key that
             differs between runs of one algorithm on one task.
-        col: the key that makes a task.
+        col: the key that makes a task; None: all runs make one.
         filters: conditions such as ``alg=td3``, all of which must hold.
         max_rows: that are read of a log.
 
@@ -126,7 +126,7 @@ def gather(
     metric = metric or common_metric(found)
     x = x or ("frames" if published else "step")
     check_clock(x)
-    col = find_key(col, known) if known else col
+    col = find_key(col, known) if known and col else col
     own = [find_key(key, known) for key in by] if known else []
     by = own or [key for key in group_keys(known) if key != col] or ["alg"]
     names = varying(known)
@@ -137,7 +137,7 @@ def gather(
             Entry(
                 folder=each.folder,
                 run=each.run,
-                task=show(each.values.get(col, "")),
+                task=show(each.values.get(col, "")) if col else "",
                 group=label(each.values, by) if each.values else "",
                 seed=each.values.get("seed"),
                 state=each.run.status["state"] if each.run else "pending",

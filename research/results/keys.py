@@ -30,20 +30,23 @@ INCIDENTAL = (
 
 
 def values_of(run: StoredRun) -> dict[str, Any]:
-    """The keys of a run, and their values.
+    """The keys of a run, and their values; see ``values_from``."""
+    config = OmegaConf.to_container(run.config)
+    assert isinstance(config, dict)
+    return values_from({str(key): node for key, node in config.items()}, choices(run.folder))
+
+
+def values_from(config: Mapping[str, Any], chosen: Mapping[str, str]) -> dict[str, Any]:
+    """The keys of a config with the choices that made it, and their values.
 
     ``alg`` is the choice of the command line or, if that is unknown, the name of the class. ``env``
     is the task's own name, such as ``cheetah_run`` or ``Pendulum-v1``; without an environment it is
     the dataset.
     """
-    config = OmegaConf.to_container(run.config)
-    assert isinstance(config, dict)
-    nodes = {str(key): node for key, node in config.items()}
-    chosen = choices(run.folder)
-    given = {key: chosen.get(key) or class_of(nodes.get(key)) for key in ("alg", "dataset")}
+    given = {key: chosen.get(key) or class_of(config.get(key)) for key in ("alg", "dataset")}
     named = {key: value for key, value in {**chosen, **given}.items() if value}
-    task = task_of(nodes.get("env") or {}) or chosen.get("env")
-    return {**flatten(nodes), **named, "env": named.get("dataset") if task == "dataset" else task}
+    task = task_of(config.get("env") or {}) or chosen.get("env")
+    return {**flatten(config), **named, "env": named.get("dataset") if task == "dataset" else task}
 
 
 def choices(folder: Path) -> dict[str, str]:
