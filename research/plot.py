@@ -2,36 +2,29 @@
 
 import argparse
 import logging
-import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from research.errors import UserError, did_you_mean
+from research.errors import UserError
 from research.launchers.show.rows import amount
 from research.results import statistics
 from research.results.figure import check_figure, draw
 from research.results.groups import gather
 from research.results.lines import lines_of
 from research.results.notes import notes_on
+from research.results.options import (
+    Option,
+    describe_options,
+    names,
+    one_of,
+    positive,
+    read_words,
+    share,
+)
 
 log = logging.getLogger(__name__)
-
-
-class Option(NamedTuple):
-    """An option of the command line.
-
-    Attributes:
-        read: its value from the text; raises ``ValueError`` with what is allowed.
-        default: as it would be typed; None: there is none.
-        text: for ``--help``.
-
-    """
-
-    read: Callable[[str], Any]
-    default: str | None
-    text: str
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -40,14 +33,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m research.plot",
         usage="%(prog)s PATH... [KEY=VALUE...]",
         description=DESCRIPTION,
-        epilog=describe_options(),
+        epilog=describe_options(OPTIONS),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("words", nargs="+", metavar="PATH", help="a run, a sweep, a CSV")
     words = parser.parse_args(arguments).words
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True)
     try:
-        paths, options = read_words(words)
+        paths, options = read_words(words, OPTIONS)
         plot(paths, **options)
     except UserError as error:
         parser.exit(1, f"{parser.prog}: {error}\n")
@@ -87,88 +80,6 @@ def plot(
     interval = f"{100 * confidence:g} % percentile-bootstrap intervals over seeds"
     window = f", moving average over {amount(smooth)} {results.x}" if smooth else ""
     log.info("%s: %s of %s%s, %s", out, statistic, results.metric, window, interval)
-
-
-def read_words(words: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
-    """The paths and the options of a command line.
-
-    Raises:
-        UserError: an option is unknown, given twice or has a wrong value, or there is no path.
-
-    """
-    paths, given, filters = [], {}, []
-    for word in words:
-        key, is_option, text = word.partition("=")
-        if not is_option or "/" in key or Path(word).exists():
-            paths.append(word)
-        elif key not in OPTIONS:
-            allowed = ", ".join(OPTIONS)
-            raise UserError(f"no option {key}; allowed: {allowed}{did_you_mean(key, OPTIONS)}")
-        elif key == "filter":
-            filters.append(text)
-        elif key in given:
-            raise UserError(f"{key} is given twice: {given[key]} and {text}")
-        else:
-            given[key] = text
-    if not paths:
-        raise UserError("no path is given; name a run, a sweep or a CSV file of published curves")
-    defaults = {key: option.default for key, option in OPTIONS.items() if option.default}
-    options = dict.fromkeys(OPTIONS) | {
-        key: read_option(key, text) for key, text in {**defaults, **given}.items()
-    }
-    return paths, {**options, "filter": filters, "by": options["by"] or []}
-
-
-def read_option(key: str, text: str) -> Any:
-    """The value of an option."""
-    try:
-        return None if text in ("null", "") else OPTIONS[key].read(text)
-    except ValueError as error:
-        raise UserError(f"{key}={text}: {error}") from error
-
-
-def positive(text: str) -> float:
-    """A finite number above 0."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 < value < math.inf:
-        raise ValueError("it must be a number above 0")
-    return value
-
-
-def share(text: str) -> float:
-    """A number between 0 and 1."""
-    value = positive(text)
-    if value >= 1:
-        raise ValueError("it must be a number between 0 and 1")
-    return value
-
-
-def names(text: str) -> list[str]:
-    """Names between commas, in brackets or not."""
-    return [name.strip() for name in text.strip("[]").split(",") if name.strip()]
-
-
-def one_of(*choices: str) -> Callable[[str], str]:
-    """Reads one of these words."""
-
-    def read(text: str) -> str:
-        if text not in choices:
-            raise ValueError(f"allowed: {', '.join(choices)}{did_you_mean(text, choices)}")
-        return text
-
-    return read
-
-
-def describe_options() -> str:
-    """The options, for ``--help``."""
-    lines = [
-        f"  {key + '=' + (option.default or ''):18} {option.text}"
-        for key, option in OPTIONS.items()
-    ]
-    return "\n".join(["options:", *lines])
 
 
 STATISTICS = {"mean": statistics.mean, "iqm": statistics.iqm}

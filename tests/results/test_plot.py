@@ -154,7 +154,8 @@ def test_names_may_hold_signs_of_mathematics(tmp_path: Path) -> None:
 
 def test_options_are_read_as_on_hydras_command_line(sweep: Path) -> None:
     paths, options = plot.read_words(
-        [str(sweep / "alg=td3,env=walker,seed=0"), "by=[alg,lr]", "filter=a=b", "filter=c!=d,e"]
+        [str(sweep / "alg=td3,env=walker,seed=0"), "by=[alg,lr]", "filter=a=b", "filter=c!=d,e"],
+        plot.OPTIONS,
     )
     assert paths == [str(sweep / "alg=td3,env=walker,seed=0")]
     assert options["by"] == ["alg", "lr"]
