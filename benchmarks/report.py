@@ -104,11 +104,11 @@ def write_logs(folder: Path, seed: int, num_rows: int) -> Path:
 
 
 def rows(generator: np.random.Generator, num_rows: int, num_columns: int) -> Iterator[str]:
-    """The rows of a log: a curve that rises, with noise."""
+    """The rows of a log: a curve that rises from 0 to 1, with noise."""
     for index in range(1, num_rows + 1, 1000):
         steps = EVERY * np.arange(index, min(index + 1000, num_rows + 1))
-        level = 900 * (1 - np.exp(-3 * steps / (EVERY * num_rows)))
-        values = level[:, None] + generator.normal(0, 50, (len(steps), num_columns))
+        level = 1 - np.exp(-3 * steps / (EVERY * num_rows))
+        values = level[:, None] + generator.normal(0, 0.05, (len(steps), num_columns))
         for step, line in zip(steps, values, strict=True):
             cells = ",".join(f"{value:.9f}" for value in line)
             yield f"{step},{step},{step},0,{step / 100:.6f},{cells}\n"

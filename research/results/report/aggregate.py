@@ -188,9 +188,10 @@ def interval_figure(
     groups: Sequence[Group],
     intervals: Sequence[Interval],
     x_label: str,
-    centre: float | None = None,
+    *,
+    is_probability: bool = False,
 ) -> Figure:
-    """An interval for each group, below each other, and a line at ``centre``."""
+    """An interval for each group, below each other, a probability with a line at 0.5."""
     drawing, axes = new_axes(4.6, 0.9 + 0.28 * len(groups))
     for place, (group, interval) in enumerate(zip(groups, intervals, strict=True)):
         low, estimate, high = map(float, interval)
@@ -198,8 +199,9 @@ def interval_figure(
             [low, high], [place, place], lw=7, alpha=0.35, color=group.colour, solid_capstyle="butt"
         )
         axes.plot([estimate], [place], "|", markersize=13, markeredgewidth=2, color=group.colour)
-    if centre is not None:
-        axes.axvline(centre, color="#7f7f7f", lw=1, linestyle=":")
+    if is_probability:
+        axes.axvline(0.5, color="#7f7f7f", lw=1, linestyle=":")
+        axes.set_xlim(0, 1)
     axes.set_yticks(range(len(groups)), [shortened(group.label, 30) for group in groups])
     axes.set(xlabel=x_label, ylim=(len(groups) - 0.4, -0.6))
     axes.grid(axis="y", visible=False)
@@ -261,9 +263,8 @@ def improvement(groups: Sequence[Group], baseline: str, *, mode: str) -> tuple[T
         f"Probability that a run is better than one of {baseline} on the same task, each task of "
         "equal weight; 0.5 is no difference"
     )
-    figure = interval_figure(
-        "improvement", title, others, intervals, f"P(better than {shortened(baseline, 24)})", 0.5
-    )
+    x_label = f"P(better than {shortened(baseline, 24)})"
+    figure = interval_figure("improvement", title, others, intervals, x_label, is_probability=True)
     return Table(title, ("group", "probability"), rows), figure
 
 

@@ -52,14 +52,17 @@ def explanations(results: Results, lines: Sequence[Line], smooth: float | None) 
     average = f", a moving average over {smooth:,g} {results.x}" if smooth else ""
     points = [len(line.x) for line in lines]
     sizes = f" up to {max(points)} points" if points else ""
+    notes = [
+        *of_unequal_length(results, lines),
+        *interpolated(lines, results.x),
+        *unused(results),
+    ]
     texts = [
         f"Mean over seeds of {results.metric}{average}, at{sizes} of {results.x}, with 95 % "
         "intervals by the bootstrap over seeds. Dotted, without an interval: the mean of the "
         "others where some seed has no value, since it ends earlier. A run that failed or was "
         "stopped counts as far as it goes; its last value is no score.",
-        *of_unequal_length(results, lines),
-        *interpolated(lines, results.x),
-        *unused(results),
+        *(f"Note: {note}." for note in notes),
     ]
     if results.published:
         texts.append(

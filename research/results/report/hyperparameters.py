@@ -6,17 +6,18 @@ from statistics import fmean
 from typing import NamedTuple
 
 from research.launchers.plan.names import labels
+from research.launchers.show.table import written
+from research.results.figure import label_of
+from research.results.keys import to_number
 from research.results.report.document import Cell, Figure, Gallery, Section, Series, Table
-from research.results.report.drawing import (
-    STYLE,
-    colours,
-    draw_lines,
-    new_axes,
-    shortened,
+from research.results.report.drawing import add_legend, colours, draw_lines, new_axes
+from research.results.report.parallel import (
+    MOST_NAMES,
+    are_numbers,
+    ordered,
+    parallel_figure,
+    spans_decades,
 )
-
-MOST_VALUES = 12
-"""A key with more values than these is drawn as points, and has no marginal table."""
 
 MOST_ROWS = 20
 """Combinations that the table of the best shows."""
@@ -58,7 +59,7 @@ def hyperparameters_section(
         best_table(trials, keys, names, mode=mode),
     ]
     for key in keys:
-        if len(values_of(trials, key)) <= MOST_VALUES:
+        if len(values_of(trials, key)) <= MOST_NAMES:
             blocks.append(marginal_table(trials, key, tasks, mode=mode, interval=interval))
     figures = [
         marginal_figure(trials, key, tasks, number, metric=metric, interval=interval)
@@ -68,7 +69,10 @@ def hyperparameters_section(
     groups = [(number, task, tints[number]) for number, task in enumerate(tasks)]
     blocks.append(Gallery(figures, groups if len(tasks) > 1 else ()))
     if len(keys) > 1:
-        parallel = [parallel_figure(trials, keys, task, n, metric) for n, task in enumerate(tasks)]
+        parallel = [
+            parallel_figure(f"parallel_{number}", task, runs_of(trials, task, keys), metric)
+            for number, task in enumerate(tasks)
+        ]
         blocks.append(Gallery(parallel, is_wide=True))
     return Section("Hyperparameters", blocks)
 
@@ -79,21 +83,17 @@ def varied(trials: Sequence[Trial]) -> list[str]:
     return [key for key in keys if len({trial.varies.get(key) for trial in trials}) > 1]
 
 
+def runs_of(
+    trials: Sequence[Trial], task: str, keys: Sequence[str]
+) -> list[tuple[dict[str, str], float]]:
+    """The values of the keys, and the score, of each run of a task."""
+    own = [trial for trial in trials if trial.task == task]
+    return [({key: trial.varies.get(key, "-") for key in keys}, trial.score) for trial in own]
+
+
 def values_of(trials: Sequence[Trial], key: str) -> list[str]:
-    """The values of a key, numbers in their order before words in theirs."""
-    values = {trial.varies.get(key, "-") for trial in trials}
-    return sorted(
-        values, key=lambda value: (as_number(value) is None, as_number(value) or 0, value)
-    )
-
-
-def as_number(text: str) -> float | None:
-    """The finite number that a value is, or None."""
-    try:
-        value = float(text)
-    except ValueError:
-        return None
-    return value if math.isfinite(value) else None
+    """The values of a key, in their order."""
+    return ordered(trial.varies.get(key, "-") for trial in trials)
 
 
 def scores(trials: Sequence[Trial], task: str, **values: str) -> list[float]:
@@ -138,17 +138,13 @@ def best_table(
 
 def value_cell(text: str) -> Cell:
     """A value, sorted as a number if it is one."""
-    return Cell(text, as_number(text))
+    return Cell(text, to_number(text))
 
 
 def spread(known: Sequence[float]) -> list[Cell]:
     """Mean, smallest and largest."""
-    return [number_cell(value) for value in (fmean(known), min(known), max(known))]
-
-
-def number_cell(value: float) -> Cell:
-    """A number with four digits."""
-    return Cell(f"{value:.4g}", value)
+    values = [fmean(known), min(known), max(known)]
+    return list(map(Cell, written(values), values))
 
 
 def marginal_table(
@@ -166,17 +162,17 @@ def marginal_table(
         columns += [f"{task}: runs", f"{task}: mean (95 % interval)"]
         for row, group, mean in zip(cells, groups, means, strict=True):
             mark = ", best" if mean is not None and mean == best else ""
-            text = "-" if mean is None else f"{mean:.4g}{range_text(interval, group)}{mark}"
+            text = mean_text(interval, group) + mark if group else "-"
             row += [Cell(str(len(group)), len(group)), Cell(text, mean)]
     return Table(f"{key}: mean over all runs with that value", columns, cells)
 
 
-def range_text(interval: Interval, group: Sequence[float]) -> str:
-    """`` (low to high)``; empty for a single run."""
+def mean_text(interval: Interval, group: Sequence[float]) -> str:
+    """``842.0 (833.5 to 851.2)``; the mean alone for a single run."""
     if len(group) < 2:
-        return ""
-    low, high = interval(group)
-    return f" ({low:.4g} to {high:.4g})"
+        return written(group)[0]
+    mean, low, high = written([fmean(group), *interval(group)])
+    return f"{mean} ({low} to {high})"
 
 
 def marginal_figure(
@@ -190,7 +186,7 @@ def marginal_figure(
 ) -> Figure:
     """The score over the values of a key, a line for each task; points if it has many values."""
     name, values = f"hyperparameter_{number}", values_of(trials, key)
-    if len(values) > MOST_VALUES and all(as_number(value) is not None for value in values):
+    if are_numbers(values):
         return scatter_figure(trials, key, tasks, name, metric)
     tints, lines = colours(len(tasks)), []
     for index, task in enumerate(tasks):
@@ -209,7 +205,9 @@ def marginal_figure(
             )
         )
     title = f"{key}: mean and 95 % interval over all runs with that value"
-    return draw_lines(name, title, lines, heading=key, x_label=key, y_label=metric, ticks=values)
+    return draw_lines(
+        name, title, lines, heading=key, x_label=key, y_label=label_of(metric), ticks=values
+    )
 
 
 def scatter_figure(
@@ -217,7 +215,7 @@ def scatter_figure(
 ) -> Figure:
     """A point for each run."""
     drawing, axes = new_axes()
-    numbers = [as_number(trial.varies.get(key, "")) or 0.0 for trial in trials]
+    numbers = [to_number(trial.varies.get(key, "")) or 0.0 for trial in trials]
     for index, (task, tint) in enumerate(zip(tasks, colours(len(tasks)), strict=True)):
         points = [
             (x, trial.score) for x, trial in zip(numbers, trials, strict=True) if trial.task == task
@@ -230,62 +228,9 @@ def scatter_figure(
             label=task,
             gid=f"group-{index}",
         )
-    if min(numbers) > 0 and max(numbers) > 50 * min(numbers):
+    if spans_decades(numbers):
         axes.set_xscale("log")
-    axes.set(title=key, xlabel=key, ylabel=metric)
+    axes.set(title=key, xlabel=key, ylabel=label_of(metric))
+    if len(tasks) > 1:
+        add_legend(axes)
     return Figure(name, f"{key}: each run", drawing)
-
-
-def parallel_figure(
-    trials: Sequence[Trial], keys: Sequence[str], task: str, number: int, metric: str
-) -> Figure:
-    """Parallel coordinates: a line for each run through its values, coloured by its score."""
-    from matplotlib import colormaps, rc_context
-    from matplotlib.cm import ScalarMappable
-    from matplotlib.colors import Normalize
-
-    own = sorted((trial for trial in trials if trial.task == task), key=lambda each: each.score)
-    found = [trial.score for trial in own]
-    norm, tints = (
-        Normalize(found[0], found[-1] if found[-1] > found[0] else found[0] + 1),
-        colormaps["viridis_r"],
-    )
-    drawing, axes = new_axes(9.5, 3.4)
-    heights = {key: heights_of(values_of(trials, key)) for key in keys}
-    places = range(len(keys))
-    for trial in own:
-        line = [heights[key][trial.varies.get(key, "-")] for key in keys]
-        axes.plot(places, line, color=tints(norm(trial.score)), lw=1.3, alpha=0.75)
-    for place, key in enumerate(keys):
-        shown = list(heights[key].items())
-        for value, height in shown if len(shown) <= MOST_VALUES else (shown[0], shown[-1]):
-            axes.annotate(
-                shortened(value),
-                (place, height),
-                (4, 0),
-                textcoords="offset points",
-                va="center",
-                fontsize=8,
-            )
-    axes.set(title=task, ylim=(-0.08, 1.08), xlim=(-0.1, len(keys) - 0.7))
-    axes.set_xticks(places, [shortened(key, 28) for key in keys])
-    axes.set_yticks([])
-    axes.grid(axis="y", visible=False)
-    with rc_context(STYLE):
-        drawing.colorbar(ScalarMappable(norm, tints), ax=axes, label=metric)
-    title = f"{task}: a line for each run through its values, coloured by its score"
-    return Figure(f"parallel_{number}", title, drawing)
-
-
-def heights_of(values: Sequence[str]) -> dict[str, float]:
-    """Where each value lies from 0 to 1: at equal distances, or by its size if they are many."""
-    numbers = [as_number(value) for value in values]
-    if len(values) > MOST_VALUES and all(number is not None for number in numbers):
-        sizes = [number or 0.0 for number in numbers]
-        if sizes[0] > 0 and sizes[-1] > 50 * sizes[0]:
-            sizes = [math.log(size) for size in sizes]
-        return {
-            value: (size - sizes[0]) / (sizes[-1] - sizes[0])
-            for value, size in zip(values, sizes, strict=True)
-        }
-    return {value: place / max(len(values) - 1, 1) for place, value in enumerate(values)}
