@@ -19,6 +19,9 @@ from research.results.runs import StoredRun
 MAX_POINTS = 200
 """Points of a grid that is chosen for curves with different ones."""
 
+MAX_GRID = 5000
+"""Points of a grid that is asked for."""
+
 
 class Entry(NamedTuple):
     """A run among others, or a job of a sweep that never began.
@@ -120,7 +123,7 @@ def gather(
     """
     paths = [Path(path) for path in paths]
     files = [path for path in paths if path.suffix == ".csv" and not path.is_dir()]
-    published = [curve for path in files for curve in read_published(path)]
+    published = [curve for path in dict.fromkeys(files) for curve in read_published(path)]
     found = choose(find(path for path in paths if path not in files), filters)
     known = [each.values for each in found if each.values]
     metric = metric or common_metric(found)
@@ -150,6 +153,11 @@ def gather(
         )
     check_logged(entries, metric)
     check_published(published, entries, metric, x)
+    own = {entry.group for entry in entries}
+    published = [
+        curve._replace(group=f"{curve.group}.csv") if curve.group in own else curve
+        for curve in published
+    ]
     entries.sort(key=lambda entry: (entry.task, in_order(entry.values, [*by, "seed"])))
     return Results(metric, x, by, common_mode(found), entries, published)
 
@@ -160,7 +168,7 @@ def try_curve(found: Found, metric: str, x: str, max_rows: int) -> tuple[Curve |
         return None, found.problem
     try:
         curve = read_curve(found.folder, metric, x, max_rows)
-    except UserError as error:
+    except (UserError, OSError) as error:
         return None, str(error)
     return (curve, None) if curve.x.size else (None, f"{metric} has no value yet")
 
@@ -216,6 +224,9 @@ def check_published(
         raise UserError(f"published curves are over frames; x={x} is something else")
     if metric.partition("/")[2] != "return":
         raise UserError(f"published curves are of returns, not of {metric}")
+    ((curve, count),) = Counter((each.group, each.task) for each in published).most_common(1)
+    if count > 1:
+        raise UserError(f"two files named {curve[0]}.csv hold a curve of {curve[1]}; rename one")
 
 
 def grid_of(curves: Sequence[Curve], every: float | None = None) -> np.ndarray:
@@ -224,14 +235,24 @@ def grid_of(curves: Sequence[Curve], every: float | None = None) -> np.ndarray:
     Args:
         curves: at least one.
         every: distance of the points; None: where the curves have points, or ``MAX_POINTS`` at
-            equal distances if those are more.
+            equal distances if those differ and are more.
+
+    Raises:
+        UserError: ``every`` is too small.
 
     """
     points = np.unique(np.concatenate([curve.x for curve in curves]))
     if every is not None:
         first, last = np.ceil(points[0] / every), np.floor(points[-1] / every)
+        if not 0 <= last - first < MAX_GRID:
+            text = f"a distance of {every:g} between points gives {last - first + 1:,.0f}"
+            raise UserError(
+                f"{text} of {points[0]:g} to {points[-1]:g}; 1 to {MAX_GRID:,} are allowed"
+            )
         return np.arange(first, last + 1) * every
-    return points if len(points) <= MAX_POINTS else np.linspace(points[0], points[-1], MAX_POINTS)
+    if len(points) <= max(MAX_POINTS, *(curve.x.size for curve in curves)):
+        return points
+    return np.linspace(points[0], points[-1], MAX_POINTS)
 
 
 def on_grid(curves: Sequence[Curve], grid: np.ndarray) -> np.ndarray:
