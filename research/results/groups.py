@@ -13,7 +13,7 @@ from research.errors import UserError, did_you_mean
 from research.results.find import Found, choose, find
 from research.results.keys import find_key, group_keys, in_order, label, show, varying
 from research.results.logs import Curve, check_clock, metrics_of, read_curve
-from research.results.published import Published, read_published
+from research.results.published import Published, check_comparable, named_apart, read_published
 from research.results.runs import StoredRun
 
 MAX_POINTS = 200
@@ -133,44 +133,59 @@ def gather(
     own = [find_key(key, known) for key in by] if known else []
     by = own or [key for key in group_keys(known) if key != col] or ["alg"]
     names = varying(known)
-    entries = []
-    for each in found:
-        curve, problem = try_curve(each, metric, x, max_rows)
-        entries.append(
-            Entry(
-                folder=each.folder,
-                run=each.run,
-                task=show(each.values.get(col, "")) if col else "",
-                group=label(each.values, by) if each.values else "",
-                seed=each.values.get("seed"),
-                state=each.run.status["state"] if each.run else "pending",
-                curve=curve,
-                score=float(curve.y[-1]) if curve else None,
-                varies={key: show(each.values.get(key)) for key in names},
-                problem=problem,
-                values=each.values,
-            )
-        )
-    check_logged(entries, metric)
-    check_published(published, entries, metric, x)
-    own = {entry.group for entry in entries}
-    published = [
-        curve._replace(group=f"{curve.group}.csv") if curve.group in own else curve
-        for curve in published
+    entries = [
+        as_entry(each, try_curve(each, metric, x, max_rows), col, by, names) for each in found
     ]
-    entries.sort(key=lambda entry: (entry.task, in_order(entry.values, [*by, "seed"])))
-    return Results(metric, x, by, common_mode(found), entries, published)
+    entries.sort(key=lambda entry: in_order(entry.values, [*([col] if col else []), *by, "seed"]))
+    check_logged(entries, metric)
+    repeats = {entry.values.get("env.action_repeat", 1) for entry in entries}
+    check_comparable(published, metric, x, is_repeated=repeats != {1})
+    published = named_apart(published, {entry.group for entry in entries})
+    return Results(metric, x, by, common_mode(found, metric), entries, published)
 
 
-def try_curve(found: Found, metric: str, x: str, max_rows: int) -> tuple[Curve | None, str | None]:
+def as_entry(
+    found: Found,
+    curve: Curve | str,
+    col: str | None,
+    by: Sequence[str],
+    names: Sequence[str],
+) -> Entry:
+    """A run among others.
+
+    Args:
+        found: the run.
+        curve: of the metric, or why there is none.
+        col: the key that makes its task.
+        by: the keys that make its group.
+        names: the keys that differ between the runs.
+
+    """
+    values = found.values
+    return Entry(
+        folder=found.folder,
+        run=found.run,
+        task=show(values.get(col, "")) if col else "",
+        group=label(values, by) if values else "",
+        seed=values.get("seed"),
+        state=found.run.status["state"] if found.run else "pending",
+        curve=curve if isinstance(curve, Curve) else None,
+        score=float(curve.y[-1]) if isinstance(curve, Curve) else None,
+        varies={key: show(values.get(key)) for key in names},
+        problem=None if isinstance(curve, Curve) else curve,
+        values=values,
+    )
+
+
+def try_curve(found: Found, metric: str, x: str, max_rows: int) -> Curve | str:
     """The curve of a run, or why there is none."""
     if found.run is None:
-        return None, found.problem
+        return found.problem or "it is no run"
     try:
         curve = read_curve(found.folder, metric, x, max_rows)
     except (UserError, OSError) as error:
-        return None, str(error)
-    return (curve, None) if curve.x.size else (None, f"{metric} has no value yet")
+        return str(error)
+    return curve if curve.x.size else f"{metric} has no value yet"
 
 
 def common_metric(found: Sequence[Found]) -> str:
@@ -192,11 +207,13 @@ def common_metric(found: Sequence[Found]) -> str:
     return next(iter(names), "eval/return")
 
 
-def common_mode(found: Sequence[Found]) -> Literal["max", "min"]:
-    """Whether high or low scores are better in these runs."""
-    runs = [each.run for each in found if each.run]
-    modes = {OmegaConf.select(run.config, "trainer.score.mode") for run in runs}
-    return "min" if modes == {"min"} else "max"
+def common_mode(found: Sequence[Found], metric: str) -> Literal["max", "min"]:
+    """Whether a high or a low metric is better: by ``trainer.score``, else by the metric's name."""
+    scores = [OmegaConf.select(each.run.config, "trainer.score") for each in found if each.run]
+    modes = {score.mode for score in scores if score and score.metric == metric}
+    if len(modes) == 1:
+        return modes.pop()
+    return "min" if metric.endswith("loss") else "max"
 
 
 def check_logged(entries: Sequence[Entry], metric: str) -> None:
@@ -211,22 +228,6 @@ def check_logged(entries: Sequence[Entry], metric: str) -> None:
     raise UserError(
         f"no run has logged {metric}; there are {', '.join(known)}{did_you_mean(metric, known)}"
     )
-
-
-def check_published(
-    published: Sequence[Published], entries: Sequence[Entry], metric: str, x: str
-) -> None:
-    """Raise ``UserError`` unless the published curves may stand beside those of the runs."""
-    if not published:
-        return
-    repeats = {entry.values.get("env.action_repeat", 1) for entry in entries}
-    if x != "frames" and not (x == "step" and repeats <= {1}):
-        raise UserError(f"published curves are over frames; x={x} is something else")
-    if metric.partition("/")[2] != "return":
-        raise UserError(f"published curves are of returns, not of {metric}")
-    ((curve, count),) = Counter((each.group, each.task) for each in published).most_common(1)
-    if count > 1:
-        raise UserError(f"two files named {curve[0]}.csv hold a curve of {curve[1]}; rename one")
 
 
 def grid_of(curves: Sequence[Curve], every: float | None = None) -> np.ndarray:
