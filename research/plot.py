@@ -13,7 +13,7 @@ from research.results import statistics
 from research.results.figure import check_figure, draw
 from research.results.groups import gather
 from research.results.lines import lines_of
-from research.results.notes import notes_on
+from research.results.notes import hidden, notes_on
 from research.results.options import (
     Option,
     describe_options,
@@ -74,7 +74,8 @@ def plot(
         smooth=smooth,
         confidence=confidence,
     )
-    for note in notes_on(results, lines):
+    scales = {key: look[key] for key in ("xscale", "yscale")}
+    for note in [*notes_on(results, lines), *hidden(lines, **scales)]:
         log.info("%s", note)
     draw(results, lines, out, **look)
     interval = f"{100 * confidence:g} % percentile-bootstrap intervals over seeds"

@@ -46,6 +46,8 @@ def report(words: Sequence[str]) -> None:
     from research.results.report.page import check_output, write_report
 
     paths, options = read_words(words, OPTIONS)
+    if options["task"] is None:
+        raise UserError("task=null: name the key of the config that makes a task")
     out = options.pop("out")
     check_output(out)
     now = datetime.now().astimezone().isoformat(" ", "minutes")
@@ -56,7 +58,10 @@ def report(words: Sequence[str]) -> None:
 
 def without_ending(text: str) -> Path:
     """A path, its ending ``.html`` or ``.md`` left out."""
-    return Path(text.removesuffix(".html").removesuffix(".md"))
+    path = Path(text.removesuffix(".html").removesuffix(".md"))
+    if not path.name:
+        raise ValueError("it must end in the name of the files")
+    return path
 
 
 OPTIONS = {

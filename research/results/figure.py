@@ -193,11 +193,11 @@ def draw_published(panel: Any, curves: Sequence[Published], looks: Mapping[str, 
 
 def limit_x(panel: Any, lines: Sequence[Line]) -> None:
     """Show x as far as the runs reach, even if published curves go on."""
-    if lines:
-        last = max(line.x[-1] for line in lines)
-        first = min(line.x[0] for line in lines)
-        is_log = panel.get_xscale() == "log"
-        panel.set_xlim(first if is_log else min(first, 0), last if last > first else None)
+    is_log = panel.get_xscale() == "log"
+    points = np.concatenate([line.x for line in lines] or [np.zeros(0)])
+    points = points[points > 0] if is_log else points
+    if points.size and points.max() > points.min():
+        panel.set_xlim(points.min() if is_log else min(points.min(), 0), points.max())
 
 
 def scale_of(metric: str, lines: Sequence[Line]) -> str:
@@ -270,4 +270,7 @@ def save(figure: Any, path: Path) -> None:
     buffer = io.BytesIO()
     logging.getLogger("fontTools").setLevel(logging.WARNING)  # it tells of every glyph
     figure.savefig(buffer, format=suffix, metadata=dates.get(suffix))
-    write_whole(path, buffer.getvalue())
+    try:
+        write_whole(path, buffer.getvalue())
+    except OSError as error:
+        raise UserError(f"out={path}: {error.strerror}") from error

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator, Sequence
 
+import numpy as np
+
 from research.launchers.show.rows import amount, progress
 from research.results.groups import Entry, Results
 from research.results.keys import INCIDENTAL, differing
@@ -48,19 +50,23 @@ def unfinished(entries: Sequence[Entry]) -> Iterator[str]:
 
 
 def twice(entries: Sequence[Entry]) -> Iterator[str]:
-    """The seeds that a group has more than once, and what these runs differ in."""
-    same: dict[tuple[str, str, str, object], list[Entry]] = {}
+    """The groups that have a seed more than once, and what these runs differ in."""
+    groups: dict[tuple[str, str], dict[tuple[str, int | None], list[Entry]]] = {}
     for entry in entries:
         if entry.curve is not None:
-            place = (entry.task, entry.group, str(entry.values.get("env")), entry.seed)
-            same.setdefault(place, []).append(entry)
-    for (task, group, _, seed), runs in same.items():
-        if len(runs) > 1:
-            keys = differing([run.values for run in runs])
+            seeds = groups.setdefault((entry.group, entry.task), {})
+            seeds.setdefault((str(entry.values.get("env")), entry.seed), []).append(entry)
+    for place, seeds in groups.items():
+        again = {seed: runs for (_, seed), runs in seeds.items() if len(runs) > 1}
+        if again:
+            differences = [differing([run.values for run in runs]) for runs in again.values()]
+            keys = dict.fromkeys(key for keys in differences for key in keys)
             keys = [key for key in keys if not key.startswith(INCIDENTAL)]
-            reason = f"differ in {', '.join(keys)}" if keys else "have the same config"
-            folders = several([str(run.folder) for run in runs])
-            yield f"{name(group, task)} has seed {seed} more than once; {folders} {reason}"
+            folders = several([str(run.folder) for run in next(iter(again.values()))])
+            yield (
+                f"{name(*place)} has seed {', '.join(map(str, again))} more than once: {folders} "
+                + (f"differ in {', '.join(keys)}" if keys else "have the same config")
+            )
 
 
 def missing_seeds(entries: Sequence[Entry]) -> Iterator[str]:
@@ -114,6 +120,18 @@ def unused(results: Results) -> Iterator[str]:
                 f"{group} has no curve of {' or '.join(results.tasks)}; "
                 f"it has {', '.join(sorted(tasks))}"
             )
+
+
+def hidden(lines: Sequence[Line], *, xscale: str, yscale: str | None) -> Iterator[str]:
+    """The groups of which a logarithmic axis does not show all."""
+    for axis, scale in (("x", xscale), ("y", yscale)):
+        names = [
+            name(line.group, line.task)
+            for line in lines
+            if np.nanmin(line.x if axis == "x" else line.estimate) <= 0
+        ]
+        if scale == "log" and names:
+            yield f"{several(names)}: {axis}scale=log does not show values of 0 or below"
 
 
 def name(group: str, task: str) -> str:

@@ -61,6 +61,25 @@ def test_two_algorithms_of_which_one_is_swept(tmp_path: Path) -> None:
     assert gather([tmp_path]).groups == ["sac, lr=0.0007", "td3, lr=0.0001", "td3, lr=0.001"]
 
 
+def test_a_key_that_follows_from_another_does_not_name_a_group(tmp_path: Path) -> None:
+    for seed, network in enumerate(["mlp", "mlp", "cnn", "cnn"]):
+        run = write_run(tmp_path / f"{seed}", seed=seed, lr=1e-3 if network == "mlp" else 1e-4)
+        path = run / ".hydra" / "hydra.yaml"
+        path.write_text(path.read_text().replace("alg: td3", f"alg: td3\n      network: {network}"))
+    results = gather([tmp_path])
+    assert results.groups == ["network=cnn", "network=mlp"]
+    assert results.entries[0].varies == {"alg.optim.lr": "0.0001", "network": "cnn"}
+
+
+def test_a_key_that_a_run_lacks_is_not_in_its_name(tmp_path: Path) -> None:
+    write_run(tmp_path / "td3")
+    for value in (1, 2):
+        run = write_run(tmp_path / f"sac{value}", alg="sac")
+        config = run / ".hydra" / "config.yaml"
+        config.write_text(config.read_text().replace("alg:\n", f"alg:\n  temperature: {value}\n"))
+    assert gather([tmp_path]).groups == ["sac, temperature=1", "sac, temperature=2", "td3"]
+
+
 def test_a_panel_for_any_key_or_one_for_all(tmp_path: Path) -> None:
     for env in ("walker", "cheetah"):
         write_run(tmp_path / env, env=env)
@@ -212,6 +231,17 @@ def test_published_curves_do_not_stand_beside_others(
         gather([run, path], **arguments)
 
 
+def test_published_curves_are_told_apart_by_their_names(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "td3.csv").write_text(CSV + "cheetah_run,1,1,1,3\n")
+    path = tmp_path / "a" / "td3.csv"
+    assert [curve.group for curve in gather([run, path, path]).published] == ["td3.csv"]
+    with pytest.raises(UserError, match=r"two files named td3.csv hold a curve of cheetah_run"):
+        gather([run, path, tmp_path / "b" / "td3.csv"])
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -244,13 +274,23 @@ def test_a_grid_holds_the_points_of_all_curves_if_they_are_few() -> None:
     expected = [[10, 20, 30, np.nan], [1, 2, 3, 5]]
     np.testing.assert_array_equal(on_grid(curves, grid), expected)
     np.testing.assert_array_equal(grid_of(curves, every=2), [2, 4])
+    for every in (1e-4, 6):
+        with pytest.raises(UserError, match="1 to 5,000 are allowed"):
+            grid_of(curves, every=every)
+
+
+def test_many_points_that_are_the_same_are_kept_and_others_thinned() -> None:
+    long, short = (curve(*((x, x) for x in range(size))) for size in (999, 500))
+    assert grid_of([long, short]).size == 999
+    other = curve(*((x + 0.5, x) for x in range(999)))
+    assert grid_of([long, other]).size == 200
 
 
 @given(st.lists(st.lists(st.floats(0, 1e6), min_size=1, unique=True), min_size=1, max_size=4))
 def test_a_curve_is_unchanged_at_its_points_and_absent_outside(points: list[list[float]]) -> None:
     curves = [curve(*((x, -x) for x in sorted(xs))) for xs in points]
     grid = grid_of(curves)
-    assert len(grid) <= 200 or len(grid) == len({x for xs in points for x in xs})
+    assert len(grid) <= max(200, *map(len, points))
     for each, values in zip(curves, on_grid(curves, grid), strict=True):
         inside = (grid >= each.x[0]) & (grid <= each.x[-1])
         np.testing.assert_array_equal(np.isfinite(values), inside)

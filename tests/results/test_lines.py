@@ -121,7 +121,7 @@ def test_what_is_odd_is_told_in_a_line_each(tmp_path: Path) -> None:
         "left out: .*env=cheetah,seed=2: it never began",
         "left out: .*nan: eval/return is inf at step 2000",
         r"2 of 7 runs have not completed: .*seed=1 \(pending, - steps\), .*\(failed, 1000/5000",
-        "td3 on walker_walk has seed 0 more than once; .*again, .* differ in alg.optim.lr",
+        "td3 on walker_walk has seed 0 more than once: .*again, .* differ in alg.optim.lr",
         "td3 on cheetah_run has no run of seed 3, 4, unlike other tasks",
         "td3 on walker_walk: all 5 runs reach step 1000, where .*short ends; the longest reaches",
     ]

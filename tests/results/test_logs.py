@@ -36,7 +36,7 @@ def test_what_was_logged_is_read_to_the_bit(
     folder = tmp_path_factory.mktemp("run")
     log(folder, values)
     steps = np.arange(1, len(values) + 1)
-    for x, scale in {"step": 1, "frames": 2, "updates": 3, "epoch": 0, "seconds": 0.25}.items():
+    for x, scale in {"step": 1, "frames": 2, "updates": 3, "seconds": 0.25}.items():
         curve = read_curve(folder, "eval/return", x)
         np.testing.assert_array_equal(curve.x, scale * steps)
         np.testing.assert_array_equal(curve.y, values)
@@ -68,6 +68,14 @@ def test_rows_are_sorted(tmp_path: Path) -> None:
     curve = read_curve(tmp_path, "eval/return")
     assert curve.x.tolist() == [1, 2, 3]
     assert curve.y.tolist() == [-1, -2, -3]
+
+
+def test_the_last_of_several_rows_at_one_x_counts(tmp_path: Path) -> None:
+    rows = [{"step": step, "epoch": step // 2, "loss": step} for step in range(5)]
+    write_log(tmp_path / "train.csv", rows)
+    curve = read_curve(tmp_path, "train/loss", "epoch")
+    assert curve.x.tolist() == [0, 1, 2]
+    assert curve.y.tolist() == [1, 3, 4]
 
 
 @pytest.mark.parametrize("num_rows", [2001, 300_000])

@@ -120,6 +120,14 @@ def test_a_loss_of_many_decades_has_a_log_axis(tmp_path: Path) -> None:
     assert figure.label_of("train/critic_loss") == "critic loss (train)"
 
 
+def test_what_a_log_axis_hides_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = write_run(tmp_path / "run", [-1.0, 1.0, 10.0])
+    out = tmp_path / "fig.png"
+    assert main(run, f"out={out}", "yscale=log", "xscale=log") == 0
+    first = capsys.readouterr().out.splitlines()[0]
+    assert first == "td3 on cheetah_run: yscale=log does not show values of 0 or below"
+
+
 @pytest.mark.parametrize(
     ("suffix", "start"), [("pdf", b"%PDF"), ("svg", b"<?xml"), ("png", b"\x89PNG")]
 )
@@ -169,6 +177,8 @@ def test_options_are_read_as_on_hydras_command_line(sweep: Path) -> None:
         (["ot=a.pdf"], "no option ot; allowed: x, y, .*; did you mean 'out'"),
         (["out=a.jpg"], "out=a.jpg: its ending must be one of .pdf, .svg, .png"),
         (["out=absent/a.pdf"], "absent is no folder"),
+        (["out=/proc/fig.pdf"], "out=/proc/fig.pdf: No such file"),
+        (["grid=1e-3"], "a distance of 0.001 between points gives"),
         (["x=step", "x=frames"], "x is given twice: step and frames"),
         (["smooth=-1"], "smooth=-1: it must be a number above 0"),
         (["grid=nan"], "grid=nan: it must be a number above 0"),

@@ -22,30 +22,30 @@ def write_report(report: Report, path: Path) -> None:
     """Write ``path.html``, ``path.md`` and the figures in ``path_figures/``.
 
     Raises:
-        UserError: as ``check_output``.
+        UserError: see ``check_output``.
 
     """
-    check_output(path)
-    folder = path.with_name(f"{path.name}_figures")
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = check_output(path)
     svgs = {figure.name: write_files(figure, folder) for figure in figures_of(report)}
     write_whole(path.with_name(f"{path.name}.html"), as_html(report, svgs))
     write_whole(path.with_name(f"{path.name}.md"), as_markdown(report, folder.name))
 
 
-def check_output(path: Path) -> None:
-    """Check that a report can be written to ``path``, its ending left out.
+def check_output(path: Path) -> Path:
+    """The folder for the figures of the report ``path``; it is made.
 
     Raises:
-        UserError: its folder or a package is missing.
+        UserError: it cannot be made, or a package is missing.
 
     """
     load_jinja()
     load_matplotlib()
-    if not path.parent.is_dir():
-        raise UserError(f"out={path}: {path.parent} is no folder")
-    if not path.name:
-        raise UserError(f"out={path} must end in the name of the files")
+    folder = path.with_name(f"{path.name}_figures")
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise UserError(f"out={path}: {folder} cannot be made: {error.strerror}") from error
+    return folder
 
 
 def figures_of(report: Report) -> list[Figure]:
