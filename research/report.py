@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = parser.parse_args(arguments).words
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True)
     try:
-        report(words)
+        write(words)
     except UserError as error:
         parser.exit(1, f"{parser.prog}: {error}\n")
     except KeyboardInterrupt:
@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def report(words: Sequence[str]) -> None:
+def write(words: Sequence[str]) -> None:
     """Write the report that these words ask for, and log where it is.
 
     Raises:
@@ -48,7 +48,7 @@ def report(words: Sequence[str]) -> None:
     paths, options = read_words(words, OPTIONS)
     if options["task"] is None:
         raise UserError("task=null: name the key of the config that makes a task")
-    out = options.pop("out")
+    out = options.pop("out") or Path("report")
     check_output(out)
     now = datetime.now().astimezone().isoformat(" ", "minutes")
     made = f"Made on {now} by: python -m research.report {shlex.join(words)}"

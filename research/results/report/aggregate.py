@@ -8,7 +8,7 @@ import numpy as np
 
 from research.launchers.show.table import written
 from research.results.report.document import Cell, Figure, Gallery, Section, Series, Table, joined
-from research.results.report.drawing import draw_lines, new_axes, shortened
+from research.results.report.drawing import draw_lines, in_style, new_axes, shortened
 from research.results.statistics import (
     Interval,
     Statistic,
@@ -182,6 +182,7 @@ def statistics_figures(
     ]
 
 
+@in_style
 def interval_figure(
     name: str,
     title: str,

@@ -3,8 +3,9 @@
 import io
 import math
 import re
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from functools import wraps
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import numpy as np
 
@@ -62,16 +63,32 @@ def colours(number: int) -> list[str]:
     return [to_hex(colormaps["turbo"](0.05 + 0.9 * i / (number - 1))) for i in range(number)]
 
 
+Arguments = ParamSpec("Arguments")
+Drawn = TypeVar("Drawn")
+
+
+def in_style(draw: Callable[Arguments, Drawn]) -> Callable[Arguments, Drawn]:
+    """``draw``, done in ``STYLE``: whatever it makes keeps the style that it is made in."""
+
+    @wraps(draw)
+    def draw_in_style(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Drawn:
+        from matplotlib import rc_context
+
+        with rc_context(STYLE):
+            return draw(*args, **kwargs)
+
+    return draw_in_style
+
+
 def new_axes(width: float = 4.6, height: float = 3.1) -> tuple["Drawing", "Axes"]:
     """An empty figure of that size in inches, and its axes."""
-    from matplotlib import rc_context
     from matplotlib.figure import Figure as Drawing
 
-    with rc_context(STYLE):
-        drawing = Drawing(figsize=(width, height), layout="constrained")
-        return drawing, drawing.add_subplot()
+    drawing = Drawing(figsize=(width, height), layout="constrained")
+    return drawing, drawing.add_subplot()
 
 
+@in_style
 def draw_lines(
     name: str,
     title: str,
@@ -132,14 +149,12 @@ def add_legend(axes: "Axes") -> None:
         axes.legend(handles, labels, loc="best").set_gid("legend")
 
 
+@in_style
 def write_files(figure: Figure, folder: "Path") -> str:
     """Write a figure as PNG and SVG into a folder; returns the SVG."""
-    from matplotlib import rc_context
-
-    with rc_context(STYLE):
-        png, svg = io.BytesIO(), io.StringIO()
-        figure.drawing.savefig(png, format="png", dpi=150)
-        figure.drawing.savefig(svg, format="svg", metadata={"Date": None})
+    png, svg = io.BytesIO(), io.StringIO()
+    figure.drawing.savefig(png, format="png", dpi=150)
+    figure.drawing.savefig(svg, format="svg", metadata={"Date": None})
     write_whole(folder / f"{figure.name}.png", png.getvalue())
     write_whole(folder / f"{figure.name}.svg", svg.getvalue())
     return svg.getvalue()

@@ -10,7 +10,7 @@ from research.launchers.show.table import written
 from research.results.figure import label_of
 from research.results.keys import to_number
 from research.results.report.document import Cell, Figure, Gallery, Section, Series, Table
-from research.results.report.drawing import add_legend, colours, draw_lines, new_axes
+from research.results.report.drawing import add_legend, colours, draw_lines, in_style, new_axes
 from research.results.report.parallel import (
     MOST_NAMES,
     are_numbers,
@@ -210,6 +210,7 @@ def marginal_figure(
     )
 
 
+@in_style
 def scatter_figure(
     trials: Sequence[Trial], key: str, tasks: Sequence[str], name: str, metric: str
 ) -> Figure:

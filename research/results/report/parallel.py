@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from research.launchers.show.table import written
 from research.results.keys import in_order, to_number
 from research.results.report.document import Figure
-from research.results.report.drawing import GROUND, new_axes, shortened
+from research.results.report.drawing import GROUND, in_style, new_axes, shortened
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -16,6 +16,7 @@ MOST_NAMES = 12
 """Values that are named beside an axis; of more, only the first and last are."""
 
 
+@in_style
 def parallel_figure(
     name: str, task: str, runs: Sequence[tuple[Mapping[str, str], float]], metric: str
 ) -> Figure:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from research import report
+from research import report, sweep
 from research.status import Status
 from tests.results.browser import ask
 from tests.test_layers import ROOT
@@ -40,16 +40,25 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def text_of(page: Path) -> str:
-    """The text of a page without its markup."""
-    return re.sub(r"<[^>]*>", " ", page.read_text())
-
-
 def test_failed_and_missing_runs_are_named_with_the_reason(folder: Path) -> None:
     told = (folder / "report.md").read_text()
     assert re.search(r"failed \| 60/60 \| ValueError: &lt;script>", told)
     assert re.search(r"pending \| - \| it never began", told)
     assert "2 groups by alg.optim.lr, on 1 task (Pendulum-v1)" in told
+
+
+def test_the_status_of_a_sweep_comes_with_a_report(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["status", str(folder / "lr"), f"report={tmp_path / 'so_far.html'}"]
+    assert sweep.main(words) == 0
+    told = capsys.readouterr().out
+    assert "1 failed, 1 pending" in told
+    assert f"wrote {tmp_path / 'so_far'}.html" in told
+    assert "it never began" in (tmp_path / "so_far.html").read_text()
+    with pytest.raises(SystemExit):
+        sweep.main([*words[:2], "repot=x"])
+    assert capsys.readouterr().err.endswith("repot=x is no option; allowed: report=PATH\n")
 
 
 def test_it_needs_nothing_else(folder: Path) -> None:
