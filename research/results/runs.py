@@ -5,9 +5,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
-from research.errors import UserError
+from research.errors import UserError, message_of
 from research.resume import load_config
 from research.status import BLANK, read_status
 
@@ -20,7 +21,7 @@ class StoredRun(NamedTuple):
 
     Attributes:
         folder: the directory.
-        config: the config that it was started with; its interpolations resolve when they are read.
+        config: the config that it was started with; all interpolations resolved.
         status: the content of ``status.json``; see ``research.status``.
 
     """
@@ -44,7 +45,12 @@ def read_run(folder: str | os.PathLike[str]) -> StoredRun:
         inside = next(find_folders(folder), None) if folder.is_dir() else None
         hint = f"; a run in it is {inside}" if inside else ""
         raise UserError(f"{folder} is no run: it has no {CONFIG}{hint}")
-    return StoredRun(folder, load_config(folder), read_status(folder) or BLANK)
+    config = load_config(folder)
+    try:
+        OmegaConf.resolve(config)
+    except OmegaConfBaseException as error:
+        raise UserError(f"{folder / CONFIG}: {message_of(error)}") from error
+    return StoredRun(folder, config, read_status(folder) or BLANK)
 
 
 def find_folders(folder: Path) -> Iterator[Path]:
