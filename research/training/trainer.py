@@ -415,9 +415,7 @@ class Trainer:
     def evaluate(self) -> dict[str, float]:
         """The evaluation's metrics by name."""
         if not isinstance(self.env, VectorEnv):
-            evaluations = (self.step - 1) // self.eval_every  # due before this one
-            batches = self.evaluation.batches
-            return self.validate(evaluations * (batches or 0), batches)
+            return self.validate(*self.evaluation.batches_at(self.step, self.eval_every))
         return from_first(self.run_episodes() if self.rank == 0 else {})
 
     def run_episodes(self) -> dict[str, float]:
