@@ -24,7 +24,7 @@ MAX_BYTES = 2**18
 
 INCIDENTAL = (
     *("device", "logger.", "name", "resume", "trusted_modules", "trainer.checkpoints."),
-    *("trainer.evaluation.", "trainer.log_every", *LENGTHS),
+    *("trainer.evaluation.", "trainer.log_every", "trainer.video_every", *LENGTHS),
 )
 """Keys, or how they begin, that may differ between runs of one experiment; any seed may, too."""
 

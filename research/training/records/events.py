@@ -71,6 +71,13 @@ def scalar_values(scalars: Mapping[str, float]) -> list[dict[str, object]]:
     return [{"tag": tag, "simple_value": value} for tag, value in scalars.items()]
 
 
+def gif_value(tag: str, gif: bytes) -> dict[str, object]:
+    """An animated GIF as a summary value: an image, which TensorBoard shows as the browser does."""
+    width, height = struct.unpack_from("<HH", gif, 6)
+    image = {"width": width, "height": height, "colorspace": 3, "encoded_image_string": gif}
+    return {"tag": tag, "image": image}
+
+
 def hyperparameter_values(
     flat: Mapping[str, str | bool | int | float],
 ) -> list[dict[str, object]]:

@@ -4,17 +4,22 @@ import importlib
 import math
 import re
 from collections.abc import Mapping
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from research.errors import UserError
 from research.files import append, flush_file, flush_folder, write_whole
 from research.training.records.events import (
     EventFile,
+    gif_value,
     hyperparameter_values,
     rewind_events,
     scalar_values,
 )
+from research.training.records.video import encode, encode_gif
 
 
 class Clock(NamedTuple):
@@ -84,6 +89,30 @@ class Logger:
             self.unflushed.add(self.events.write(clock.step, scalar_values(scalars)))
         if self.wandb is not None:
             self.wandb.log({**clock._asdict(), **scalars})
+
+    def log_video(self, name: str, frames: np.ndarray, fps: Fraction, clock: Clock) -> None:
+        """Write ``videos/<step>.mp4``, and show it in TensorBoard and W&B.
+
+        Args:
+            name: of the video in TensorBoard and W&B, such as ``eval/video``.
+            frames: (T, H, W, 3) uint8.
+            fps: frames per second.
+            clock: how far the run is.
+
+        Raises:
+            UserError: the package av is missing.
+
+        """
+        self.step = clock.step
+        path = self.run_dir / "videos" / f"{clock.step}.mp4"
+        path.parent.mkdir(exist_ok=True)
+        write_whole(path, encode(frames, fps))
+        if self.events is not None:
+            value = gif_value(name, encode_gif(frames, fps))
+            self.unflushed.add(self.events.write(clock.step, [value]))
+        if self.wandb is not None:
+            video = importlib.import_module("wandb").Video(str(path), format="mp4")
+            self.wandb.log({**clock._asdict(), name: video})
 
     def flush(self) -> None:
         """Write everything logged to the disk, so that a power cut loses none of it.
