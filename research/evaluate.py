@@ -18,7 +18,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("words", nargs="+", metavar="RUN|OPTION=VALUE")
     words = parser.parse_args(arguments).words
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True)
+    logging.basicConfig(format="%(message)s", stream=sys.stdout, force=True)
+    logging.getLogger("research").setLevel(logging.INFO)
     try:
         from research.results.evaluate import EvaluationOptions, evaluate_runs
         from research.results.find import find
@@ -26,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         paths, options = parse(words, EvaluationOptions)
         return 0 if evaluate_runs(find(paths), options) else 1
-    except UserError as error:
+    except (UserError, OSError) as error:
         parser.exit(1, f"{parser.prog}: {error}\n")
     except KeyboardInterrupt:
         return 130

@@ -34,7 +34,7 @@ class Shown(Count):
     metadata = {"render_fps": 50}  # noqa: RUF012, as gymnasium's
 
     def render(self) -> Any:
-        random.random(), np.random.rand(), torch.rand(1)  # a careless environment
+        _ = random.random(), np.random.rand(), torch.rand(1)  # as a careless environment
         return np.full((6, 8, 3), 10 * self.steps, np.uint8)
 
 
