@@ -36,7 +36,8 @@ from research.training.meter import Phases
 from research.training.pace import Pace
 from research.training.policy import Policy
 from research.training.precision import Precision
-from research.training.records.logger import Clock, Logger
+from research.training.records.clock import Clock
+from research.training.records.logger import Logger
 from research.training.records.progress import Progress
 from research.training.requirements import (
     check_parts,
@@ -287,6 +288,7 @@ class Trainer:
             write_spaces(self.run.folder, Spaces(*spaces, *own_spaces))
             self.run.status.expect(self.total_steps)
             self.logger.rewind(self.step if is_begun else -1)
+            self.logger.start(self.run.config)
         if not is_begun:
             self.fit_processor()
         if self.num_ranks > 1:
@@ -488,6 +490,7 @@ class Trainer:
         self.logger.flush()  # first: a resumed run needs all rows before its checkpoint
         checkpoint, files = Checkpoint(weights, state), dataset.get("files", [])
         self.checkpoints.save(self.run.folder, self.step, checkpoint, is_best=is_best, files=files)
+        self.logger.cover()
         self.run.status.update(step=self.step, score=self.score.best_score)
         self.phases.lap("checkpoint")
 
@@ -528,7 +531,9 @@ class Trainer:
         return self.run.folder / "checkpoints" / "data"
 
     def close(self) -> None:
-        """Close the environments."""
+        """Close the environments and the logger."""
         for env in (self.env, self.eval_env):
             if isinstance(env, VectorEnv):
                 env.close()
+        if self.rank == 0:
+            self.logger.close()
