@@ -29,8 +29,10 @@ MOVED = {
     "trainer.collector.warmup_steps": "trainer.pace.warmup_steps",
     "trainer.collector.updates_per_step": "trainer.pace.updates_per_step",
     "trainer.collector.steps_per_update": "trainer.pace.steps_per_update",
+    "logger.tensorboard": "logger.trackers=[csv,tensorboard], or without tensorboard",
+    "logger.wandb": "logger.trackers=[csv,tensorboard,wandb] and logger.wandb.project",
 }
-"""Keys of earlier versions, and what has their effect now."""
+"""Keys, or values of keys, of earlier versions, and what has their effect now."""
 
 
 class RunConfig(TypedDict):
@@ -254,7 +256,17 @@ def check_call(node: dict[str, Any], path: str, target: Callable[..., Any]) -> N
             raise UserError(f"{key} is missing; {node['_target_']} needs it")
     hints = type_hints(target)
     for key, value in given.items():
-        check_type(value, hints.get(key, Any), join_keys(path, key))
+        check_value(value, hints.get(key, Any), join_keys(path, key))
+
+
+def check_value(value: Any, annotation: Any, path: str) -> None:
+    """Check a type; the message tells where a value of earlier versions has moved."""
+    try:
+        check_type(value, annotation, path)
+    except UserError as error:
+        if path not in MOVED:
+            raise
+        raise UserError(f"{error}; use {MOVED[path]}") from error
 
 
 def check_collaborators(call: partial[Any], given: Sequence[Any], path: str) -> None:

@@ -37,7 +37,8 @@ from research.training.meter import Phases
 from research.training.pace import Pace
 from research.training.policy import Policy
 from research.training.precision import Precision
-from research.training.records.logger import Clock, Logger
+from research.training.records.clock import Clock
+from research.training.records.logger import Logger
 from research.training.records.progress import Progress
 from research.training.requirements import (
     check_parts,
@@ -299,6 +300,7 @@ class Trainer:
             self.logger.rewind(self.step if is_begun else -1)
             if self.videos is not None:
                 self.videos.begin(self.run.seed)
+            self.logger.start(self.run.config)
         if not is_begun:
             self.fit_processor()
         if self.num_ranks > 1:
@@ -514,6 +516,7 @@ class Trainer:
         self.logger.flush()  # first: a resumed run needs all rows before its checkpoint
         checkpoint, files = Checkpoint(weights, state), dataset.get("files", [])
         self.checkpoints.save(self.run.folder, self.step, checkpoint, is_best=is_best, files=files)
+        self.logger.cover()
         self.run.status.update(step=self.step, score=self.score.best_score)
         self.phases.lap("checkpoint")
 
@@ -554,7 +557,9 @@ class Trainer:
         return self.run.folder / "checkpoints" / "data"
 
     def close(self) -> None:
-        """Close the environments."""
+        """Close the environments and the logger."""
         for env in (self.env, self.eval_env, self.videos.env if self.videos else None):
             if isinstance(env, VectorEnv):
                 env.close()
+        if self.rank == 0:
+            self.logger.close()

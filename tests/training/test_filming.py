@@ -23,6 +23,7 @@ from research.training.evaluation import run_episodes
 from research.training.filming import Camera, Videos, frame_rate
 from research.training.infos import NO_INFOS
 from research.training.records.logger import Logger
+from research.training.records.trackers.tensorboard import TensorBoard
 from tests.conftest import Load
 from tests.training.test_trainer import make_online, make_supervised
 from tests.training.toys import Count, Toy, make_policy
@@ -161,7 +162,7 @@ def train(folder: Path, *, steps: int = 45, **options: Any) -> Any:
     trainer = make_online(
         folder, make_env=make_env, total_steps=steps, eval_every=10, seed=3, **options
     )
-    trainer.logger = Logger(folder, tensorboard=True, wandb=None)
+    trainer.logger = Logger(folder, [TensorBoard(folder)])
     trainer.train()
     return trainer
 

@@ -35,7 +35,8 @@ from research.status import Status
 from research.training.collector import Collector
 from research.training.evaluation import Evaluation
 from research.training.pace import OffPolicy, OnPolicy, Pace
-from research.training.records.logger import Clock, Logger
+from research.training.records.clock import Clock
+from research.training.records.logger import Logger
 from research.training.run import Run
 from research.training.saving.checkpoint import load_checkpoint
 from research.training.saving.checkpoints import Checkpoints
@@ -100,7 +101,7 @@ def make_trainer(
         dataset,
         env,
         make_env,
-        Logger(folder, tensorboard=False, wandb=None),
+        Logger(folder, []),
         Run(folder, Status(folder), seed, {}),
         total_steps=total_steps,
         total_epochs=total_epochs,

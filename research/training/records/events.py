@@ -78,6 +78,12 @@ def gif_value(tag: str, gif: bytes) -> dict[str, object]:
     return {"tag": tag, "image": image}
 
 
+def text_value(tag: str, text: str) -> dict[str, object]:
+    """Markdown as a summary value, for TensorBoard's TEXT page."""
+    tensor = {"dtype": "DT_STRING", "string_val": [text.encode()]}
+    return {"tag": tag, "tensor": tensor, "metadata": {"plugin_data": {"plugin_name": "text"}}}
+
+
 def hyperparameter_values(
     flat: Mapping[str, str | bool | int | float],
 ) -> list[dict[str, object]]:
