@@ -21,9 +21,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(format="%(message)s", stream=sys.stdout, force=True)
     logging.getLogger("research").setLevel(logging.INFO)
     try:
+        from research.results.arguments import parse
         from research.results.evaluate import EvaluationOptions, evaluate_runs
         from research.results.find import find
-        from research.results.options import parse
 
         paths, options = parse(words, EvaluationOptions)
         return 0 if evaluate_runs(find(paths), options) else 1

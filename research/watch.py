@@ -21,7 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(format="%(message)s", stream=sys.stdout, force=True)
     logging.getLogger("research").setLevel(logging.INFO)
     try:
-        from research.results.options import parse
+        from research.results.arguments import parse
         from research.results.watch import WatchOptions, only, watch
 
         paths, options = parse(words, WatchOptions)

@@ -13,10 +13,10 @@ from gymnasium.envs.classic_control import PendulumEnv
 from research.config import build
 from research.errors import DamagedFile, UserError
 from research.evaluate import main
+from research.results.arguments import parse
 from research.results.evaluate import EvaluationOptions, evaluate_run
 from research.results.history import Evaluated, add_evaluation, read_evaluations
 from research.results.load import CheckpointName, load
-from research.results.options import parse
 from tests.conftest import write_examples
 from tests.results.small_runs import EXAMPLES, PENDULUM, RL, train_each
 

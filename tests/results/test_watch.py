@@ -16,9 +16,9 @@ from PIL import Image
 
 from research.envs import dm_control
 from research.errors import UserError
+from research.results.arguments import parse
 from research.results.evaluate import EvaluationOptions, evaluate_run
 from research.results.load import load
-from research.results.options import parse
 from research.results.watch import WatchOptions, watch
 from research.training.seed import derive_seed
 from research.watch import main
