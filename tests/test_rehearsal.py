@@ -58,7 +58,9 @@ def test_what_a_part_refuses_is_refused(
 def test_devices_that_are_elsewhere_are_no_matter(
     rehearsal: Rehearsal, load: Load, tmp_path: Path
 ) -> None:
-    cfg = load("alg=classification", "trainer.devices=8", "device=cuda:7", "logger.wandb.project=mine")
+    cfg = load(
+        "alg=classification", "trainer.devices=8", "device=cuda:7", "logger.wandb.project=mine"
+    )
     rehearsal(cfg, tmp_path)
 
 
