@@ -1,6 +1,8 @@
 """Builds objects from config nodes, which are checked first."""
 
+import copy
 import inspect
+import os
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -158,6 +160,34 @@ def construct_part(node: DictConfig, *collaborators: Any) -> Any:
         if not is_deliberate(error):  # a bug in the constructor: show its traceback
             raise
         raise UserError(f"{path}: {error}") from error
+
+
+def build_env(node: DictConfig, *, renders: bool = False) -> Any:
+    """The environments that ``node`` describes.
+
+    Args:
+        node: the group ``env`` of a config.
+        renders: whether to make them in this process, and able to render frames.
+
+    Raises:
+        UserError: as by ``build``, or they take no ``render_mode``.
+
+    """
+    if not renders:
+        return build(node)
+    root: Any = copy.deepcopy(node._get_root())
+    OmegaConf.set_struct(root, False)
+    if "subprocesses" in root.env:
+        root.env.subprocesses = False
+    if "kwargs" in root.env:
+        root.env.kwargs.render_mode = "rgb_array"
+    os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pygame draws frames without a screen
+    try:
+        return build(root.env)
+    except UserError as error:
+        if "render_mode" not in str(error):
+            raise
+        raise UserError(f"env cannot be rendered: {error}") from error
 
 
 builder: Callable[..., Any] = construct_part

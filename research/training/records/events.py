@@ -73,7 +73,9 @@ def scalar_values(scalars: Mapping[str, float]) -> list[dict[str, object]]:
 
 def gif_value(tag: str, gif: bytes) -> dict[str, object]:
     """An animated GIF as a summary value: an image, which TensorBoard shows as the browser does."""
-    return {"tag": tag, "image": {"colorspace": 3, "encoded_image_string": gif}}
+    width, height = struct.unpack_from("<HH", gif, 6)
+    image = {"width": width, "height": height, "colorspace": 3, "encoded_image_string": gif}
+    return {"tag": tag, "image": image}
 
 
 def text_value(tag: str, text: str) -> dict[str, object]:

@@ -2,13 +2,17 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
 from pathlib import Path
 
-from research.files import flush_file, flush_folder
+import numpy as np
+
+from research.files import flush_file, flush_folder, write_whole
 from research.training.records.clock import Clock
 from research.training.records.events import rewind_events
 from research.training.records.table import Table, find_logs
 from research.training.records.trackers.base import Tracker
+from research.training.records.video import encode, encode_gif
 
 
 class Logger:
@@ -58,6 +62,26 @@ class Logger:
         scalars = {f"{group}/{name}": value for name, value in values.items()}
         for tracker in self.trackers:
             tracker.log(scalars, clock)
+
+    def log_video(self, name: str, frames: np.ndarray, fps: Fraction, clock: Clock) -> None:
+        """Write ``videos/<step>.mp4``, and hand it to the trackers.
+
+        Args:
+            name: of the video, such as ``eval/video``.
+            frames: (T, H, W, 3) uint8.
+            fps: frames per second.
+            clock: how far the run is.
+
+        Raises:
+            UserError: the package av is missing.
+
+        """
+        path = self.run_dir / "videos" / f"{clock.step}.mp4"
+        path.parent.mkdir(exist_ok=True)
+        write_whole(path, encode(frames, fps))
+        gif = encode_gif(frames, fps) if self.trackers else b""
+        for tracker in self.trackers:
+            tracker.log_video(name, path, gif, clock)
 
     def flush(self) -> None:
         """Write everything logged to the disk, so that a power cut loses none of it.

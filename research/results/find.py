@@ -1,0 +1,92 @@
+"""Finds runs, and the jobs of sweeps that have none."""
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from research.errors import UserError
+from research.launchers.plan.ledger import PLAN, Job, key_of, planned_jobs
+from research.results.keys import Filter, values_of
+from research.results.runs import StoredRun, find_folders, read_run
+
+
+class Found(NamedTuple):
+    """A directory that holds a run, or should.
+
+    Attributes:
+        folder: the directory.
+        run: None if ``problem`` says why there is none.
+        values: the keys of the run and their values; empty if unknown.
+        problem: what is wrong with it, or None.
+
+    """
+
+    folder: Path
+    run: StoredRun | None
+    values: dict[str, Any]
+    problem: str | None
+
+
+def find(paths: Iterable[Path]) -> list[Found]:
+    """The runs in these directories, and the jobs of sweeps that never began, each once.
+
+    Raises:
+        UserError: a directory does not exist or holds neither, or a plan is damaged.
+
+    """
+    found: dict[Path, Found] = {}
+    jobs: dict[Path, Job] = {}
+    for path in paths:
+        folders = list(find_folders(path))
+        sweeps = list(find_sweeps(path)) if path not in folders else []
+        if not folders and not sweeps:
+            read_run(path)  # which tells what is wrong with it
+        new = [folder for folder in folders if folder.resolve() not in found]
+        found |= {folder.resolve(): read(folder, is_alone=folder == path) for folder in new}
+        jobs |= {job.folder.resolve(): job for sweep in sweeps for job in planned_jobs(sweep)}
+    siblings = {method_of(job): found[folder] for folder, job in jobs.items() if folder in found}
+    missing = [job for folder, job in jobs.items() if folder not in found]
+    return [*found.values(), *(never_began(job, siblings.get(method_of(job))) for job in missing)]
+
+
+def find_sweeps(folder: Path) -> Iterator[Path]:
+    """The sweep directories in a folder, itself included, in the order of their names."""
+    for path, names, files in os.walk(folder):
+        if PLAN in files:
+            yield Path(path)
+            names.clear()
+        names[:] = sorted(name for name in names if not name.startswith("."))
+
+
+def read(folder: Path, *, is_alone: bool) -> Found:
+    """The run in a directory; that it is damaged is an error only if it ``is_alone``."""
+    try:
+        run = read_run(folder)
+        return Found(folder, run, values_of(run), None)
+    except UserError as error:
+        if is_alone:
+            raise
+        return Found(folder, None, {}, str(error))
+
+
+def never_began(job: Job, sibling: Found | None) -> Found:
+    """A planned job without a run; its keys are those of a run that has another seed."""
+    values: dict[str, Any] = dict(sibling.values if sibling else job.varies)
+    if job.varies.get("seed", "").isdigit():
+        values["seed"] = int(job.varies["seed"])
+    return Found(Path(os.path.relpath(job.folder)), None, values, "it never began")
+
+
+def method_of(job: Job) -> tuple[str, ...]:
+    """What a job has in common with those that differ in their seed alone."""
+    return tuple(sorted(each for each in job.overrides if key_of(each) != "seed"))
+
+
+def choose(found: Sequence[Found], filters: Iterable[str]) -> list[Found]:
+    """Those for which every filter holds; what is too damaged to tell stays."""
+    for text in filters:
+        known = [each.values for each in found if each.values]
+        chosen = iter(Filter(text).choose(known))
+        found = [each for each in found if not each.values or next(chosen)]
+    return list(found)
