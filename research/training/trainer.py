@@ -271,9 +271,9 @@ class Trainer:
             except Preempted:  # raised during an evaluation, or a wait for examples
                 self.halt_if_asked()
                 raise
-        assert self.score.best_score is not None
-        if self.rank == 0:
-            self.logger.finish(self.run.config, {"best/score": self.score.best_score})
+            assert self.score.best_score is not None
+            if self.rank == 0:
+                self.logger.finish(self.run.config, {"best/score": self.score.best_score})
         return self.score.best_score
 
     def run_to_end(self) -> None:

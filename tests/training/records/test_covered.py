@@ -144,7 +144,7 @@ def test_points_wait_while_the_tracker_cannot_be_reached(
     with caplog.at_level(logging.WARNING):
         logger.cover()
     assert "Remote did not take the points from step 3 on: no route to host" in caplog.text
-    with pytest.raises(UserError, match="from step 3 on: no route.*type the command again"):
+    with pytest.raises(UserError, match=r"from step 3 on: no route.*type the command again"):
         logger.finish({}, {})
     remote.is_reachable = True
     logger.finish({}, {"best/score": 2.0})

@@ -69,7 +69,9 @@ class Trackio(AppendOnly):
 
     def log(self, scalars: Mapping[str, float], clock: Clock) -> None:
         self.step = clock.step
-        self.run.log({**clock._asdict(), **scalars}, step=clock.step)
+        values = {**clock._asdict(), **scalars}
+        del values["step"]  # Trackio's own name
+        self.run.log(values, step=clock.step)
 
     def log_video(self, name: str, path: Path, clock: Clock) -> None:
         self.run.log({name: self.video(path)}, step=clock.step)
