@@ -117,7 +117,7 @@ def read_yaml(path: Path) -> str:
     """
     text = read_text(path, max_bytes=MAX_BYTES)
     depth = 0
-    for event in yaml.parse(text):
+    for event in yaml.parse(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
         depth += isinstance(event, yaml.CollectionStartEvent)
         depth -= isinstance(event, yaml.CollectionEndEvent)
         if depth > MAX_DEPTH:

@@ -30,10 +30,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for verb, (_, text) in VERBS.items():
         command = verbs.add_parser(verb, help=text, description=text)
         command.add_argument("sweep", type=Path, metavar="SWEEP_DIR")
+        if verb == "status":
+            command.add_argument("report", nargs="?", metavar="report=PATH", help=REPORT)
     choice = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True)
     try:
-        return VERBS[choice.verb][0](choice.sweep.absolute())
+        path = report_path(getattr(choice, "report", None))
+        status = VERBS[choice.verb][0](choice.sweep.absolute())
+        if path is not None:
+            from research.report import write  # slow to import
+
+            write([str(choice.sweep.absolute()), f"out={path}"])
+        return status
     except UserError as error:
         parser.exit(1, f"{parser.prog}: {error}\n")
     except KeyboardInterrupt:
@@ -48,6 +56,19 @@ def show_status(sweep: Path) -> int:
     if not follower.is_answered:
         log.info("%s", SILENT)
     return 0
+
+
+def report_path(option: str | None) -> str | None:
+    """The path in ``report=PATH``.
+
+    Raises:
+        UserError: it is another option.
+
+    """
+    name, _, path = (option or "report=").partition("=")
+    if name != "report" or (option and not path):
+        raise UserError(f"{option} is no option; allowed: report=PATH")
+    return path or None
 
 
 def wait_for(sweep: Path) -> int:
@@ -107,6 +128,7 @@ VERBS = {
     "cancel": (cancel_jobs, "cancel the jobs; those that run save their work and end"),
     "retry": (retry, "run the jobs that have not completed, with the sweep's own command"),
 }
+REPORT = "also write what there is so far as PATH.html and PATH.md"
 DESCRIPTION = "Look after a sweep from any shell."
 
 if __name__ == "__main__":

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from research.errors import UserError
-from research.launchers.plan.ledger import PLAN, Job, key_of, planned_jobs
-from research.results.keys import Filter, values_of
+from research.launchers.plan.ledger import PLAN, Job, key_of, planned_jobs, read_plan
+from research.results.keys import Filter, values_from, values_of
 from research.results.runs import StoredRun, find_folders, read_run
 
 
@@ -36,7 +36,7 @@ def find(paths: Iterable[Path]) -> list[Found]:
 
     """
     found: dict[Path, Found] = {}
-    jobs: dict[Path, Job] = {}
+    jobs: dict[Path, tuple[Job, Path]] = {}
     for path in paths:
         folders = list(find_folders(path))
         sweeps = list(find_sweeps(path)) if path not in folders else []
@@ -44,10 +44,14 @@ def find(paths: Iterable[Path]) -> list[Found]:
             read_run(path)  # which tells what is wrong with it
         new = [folder for folder in folders if folder.resolve() not in found]
         found |= {folder.resolve(): read(folder, is_alone=folder == path) for folder in new}
-        jobs |= {job.folder.resolve(): job for sweep in sweeps for job in planned_jobs(sweep)}
-    siblings = {method_of(job): found[folder] for folder, job in jobs.items() if folder in found}
-    missing = [job for folder, job in jobs.items() if folder not in found]
-    return [*found.values(), *(never_began(job, siblings.get(method_of(job))) for job in missing)]
+        for sweep in sweeps:
+            jobs |= {job.folder.resolve(): (job, sweep) for job in planned_jobs(sweep)}
+    siblings = {method_of(job): found[each] for each, (job, _) in jobs.items() if each in found}
+    missing = [each for folder, each in jobs.items() if folder not in found]
+    return [
+        *found.values(),
+        *(never_began(job, sweep, siblings.get(method_of(job))) for job, sweep in missing),
+    ]
 
 
 def find_sweeps(folder: Path) -> Iterator[Path]:
@@ -70,11 +74,13 @@ def read(folder: Path, *, is_alone: bool) -> Found:
         return Found(folder, None, {}, str(error))
 
 
-def never_began(job: Job, sibling: Found | None) -> Found:
-    """A planned job without a run; its keys are those of a run that has another seed."""
-    values: dict[str, Any] = dict(sibling.values if sibling else job.varies)
-    if job.varies.get("seed", "").isdigit():
-        values["seed"] = int(job.varies["seed"])
+def never_began(job: Job, sweep: Path, sibling: Found | None) -> Found:
+    """A planned job without a run; its keys are those of a run with another seed, or the plan's."""
+    plan = read_plan(sweep)
+    assert plan is not None
+    values = sibling.values if sibling else {**values_from(plan["config"], {}), **job.varies}
+    seed = job.varies.get("seed", "")
+    values = {**values, **({"seed": int(seed)} if seed.isdigit() else {})}
     return Found(Path(os.path.relpath(job.folder)), None, values, "it never began")
 
 

@@ -13,11 +13,14 @@ from research.errors import UserError, did_you_mean
 from research.results.find import Found, choose, find
 from research.results.keys import find_key, group_keys, in_order, label, show, varying
 from research.results.logs import Curve, check_clock, metrics_of, read_curve
-from research.results.published import Published, read_published
+from research.results.published import Published, check_comparable, named_apart, read_published
 from research.results.runs import StoredRun
 
 MAX_POINTS = 200
 """Points of a grid that is chosen for curves with different ones."""
+
+MAX_GRID = 5000
+"""Points of a grid that is asked for."""
 
 
 class Entry(NamedTuple):
@@ -31,7 +34,7 @@ class Entry(NamedTuple):
         seed: None if its config has none.
         state: ``pending``, ``running``, ``completed``, ``failed`` or ``preempted``.
         curve: of the metric; None if there is none, and ``problem`` says why.
-        score: the last value of the curve.
+        score: the last value of the curve; a run's own score may be that of its best evaluation.
         varies: the values of the hyperparameters that differ between these runs, as text.
         problem: why there is no curve, or None.
         values: all keys of its config and their values; empty if unknown.
@@ -97,7 +100,7 @@ def gather(
     metric: str | None = None,
     x: str | None = None,
     by: Sequence[str] = (),
-    col: str = "env",
+    col: str | None = "env",
     filters: Sequence[str] = (),
     max_rows: int = 2000,
 ) -> Results:
@@ -110,7 +113,7 @@ def gather(
             published curves, else ``step``.
         by: keys of the config, or ``alg``, that make a group; empty: ``alg``, and every key that
             differs between runs of one algorithm on one task.
-        col: the key that makes a task.
+        col: the key that makes a task; None: all runs make one.
         filters: conditions such as ``alg=td3``, all of which must hold.
         max_rows: that are read of a log.
 
@@ -120,49 +123,69 @@ def gather(
     """
     paths = [Path(path) for path in paths]
     files = [path for path in paths if path.suffix == ".csv" and not path.is_dir()]
-    published = [curve for path in files for curve in read_published(path)]
+    published = [curve for path in dict.fromkeys(files) for curve in read_published(path)]
     found = choose(find(path for path in paths if path not in files), filters)
     known = [each.values for each in found if each.values]
     metric = metric or common_metric(found)
     x = x or ("frames" if published else "step")
     check_clock(x)
-    col = find_key(col, known) if known else col
+    col = find_key(col, known) if known and col else col
     own = [find_key(key, known) for key in by] if known else []
     by = own or [key for key in group_keys(known) if key != col] or ["alg"]
     names = varying(known)
-    entries = []
-    for each in found:
-        curve, problem = try_curve(each, metric, x, max_rows)
-        entries.append(
-            Entry(
-                folder=each.folder,
-                run=each.run,
-                task=show(each.values.get(col, "")),
-                group=label(each.values, by) if each.values else "",
-                seed=each.values.get("seed"),
-                state=each.run.status["state"] if each.run else "pending",
-                curve=curve,
-                score=float(curve.y[-1]) if curve else None,
-                varies={key: show(each.values.get(key)) for key in names},
-                problem=problem,
-                values=each.values,
-            )
-        )
+    entries = [
+        as_entry(each, try_curve(each, metric, x, max_rows), col, by, names) for each in found
+    ]
+    entries.sort(key=lambda entry: in_order(entry.values, [*([col] if col else []), *by, "seed"]))
     check_logged(entries, metric)
-    check_published(published, entries, metric, x)
-    entries.sort(key=lambda entry: (entry.task, in_order(entry.values, [*by, "seed"])))
-    return Results(metric, x, by, common_mode(found), entries, published)
+    repeats = {entry.values.get("env.action_repeat", 1) for entry in entries}
+    check_comparable(published, metric, x, is_repeated=repeats != {1})
+    published = named_apart(published, {entry.group for entry in entries})
+    return Results(metric, x, by, common_mode(found, metric), entries, published)
 
 
-def try_curve(found: Found, metric: str, x: str, max_rows: int) -> tuple[Curve | None, str | None]:
+def as_entry(
+    found: Found,
+    curve: Curve | str,
+    col: str | None,
+    by: Sequence[str],
+    names: Sequence[str],
+) -> Entry:
+    """A run among others.
+
+    Args:
+        found: the run.
+        curve: of the metric, or why there is none.
+        col: the key that makes its task.
+        by: the keys that make its group.
+        names: the keys that differ between the runs.
+
+    """
+    values = found.values
+    return Entry(
+        folder=found.folder,
+        run=found.run,
+        task=show(values.get(col, "")) if col else "",
+        group=label(values, by) if values else "",
+        seed=values.get("seed"),
+        state=found.run.status["state"] if found.run else "pending",
+        curve=curve if isinstance(curve, Curve) else None,
+        score=float(curve.y[-1]) if isinstance(curve, Curve) else None,
+        varies={key: show(values.get(key)) for key in names},
+        problem=None if isinstance(curve, Curve) else curve,
+        values=values,
+    )
+
+
+def try_curve(found: Found, metric: str, x: str, max_rows: int) -> Curve | str:
     """The curve of a run, or why there is none."""
     if found.run is None:
-        return None, found.problem
+        return found.problem or "it is no run"
     try:
         curve = read_curve(found.folder, metric, x, max_rows)
-    except UserError as error:
-        return None, str(error)
-    return (curve, None) if curve.x.size else (None, f"{metric} has no value yet")
+    except (UserError, OSError) as error:
+        return str(error)
+    return curve if curve.x.size else f"{metric} has no value yet"
 
 
 def common_metric(found: Sequence[Found]) -> str:
@@ -184,11 +207,13 @@ def common_metric(found: Sequence[Found]) -> str:
     return next(iter(names), "eval/return")
 
 
-def common_mode(found: Sequence[Found]) -> Literal["max", "min"]:
-    """Whether high or low scores are better in these runs."""
-    runs = [each.run for each in found if each.run]
-    modes = {OmegaConf.select(run.config, "trainer.score.mode") for run in runs}
-    return "min" if modes == {"min"} else "max"
+def common_mode(found: Sequence[Found], metric: str) -> Literal["max", "min"]:
+    """Whether a high or a low metric is better: by ``trainer.score``, else by the metric's name."""
+    scores = [OmegaConf.select(each.run.config, "trainer.score") for each in found if each.run]
+    modes = {score.mode for score in scores if score and score.metric == metric}
+    if len(modes) == 1:
+        return modes.pop()
+    return "min" if metric.endswith("loss") else "max"
 
 
 def check_logged(entries: Sequence[Entry], metric: str) -> None:
@@ -205,33 +230,30 @@ def check_logged(entries: Sequence[Entry], metric: str) -> None:
     )
 
 
-def check_published(
-    published: Sequence[Published], entries: Sequence[Entry], metric: str, x: str
-) -> None:
-    """Raise ``UserError`` unless the published curves may stand beside those of the runs."""
-    if not published:
-        return
-    repeats = {entry.values.get("env.action_repeat", 1) for entry in entries}
-    if x != "frames" and not (x == "step" and repeats <= {1}):
-        raise UserError(f"published curves are over frames; x={x} is something else")
-    if metric.partition("/")[2] != "return":
-        raise UserError(f"published curves are of returns, not of {metric}")
-
-
 def grid_of(curves: Sequence[Curve], every: float | None = None) -> np.ndarray:
     """The x at which curves are compared, from where the first begins to where the last ends.
 
     Args:
         curves: at least one.
         every: distance of the points; None: where the curves have points, or ``MAX_POINTS`` at
-            equal distances if those are more.
+            equal distances if those differ and are more.
+
+    Raises:
+        UserError: ``every`` is too small.
 
     """
     points = np.unique(np.concatenate([curve.x for curve in curves]))
     if every is not None:
         first, last = np.ceil(points[0] / every), np.floor(points[-1] / every)
+        if not 0 <= last - first < MAX_GRID:
+            text = f"a distance of {every:g} between points gives {last - first + 1:,.0f}"
+            raise UserError(
+                f"{text} of {points[0]:g} to {points[-1]:g}; 1 to {MAX_GRID:,} are allowed"
+            )
         return np.arange(first, last + 1) * every
-    return points if len(points) <= MAX_POINTS else np.linspace(points[0], points[-1], MAX_POINTS)
+    if len(points) <= max(MAX_POINTS, *(curve.x.size for curve in curves)):
+        return points
+    return np.linspace(points[0], points[-1], MAX_POINTS)
 
 
 def on_grid(curves: Sequence[Curve], grid: np.ndarray) -> np.ndarray:

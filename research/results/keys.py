@@ -23,27 +23,30 @@ MAX_BYTES = 2**18
 """A longer file is not Hydra's."""
 
 INCIDENTAL = (
-    *("device", "logger.", "name", "resume", "trusted_modules", "trainer.checkpoints."),
+    *("device", "logger", "name", "resume", "sweep", "trusted_modules", "trainer.checkpoints."),
     *("trainer.evaluation.", "trainer.log_every", "trainer.video_every", *LENGTHS),
 )
 """Keys, or how they begin, that may differ between runs of one experiment; any seed may, too."""
 
 
 def values_of(run: StoredRun) -> dict[str, Any]:
-    """The keys of a run, and their values.
+    """The keys of a run, and their values; see ``values_from``."""
+    config = OmegaConf.to_container(run.config)
+    assert isinstance(config, dict)
+    return values_from({str(key): node for key, node in config.items()}, choices(run.folder))
+
+
+def values_from(config: Mapping[str, Any], chosen: Mapping[str, str]) -> dict[str, Any]:
+    """The keys of a config with the choices that made it, and their values.
 
     ``alg`` is the choice of the command line or, if that is unknown, the name of the class. ``env``
     is the task's own name, such as ``cheetah_run`` or ``Pendulum-v1``; without an environment it is
     the dataset.
     """
-    config = OmegaConf.to_container(run.config)
-    assert isinstance(config, dict)
-    nodes = {str(key): node for key, node in config.items()}
-    chosen = choices(run.folder)
-    given = {key: chosen.get(key) or class_of(nodes.get(key)) for key in ("alg", "dataset")}
+    given = {key: chosen.get(key) or class_of(config.get(key)) for key in ("alg", "dataset")}
     named = {key: value for key, value in {**chosen, **given}.items() if value}
-    task = task_of(nodes.get("env") or {}) or chosen.get("env")
-    return {**flatten(nodes), **named, "env": named.get("dataset") if task == "dataset" else task}
+    task = task_of(config.get("env") or {}) or chosen.get("env")
+    return {**flatten(config), **named, "env": named.get("dataset") if task == "dataset" else task}
 
 
 def choices(folder: Path) -> dict[str, str]:
@@ -105,24 +108,29 @@ def differing(runs: Sequence[Values]) -> list[str]:
 
 
 def group_keys(runs: Sequence[Values]) -> list[str]:
-    """The keys that make a group of runs that differ in their seeds alone."""
-    keys = varying(runs)
-    # A choice says the same in one word as the keys that it sets.
-    named = [key for key in keys if "." not in key]
-    keys = [key for key in keys if not key.startswith(tuple(f"{name}." for name in named))]
+    """The keys that make a group of runs that differ in their seeds alone.
+
+    A key that follows from others, as all of a network's do from the choice of the network, is left
+    out.
+    """
+    kept = ["alg", "env"]
+    for key in sorted(varying(runs), key=lambda key: "." in key):  # a choice says more in a word
+        groups: dict[tuple[Any, ...], set[str]] = {}
+        for values in runs:
+            place = tuple(values.get(each) for each in kept)
+            groups.setdefault(place, set()).add(show(values.get(key)))
+        if any(len(shown) > 1 for shown in groups.values()):
+            kept.append(key)
     is_one = len({values.get("alg") for values in runs}) < 2
-    return keys if is_one and keys else ["alg", *keys]
+    return kept[2:] if is_one and kept[2:] else ["alg", *kept[2:]]
 
 
 def label(values: Values, keys: Sequence[str]) -> str:
     """The name of a run among others: ``td3``, ``lr=0.001`` or ``td3, lr=0.001``."""
-    bare = {"alg", "env"}
     short = labels(keys)
-    parts = [
-        show(values.get(key)) if key in bare else f"{short[key]}={show(values.get(key))}"
-        for key in keys
-    ]
-    return ", ".join(parts)
+    names = {key: "" if key in ("alg", "env") else f"{short[key]}=" for key in keys}
+    there = [key for key in keys if key in values] or keys
+    return ", ".join(names[key] + show(values.get(key)) for key in there)
 
 
 def show(value: Any) -> str:

@@ -35,6 +35,7 @@ def read_curve(folder: Path, metric: str, x: str = "step", max_rows: int = 2000)
 
     Rows without a value for the metric are left out, and so is a row that is being written. Of a
     log with more rows than ``max_rows``, as many are read, evenly spaced, with the first and last.
+    Of rows with the same x the last counts.
 
     Args:
         folder: the run directory.
@@ -63,7 +64,8 @@ def read_curve(folder: Path, metric: str, x: str = "step", max_rows: int = 2000)
         step = rows[bad[0]][0].decode()
         raise UserError(f"{folder}: {metric} is {points[bad[0], 1]} at step {step}")
     points = points[np.argsort(points[:, 0], kind="stable")]
-    return Curve(points[:, 0], points[:, 1])
+    is_last = np.append(np.diff(points[:, 0]) > 0, True)[: len(points)]
+    return Curve(points[is_last, 0], points[is_last, 1])
 
 
 def metrics_of(folder: Path) -> list[str]:

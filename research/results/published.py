@@ -2,6 +2,8 @@
 
 import csv
 import math
+from collections import Counter
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -77,3 +79,37 @@ def as_curve(group: str, task: str, points: np.ndarray) -> Published:
     frames, mean, std, num_seeds = points.T
     error = np.where(num_seeds > 1, std / np.sqrt(num_seeds), np.nan)
     return Published(group, task, frames, mean, error, int(num_seeds.min()))
+
+
+def check_comparable(
+    published: Sequence[Published], metric: str, x: str, *, is_repeated: bool
+) -> None:
+    """Check that published curves may stand beside those of runs.
+
+    Args:
+        published: the curves.
+        metric: of the runs.
+        x: of the runs.
+        is_repeated: whether a step of some run is several frames.
+
+    Raises:
+        UserError: they may not, or two files of one name hold the same task.
+
+    """
+    if not published:
+        return
+    if x != "frames" and (x != "step" or is_repeated):
+        raise UserError(f"published curves are over frames; x={x} is something else")
+    if metric.partition("/")[2] != "return":
+        raise UserError(f"published curves are of returns, not of {metric}")
+    ((curve, count),) = Counter((each.group, each.task) for each in published).most_common(1)
+    if count > 1:
+        raise UserError(f"two files named {curve[0]}.csv hold a curve of {curve[1]}; rename one")
+
+
+def named_apart(published: Sequence[Published], groups: Collection[str]) -> list[Published]:
+    """The curves, under other names where a group of runs has the same."""
+    return [
+        curve._replace(group=f"{curve.group}.csv") if curve.group in groups else curve
+        for curve in published
+    ]

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
-from research.config import to_plain
-from research.errors import UserError
+from research.errors import UserError, message_of
 from research.resume import read_config
 from research.status import BLANK, read_status
 
@@ -45,8 +45,11 @@ def read_run(folder: str | os.PathLike[str]) -> StoredRun:
         inside = next(find_folders(folder), None) if folder.is_dir() else None
         hint = f"; a run in it is {inside}" if inside else ""
         raise UserError(f"{folder} is no run: it has no {CONFIG}{hint}")
-    config = OmegaConf.create(to_plain(OmegaConf.create(read_config(folder))))
-    assert isinstance(config, DictConfig)
+    config = OmegaConf.create(read_config(folder))
+    try:
+        OmegaConf.resolve(config)
+    except OmegaConfBaseException as error:
+        raise UserError(f"{folder / CONFIG}: {message_of(error)}") from error
     return StoredRun(folder, config, read_status(folder) or BLANK)
 
 

@@ -70,5 +70,6 @@ def write_plan(folder: Path, jobs: Sequence[Mapping[str, str]]) -> None:
         entry = {"number": number, "name": name, "folder": name, "varies": dict(varies)}
         entries.append({**entry, "overrides": overrides})
     folder.mkdir(parents=True, exist_ok=True)
-    plan = {"command": [], "folder": str(folder), "config": {}, "jobs": entries}
+    config = {"alg": {"_target_": "research.algs.td3.TD3"}, "env": {"id": "Pendulum-v1"}}
+    plan = {"command": [], "folder": str(folder), "config": config, "jobs": entries}
     (folder / PLAN).write_text(json.dumps(plan))

@@ -1,0 +1,82 @@
+"""A report of runs, sweeps and published curves: ``python -m research.report PATH...``."""
+
+import argparse
+import logging
+import shlex
+import sys
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+
+from research.errors import UserError
+from research.results.options import Option, describe_options, names, positive, read_words
+
+log = logging.getLogger(__name__)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write the report that the command line asks for; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m research.report",
+        usage="%(prog)s PATH... [KEY=VALUE...]",
+        description=DESCRIPTION,
+        epilog=describe_options(OPTIONS),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("words", nargs="+", metavar="PATH", help="a run, a sweep, a CSV")
+    words = parser.parse_args(arguments).words
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True)
+    try:
+        write(words)
+    except UserError as error:
+        parser.exit(1, f"{parser.prog}: {error}\n")
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def write(words: Sequence[str]) -> None:
+    """Write the report that these words ask for, and log where it is.
+
+    Raises:
+        UserError: a path holds no run, or an option is wrong.
+
+    """
+    from research.results.report.make import make_report
+    from research.results.report.page import check_output, write_report
+
+    paths, options = read_words(words, OPTIONS)
+    if options["task"] is None:
+        raise UserError("task=null: name the key of the config that makes a task")
+    out = options.pop("out") or Path("report")
+    check_output(out)
+    now = datetime.now().astimezone().isoformat(" ", "minutes")
+    made = f"Made on {now} by: python -m research.report {shlex.join(words)}"
+    write_report(make_report(paths, made=made, **options), out)
+    log.info("wrote %s.html, and %s.md with its figures in %s_figures", out, out, out)
+
+
+def without_ending(text: str) -> Path:
+    """A path, its ending ``.html`` or ``.md`` left out."""
+    path = Path(text.removesuffix(".html").removesuffix(".md"))
+    if not path.name:
+        raise ValueError("it must end in the name of the files")
+    return path
+
+
+OPTIONS = {
+    "metric": Option(str, None, "such as eval/return; default: trainer.score.metric"),
+    "x": Option(str, None, "step, frames, updates, epoch or seconds; default: step, or frames"),
+    "by": Option(names, None, "keys that make a group; default: alg and what else varies"),
+    "task": Option(str, "env", "the key that makes a task"),
+    "filter": Option(str, None, "alg=td3,sac or seed!=3; may be given again"),
+    "baseline": Option(str, None, "the group with which the others are compared"),
+    "normalise": Option(str, None, "dmc, or the scores LOW,HIGH that become 0 and 1"),
+    "smooth": Option(positive, None, "width of a moving average of the curves, in the unit of x"),
+    "grid": Option(positive, None, "distance of two points; default: where runs have them"),
+    "out": Option(without_ending, "report", "the files to write, without their endings"),
+}
+DESCRIPTION = "Write a report of runs, sweeps and published curves (CSV): one page, and Markdown."
+
+if __name__ == "__main__":
+    sys.exit(main())
