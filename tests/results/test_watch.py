@@ -5,6 +5,7 @@ import shutil
 import sys
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import gymnasium
@@ -172,21 +173,28 @@ def test_a_missing_package_or_checkpoint_is_told_in_one_line(
 class Blind(PendulumEnv):
     """A pendulum that cannot be rendered."""
 
-    def __init__(self, **keywords: float) -> None:
+    def __init__(self, **keywords: Any) -> None:
         super().__init__(**keywords)
 
     def render(self) -> None:
         raise NotImplementedError
 
 
+@pytest.mark.parametrize(
+    ("make", "line"),
+    [
+        (Blind, "Blind-v0 cannot be rendered"),
+        (lambda: Blind(), "env cannot be rendered: env: kwargs must suit 'Blind-v0'"),
+    ],
+)
 def test_an_environment_that_cannot_be_rendered_is_told_in_one_line(
-    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], make: Any, line: str
 ) -> None:
-    gymnasium.register("Blind-v0", entry_point=Blind)
+    gymnasium.register("Blind-v0", entry_point=make)
     run = shutil.copytree(runs / "two", tmp_path / "run", symlinks=True)
     config = run / ".hydra" / "config.yaml"
     config.write_text(config.read_text().replace("Pendulum-v1", "Blind-v0"))
-    assert "Blind-v0 cannot be rendered" in fail(str(run), capsys=capsys)
+    assert line in fail(str(run), capsys=capsys)
     assert not (run / "videos").exists()
 
 
