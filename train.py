@@ -6,7 +6,7 @@ from functools import partial
 from omegaconf import DictConfig
 
 from research.app import command
-from research.config import build
+from research.config import build, build_env
 from research.training.run import Run
 
 
@@ -26,7 +26,7 @@ def main(cfg: DictConfig, run: Run) -> float:
         alg = build(cfg.alg, network)
         initialise(alg, processor, run, cfg.init_from, parts=cfg.init_parts, strict=cfg.init_strict)
         logger = build(cfg.logger, run.folder)
-        make_env = partial(build, cfg.env)  # for evaluation, made when it is first needed
+        make_env = partial(build_env, cfg.env)  # for evaluation and videos, made when needed
         trainer = build(cfg.trainer, alg, processor, data, env, make_env, logger, run)
         return trainer.train()
 

@@ -39,7 +39,7 @@ from benchmarks.measure import (
     write_rows,
 )
 from research.files import write_whole
-from research.training.records.logger import Clock
+from research.training.records.clock import Clock
 
 NAMES = {"ours": "ours", "sb3": "Stable-Baselines3"}
 SAVED = ("seconds", "seconds until on the disk", "MB written")

@@ -42,7 +42,8 @@ from research.hydra_versions import VERSION_BASE
 from research.networks.drqv2 import Encoder, TrunkCritics
 from research.networks.mlp import EnsembleLinear, EnsembleMLP
 from research.training.meter import Phases
-from research.training.records.logger import Clock, Logger
+from research.training.records.clock import Clock
+from research.training.records.logger import Logger
 from research.training.seed import seed_everything
 
 
@@ -250,7 +251,7 @@ def train(cfg: DictConfig, folder: Path) -> None:
         n_step=cfg.dataset.n_step,
         seed=cfg.seed,
     )
-    logger = Logger(folder, tensorboard=False, wandb=None)
+    logger = Logger(folder, [])
     pace = build(cfg.trainer.pace)
     pace.begin(cfg.trainer.total_steps, num_envs=1)
     warmup = pace.warmup_steps

@@ -114,8 +114,8 @@ def rows(generator: np.random.Generator, num_rows: int, num_columns: int) -> Ite
             yield f"{step},{step},{step},0,{step / 100:.6f},{cells}\n"
 
 
-def measure(sweep: Path, out: Path) -> tuple[float, float]:
-    """Seconds and gigabytes at the peak of one report, in a process of its own."""
+def measure(sweep: Path, out: Path) -> tuple[float, float, float]:
+    """Seconds, seconds of CPU time and peak gigabytes of one report, in a process of its own."""
     command = [sys.executable, "-m", "research.report", str(sweep), f"out={out}", "normalise=dmc"]
     start = time.perf_counter()
     process = subprocess.Popen(command, cwd=ROOT, env=environment(threads=1))
@@ -123,12 +123,15 @@ def measure(sweep: Path, out: Path) -> tuple[float, float]:
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise RuntimeError(f"{' '.join(command)} ended with status {process.returncode}")
-    return time.perf_counter() - start, usage.ru_maxrss * 1024 / 1e9
+    seconds = time.perf_counter() - start
+    return seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024 / 1e9
 
 
-def table(rounds: list[tuple[float, float]], num_seeds: int, num_rows: int, size: int) -> str:
+def table(
+    rounds: list[tuple[float, float, float]], num_seeds: int, num_rows: int, size: int
+) -> str:
     """The result as Markdown."""
-    seconds, memory = zip(*rounds, strict=True)
+    seconds, cpu_seconds, memory = zip(*rounds, strict=True)
     num_runs = len(TASKS) * len(RATES) * len(TAUS) * num_seeds
     git = git_state(ROOT)
     commit = str(git.get("commit", "none")) + (" and changes" if git.get("dirty") else "")
@@ -141,6 +144,7 @@ def table(rounds: list[tuple[float, float]], num_seeds: int, num_rows: int, size
             "| | median (minimum to maximum) |",
             "| --- | --- |",
             f"| seconds, {len(rounds)} rounds | {spread(seconds)} |",
+            f"| seconds of CPU time | {spread(cpu_seconds)} |",
             f"| GB at the peak | {spread(memory)} |",
             f"| MB of the page | {size / 1e6:.2f} |",
             "",

@@ -33,7 +33,8 @@ from research.hydra_versions import VERSION_BASE
 from research.processors.base import Identity
 from research.training.evaluation import evaluate
 from research.training.policy import Policy
-from research.training.records.logger import Clock, Logger
+from research.training.records.clock import Clock
+from research.training.records.logger import Logger
 
 
 class Actor(Algorithm):
@@ -74,7 +75,7 @@ def train(cfg: DictConfig, folder: Path) -> None:
     model = make_model(cfg, env.envs[0])
     processor = Identity(env.single_observation_space, env.single_action_space)
     policy = Policy(Actor(model), processor)
-    logger = Logger(folder, tensorboard=False, wandb=None)
+    logger = Logger(folder, [])
     logger.rewind(0)
     start = time.monotonic()
     while (left := cfg.trainer.total_steps - model.num_timesteps) > 0:

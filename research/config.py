@@ -1,6 +1,8 @@
 """Builds objects from config nodes, which are checked first."""
 
+import copy
 import inspect
+import os
 import re
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -28,8 +30,10 @@ MOVED = {
     "trainer.collector.warmup_steps": "trainer.pace.warmup_steps",
     "trainer.collector.updates_per_step": "trainer.pace.updates_per_step",
     "trainer.collector.steps_per_update": "trainer.pace.steps_per_update",
+    "logger.tensorboard": "logger.trackers=[csv,tensorboard], or without tensorboard",
+    "logger.wandb": "logger.trackers=[csv,tensorboard,wandb] and logger.wandb.project",
 }
-"""Keys of earlier versions, and what has their effect now."""
+"""Keys, or values of keys, of earlier versions, and what has their effect now."""
 
 
 class RunConfig(TypedDict):
@@ -159,6 +163,34 @@ def construct_part(node: DictConfig, *collaborators: Any) -> Any:
         raise UserError(f"{path}: {error}") from error
 
 
+def build_env(node: DictConfig, *, renders: bool = False) -> Any:
+    """The environments that ``node`` describes.
+
+    Args:
+        node: the group ``env`` of a config.
+        renders: whether to make them in this process, and able to render frames.
+
+    Raises:
+        UserError: as by ``build``, or they take no ``render_mode``.
+
+    """
+    if not renders:
+        return build(node)
+    root: Any = copy.deepcopy(node._get_root())
+    OmegaConf.set_struct(root, False)
+    if "subprocesses" in root.env:
+        root.env.subprocesses = False
+    if "kwargs" in root.env:
+        root.env.kwargs.render_mode = "rgb_array"
+    os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pygame draws frames without a screen
+    try:
+        return build(root.env)
+    except UserError as error:
+        if "render_mode" not in str(error):
+            raise
+        raise UserError(f"env cannot be rendered: {error}") from error
+
+
 builder: Callable[..., Any] = construct_part
 """What ``build`` calls."""
 
@@ -232,7 +264,17 @@ def check_call(node: dict[str, Any], path: str, target: Callable[..., Any]) -> N
             raise UserError(f"{key} is missing; {node['_target_']} needs it")
     hints = type_hints(target)
     for key, value in given.items():
-        check_type(value, hints.get(key, Any), join_keys(path, key))
+        check_value(value, hints.get(key, Any), join_keys(path, key))
+
+
+def check_value(value: Any, annotation: Any, path: str) -> None:
+    """Check a type; the message tells where a value of earlier versions has moved."""
+    try:
+        check_type(value, annotation, path)
+    except UserError as error:
+        if path not in MOVED:
+            raise
+        raise UserError(f"{error}; use {MOVED[path]}") from error
 
 
 def check_collaborators(call: partial[Any], given: Sequence[Any], path: str) -> None:

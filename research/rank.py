@@ -97,8 +97,6 @@ class Rank:
         if self.is_first:
             hydra: Any = HydraConfig.get()
             configure_log(hydra.job_logging, hydra.verbose)
-        else:
-            os.environ["WANDB_MODE"] = "disabled"
         try:
             return self.train()
         except BaseException as error:

@@ -34,7 +34,7 @@ class Rehearsed(Exception):
 class Rehearsal:
     """Builds the parts of one config after the other, on the CPU.
 
-    The trainer is the last part that is built; loggers are not built, since they would write files.
+    The trainer is the last part that is built.
 
     Args:
         task: trains what a config names.
@@ -77,8 +77,6 @@ class Rehearsal:
     def build(self, node: DictConfig, *collaborators: Any) -> Any:
         """Take the place of ``research.config.build`` during a rehearsal."""
         name = str(node._get_full_key(None))
-        if name == "logger":
-            return None
         if name not in SHARED:
             part = construct_part(node, *collaborators)
             if name == "trainer":

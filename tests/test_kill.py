@@ -248,3 +248,23 @@ def test_learning_from_what_is_there_ends_as_if_it_had_not_been_killed(
         assert state["step"] == num_steps
         if isinstance(dataset, Examples):
             assert state["dataset"] == {"epoch": 5, "batch": 0}
+
+
+def test_videos_change_nothing_of_a_run_whether_it_is_killed_or_not(tmp_path: Path) -> None:
+    num_steps, sizes = 480, ["env.height=48", "env.width=64"]
+    companions = small("td3", tmp_path, batch_size=16, capacity=320)
+    overrides = [*companions, "env=cheetah", ENVS["cheetah"], "env.num_envs=2", *sizes]
+    overrides += lengths(num_steps, alone("td3").trainer.pace)
+    overrides += ["trainer.evaluation.every=80"]
+    plain, filmed = tmp_path / "plain", tmp_path / "filmed"
+    process = train(plain, *overrides)
+    exits = train_to_the_end(filmed, [*overrides, "trainer.video_every=150"], [100, 220, 300])
+    process.join(ATTEMPT_S)
+    assert (process.exitcode, exits[-1]) == (0, 0), filmed.with_suffix(".txt").read_text()
+    assert exits.count(-9) >= 2
+    assert logs(filmed) == logs(plain)
+    assert weights(filmed) == weights(plain)
+    events = EventAccumulator(str(filmed), size_guidance={"images": 0}).Reload()
+    assert [event.step for event in events.Images("eval/video")] == [160, 320, 480]
+    names = sorted(path.name for path in (filmed / "videos").iterdir())
+    assert names == ["160.mp4", "320.mp4", "480.mp4"]

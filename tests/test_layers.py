@@ -18,7 +18,7 @@ MAY_IMPORT = {
     "datasets": {"envs", "machine"},
     "algs": {"networks", "parallel"},
     "training": {"algs", "datasets", "processors", "parallel", "machine"},
-    "results": {"config", "envs", "launchers", "machine", "resume", "training"},
+    "results": {"config", "envs", "explain", "launchers", "machine", "resume", "training"},
 }
 SHARED = {
     *("annotations", "batches", "console", "crash", "differences", "errors", "files"),

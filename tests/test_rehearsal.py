@@ -43,6 +43,8 @@ def test_every_algorithm_can_be_rehearsed_and_leaves_nothing(
             "trainer: trainer.total_steps=9 lies within the warm-up",
         ),
         (["env=gymnasium", "env.id=Pendulum-v7"], "env: 'Pendulum-v7' cannot be made"),
+        (["logger.trackers=[csv,wand]"], "logger.trackers: 'wand' is not a tracker"),
+        (["logger.trackers=[tensorboard]"], "logger.trackers must name csv"),
         (["init_from=away"], "init_from=away does not exist"),
     ],
 )
@@ -53,10 +55,12 @@ def test_what_a_part_refuses_is_refused(
         rehearsal(load("env=pendulum", *overrides), tmp_path)
 
 
-def test_devices_and_loggers_that_are_elsewhere_are_no_matter(
+def test_devices_that_are_elsewhere_are_no_matter(
     rehearsal: Rehearsal, load: Load, tmp_path: Path
 ) -> None:
-    cfg = load("alg=classification", "trainer.devices=8", "device=cuda:7", "logger.wandb=mine")
+    cfg = load(
+        "alg=classification", "trainer.devices=8", "device=cuda:7", "logger.wandb.project=mine"
+    )
     rehearsal(cfg, tmp_path)
 
 

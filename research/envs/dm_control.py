@@ -58,7 +58,7 @@ class DMControl(gymnasium.Env[Any, np.ndarray]):
             raise ValueError(f"camera_id must be from -1 to {model.ncam - 1}, got {camera_id}")
         model.vis.global_.offheight = max(height, model.vis.global_.offheight)
         model.vis.global_.offwidth = max(width, model.vis.global_.offwidth)
-        fps = round(1 / self.dm_env.control_timestep())
+        fps = 1 / self.dm_env.control_timestep()
         self.metadata = {"render_modes": ["rgb_array"], "render_fps": fps}
         self.render_mode = "rgb_array"
         self.action_space = make_action_space(self.dm_env.action_spec())

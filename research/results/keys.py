@@ -14,7 +14,7 @@ from research.errors import UserError, did_you_mean
 from research.files import read_text
 from research.launchers.plan.names import labels
 from research.results.runs import StoredRun
-from research.training.records.logger import flatten
+from research.training.records.hyperparameters import flatten
 
 Values: TypeAlias = Mapping[str, Any]
 """Keys of a config and their values; ``alg`` and the other groups with the choice that was made."""
@@ -24,7 +24,7 @@ MAX_BYTES = 2**18
 
 INCIDENTAL = (
     *("device", "logger", "name", "resume", "sweep", "trusted_modules", "trainer.checkpoints."),
-    *("trainer.evaluation.", "trainer.log_every", *LENGTHS),
+    *("trainer.evaluation.", "trainer.log_every", "trainer.video_every", *LENGTHS),
 )
 """Keys, or how they begin, that may differ between runs of one experiment; any seed may, too."""
 

@@ -14,7 +14,7 @@ from gymnasium.wrappers import TransformAction
 from omegaconf import DictConfig
 from torch import nn
 
-from research.config import build
+from research.config import build, build_env
 from research.envs.wrappers import cast_to, scale_to
 from research.errors import DamagedFile, Misfit, UserError, message_of
 from research.machine.device import choose_device
@@ -129,10 +129,11 @@ class LoadedPolicy:
             return env
         return TransformAction(env, partial(scale_from, self.own_box), self.own_box)
 
-    def make_vector(self, **changes: Any) -> Any:
+    def make_vector(self, *, renders: bool = False, **changes: Any) -> Any:
         """The run's vector environment, standardised.
 
         Args:
+            renders: whether to make it in this process, and able to render frames.
             **changes: of keys in the run's ``env`` group; those of ``num_envs`` and
                 ``subprocesses`` are ignored where it has no such key.
 
@@ -144,7 +145,7 @@ class LoadedPolicy:
             if key in config.env or key not in ("num_envs", "subprocesses")
         }
         config.merge_with({"env": kept})
-        return build(config.env)
+        return build_env(config.env, renders=renders)
 
 
 def load(

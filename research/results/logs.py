@@ -8,7 +8,7 @@ from typing import IO, NamedTuple
 import numpy as np
 
 from research.errors import DamagedFile, UserError, did_you_mean
-from research.training.records.logger import HEADER, Clock
+from research.training.records.clock import HEADER, Clock
 
 LONG_BYTES = 2**20
 """A longer log is not read as a whole."""

@@ -40,6 +40,9 @@ class Autoreset:
         env: either leaves resets to its caller (``by_caller``), or resets itself in the step that
             ends an episode, with ``infos["final_obs"]`` (E, ...), or in the step after it.
 
+    Attributes:
+        shows_next: whether an environment is in the next episode after the step that ends one.
+
     Raises:
         ValueError: it does not say which.
 
@@ -53,6 +56,7 @@ class Autoreset:
                 f"{env} must have an AutoresetMode in metadata['autoreset_mode'], got {self.mode}"
             )
         self.by_caller = self.mode is AutoresetMode.DISABLED
+        self.shows_next = self.mode is AutoresetMode.SAME_STEP
         self.over = np.zeros(env.num_envs, dtype=np.bool_)
 
     def begin(self, seeds: Sequence[int | None], mask: np.ndarray) -> tuple[Any, Mapping[str, Any]]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from research.training.records.logger import Clock
+from research.training.records.clock import Clock
 
 NUMBERS = (bool, int, float, np.bool_, np.integer, np.floating)
 SKIPPED_FRAMES = "action_repeat/skipped_frames"

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -28,6 +28,9 @@ LONG_EPISODE = 30_000
 LOOK_EVERY = 1000
 """Steps between two checks for such an episode."""
 
+Look: TypeAlias = Callable[[int, int], None]
+"""Gets the number of an episode, and which environment shows its current state."""
+
 log = logging.getLogger(__name__)
 ALWAYS_EVALUATED = ("return", "length", "return_std")
 """Metrics of every evaluation in environments; all others come from their infos."""
@@ -51,6 +54,17 @@ class Evaluation:
         self.episodes = episodes
         self.batches = batches
 
+    def batches_at(self, step: int, every: int) -> tuple[int, int | None]:
+        """The first validation batch of the evaluation at ``step``, and how many it has.
+
+        Args:
+            step: of the run.
+            every: steps between two evaluations.
+
+        """
+        due_before = (step - 1) // every
+        return due_before * (self.batches or 0), self.batches
+
 
 def evaluate(
     policy: Policy,
@@ -64,29 +78,24 @@ def evaluate(
 ) -> dict[str, float]:
     """Means over ``num_episodes`` episodes, and ``return_std`` (population).
 
-    The numbers depend on the weights, ``seed`` and ``step`` alone, and where environments reset
-    themselves, on how many there are. An environment whose episode is over begins the next one, and
-    the means are over the first ``num_episodes`` that began, so short episodes are not favoured.
-
-    The environments step and reset in the context of ``interruptible``, which may raise to
-    interrupt them. A warning is logged once if an episode seems never to end.
-
-    Raises:
-        UserError: a reward or an observation is not finite.
-
+    See ``run_episodes``.
     """
-    with evaluation_mode(policy, seed=seed, step=step):
-        finished = run_episodes(
-            policy,
-            env,
-            num_episodes=num_episodes,
-            seed=seed,
-            step=step,
-            infos=infos,
-            interruptible=interruptible,
-        )
-    returns = [episode["return"] for episode in finished]
-    return {**mean_metrics(finished), "return_std": float(np.std(returns))}
+    episodes = run_episodes(
+        policy,
+        env,
+        num_episodes=num_episodes,
+        seed=seed,
+        step=step,
+        infos=infos,
+        interruptible=interruptible,
+    )
+    return summarise(episodes)
+
+
+def summarise(episodes: list[dict[str, float]]) -> dict[str, float]:
+    """The mean of every metric of these episodes, and ``return_std`` (population)."""
+    returns = [episode["return"] for episode in episodes]
+    return {**mean_metrics(episodes), "return_std": float(np.std(returns))}
 
 
 def validate(
@@ -144,10 +153,39 @@ def run_episodes(
     num_episodes: int,
     seed: int,
     step: int,
+    infos: Infos = NO_INFOS,
+    interruptible: Callable[[], AbstractContextManager[None]] = nullcontext,
+    look: Look | None = None,
+) -> list[dict[str, float]]:
+    """The metrics of ``num_episodes`` episodes, in the order in which the episodes began.
+
+    The numbers depend on the weights, ``seed`` and ``step`` alone, and where environments reset
+    themselves, on how many there are. An environment whose episode is over begins the next one, and
+    the first episodes that began are returned, so short ones are not favoured.
+
+    The environments step and reset in the context of ``interruptible``, which may raise to
+    interrupt them. ``look`` is called at the begin of each episode and after each of its steps. A
+    warning is logged once if an episode seems never to end.
+
+    Raises:
+        UserError: a reward or an observation is not finite.
+
+    """
+    with evaluation_mode(policy, seed=seed, step=step):
+        return step_through(policy, env, num_episodes, seed, step, infos, interruptible, look)
+
+
+def step_through(
+    policy: Policy,
+    env: VectorEnv[Any, Any, Any],
+    num_episodes: int,
+    seed: int,
+    step: int,
     infos: Infos,
     interruptible: Callable[[], AbstractContextManager[None]],
+    look: Look | None,
 ) -> list[dict[str, float]]:
-    """The metrics of the episodes, in the order in which the episodes began."""
+    """``run_episodes`` in evaluation mode."""
     running, begun = list(range(env.num_envs)), env.num_envs
     seeds = [derive_seed(seed, "evaluation", step, index) for index in running]
     over, autoreset = np.ones(env.num_envs, dtype=np.bool_), Autoreset(env)
@@ -161,6 +199,7 @@ def run_episodes(
             info = infos.begin(start_infos, over, info)
             memory = policy.begin_episodes(memory, over)
             require_finite(obs, None, step)
+            look_at(np.flatnonzero(over), running, look)
         response = policy.respond(obs, memory, info, step=step, explore=False)
         action, memory = response.action, response.memory
         with interruptible():
@@ -176,13 +215,24 @@ def run_episodes(
         num_steps += 1
         if num_steps % LOOK_EVERY == 0 and not is_warned:
             is_warned = warn_of_endless(episodes, step)
+        if not autoreset.shows_next:
+            look_at(range(env.num_envs), running, look)
         for index in np.flatnonzero(over).tolist():
             episode = episodes.finish(index)
             if running[index] < num_episodes:
                 finished[running[index]] = episode
             running[index], begun = begun, begun + 1
             seeds[index] = derive_seed(seed, "evaluation", step, running[index])
+        if autoreset.shows_next:
+            look_at(range(env.num_envs), running, look)
     return [finished[index] for index in range(num_episodes)]
+
+
+def look_at(indices: Iterable[int], running: list[int], look: Look | None) -> None:
+    """Call ``look`` for these environments and their ``running`` episodes."""
+    if look is not None:
+        for index in indices:
+            look(running[index], index)
 
 
 def warn_of_endless(episodes: Episodes, step: int) -> bool:

@@ -30,13 +30,15 @@ from research.training.collector import Collector
 from research.training.descent import ScheduleFactory
 from research.training.episodes import mean_metrics
 from research.training.evaluation import ALWAYS_EVALUATED, Evaluation, evaluate, validate
+from research.training.filming import Videos
 from research.training.infos import Infos
 from research.training.learner import Learner
 from research.training.meter import Phases
 from research.training.pace import Pace
 from research.training.policy import Policy
 from research.training.precision import Precision
-from research.training.records.logger import Clock, Logger
+from research.training.records.clock import Clock
+from research.training.records.logger import Logger
 from research.training.records.progress import Progress
 from research.training.requirements import (
     check_parts,
@@ -86,7 +88,8 @@ class Trainer:
         processor: processes batches and observations.
         dataset: gives batches; a run with a pace fills it.
         env: the training environments, or only their spaces.
-        make_env: makes the evaluation environments, when they are first needed.
+        make_env: makes the evaluation environments, when they are first needed; and with
+            ``renders=True``, those of videos.
         logger: gets every metric.
         run: the run directory, its status, the seed.
         total_steps: length of the training, a multiple of the number of environments.
@@ -106,6 +109,8 @@ class Trainer:
             None: only on a GPU, and only if the dataset supports it.
         log_every: steps between rows of metrics; every evaluation adds a row.
         evaluation: when, and on how much, the run is evaluated.
+        video_every: steps between two videos of an episode, each made by an evaluation in
+            environments; None for none.
         score: the metric that makes a checkpoint the best, and how many evaluations without a
             better one end the training.
         checkpoints: when they are saved, and how many are kept.
@@ -123,7 +128,7 @@ class Trainer:
         processor: Processor,
         dataset: Dataset,
         env: Any,
-        make_env: Callable[[], Any],
+        make_env: Callable[..., Any],
         logger: Logger,
         run: Run,
         *,
@@ -141,6 +146,7 @@ class Trainer:
         prefetch: bool | None,
         log_every: PositiveInt,
         evaluation: Evaluation,
+        video_every: PositiveInt | None,
         score: Score,
         checkpoints: Checkpoints,
         devices: PositiveInt,
@@ -159,6 +165,11 @@ class Trainer:
         self.log_every = log_every
         self.evaluation = evaluation
         self.eval_every = evaluation.every or epoch_steps(dataset, "evaluation.every=null")
+        self.videos: Videos | None = None
+        if video_every is not None:
+            if not isinstance(env, VectorEnv):
+                raise ValueError(f"video_every={video_every} needs an environment; set it to null")
+            self.videos = Videos(video_every, partial(make_env, renders=True))
         self.checkpoints = checkpoints
         self.rank, self.num_ranks = share_dataset(dataset, devices)
         check_parts(alg, processor, dataset, env, collects=pace is not None)
@@ -260,9 +271,9 @@ class Trainer:
             except Preempted:  # raised during an evaluation, or a wait for examples
                 self.halt_if_asked()
                 raise
-        assert self.score.best_score is not None
-        if self.rank == 0:
-            self.logger.finish(self.run.config, {"best/score": self.score.best_score})
+            assert self.score.best_score is not None
+            if self.rank == 0:
+                self.logger.finish(self.run.config, {"best/score": self.score.best_score})
         return self.score.best_score
 
     def run_to_end(self) -> None:
@@ -287,6 +298,9 @@ class Trainer:
             write_spaces(self.run.folder, Spaces(*spaces, *own_spaces))
             self.run.status.expect(self.total_steps)
             self.logger.rewind(self.step if is_begun else -1)
+            if self.videos is not None:
+                self.videos.begin(self.run.seed)
+            self.logger.start(self.run.config)
         if not is_begun:
             self.fit_processor()
         if self.num_ranks > 1:
@@ -404,6 +418,8 @@ class Trainer:
         """Score the policy; save a checkpoint, and keep the best."""
         self.phases.lap("other")
         metrics = self.evaluate()
+        if self.rank == 0:
+            self.film_if_due()  # first: a signal meanwhile makes the run repeat the evaluation
         self.phases.lap("evaluate")
         if self.rank == 0:
             self.logger.log("eval", metrics, self.clock())
@@ -415,9 +431,7 @@ class Trainer:
     def evaluate(self) -> dict[str, float]:
         """The evaluation's metrics by name."""
         if not isinstance(self.env, VectorEnv):
-            evaluations = (self.step - 1) // self.eval_every  # due before this one
-            batches = self.evaluation.batches
-            return self.validate(evaluations * (batches or 0), batches)
+            return self.validate(*self.evaluation.batches_at(self.step, self.eval_every))
         return from_first(self.run_episodes() if self.rank == 0 else {})
 
     def run_episodes(self) -> dict[str, float]:
@@ -434,6 +448,20 @@ class Trainer:
             infos=self.infos,
             interruptible=self.stop.at_once,
         )
+
+    def film_if_due(self) -> None:
+        """Log a video of the evaluation's first episode, if it is due."""
+        if self.videos is None:
+            return
+        if self.videos.are_due(self.step, self.score.evaluated_step) or self.reached(None):
+            film = self.videos.film(
+                self.evaluated,
+                seed=self.run.seed,
+                step=self.step,
+                infos=self.infos,
+                interruptible=self.stop.at_once,
+            )
+            self.logger.log_video("eval/video", *film, self.clock())
 
     def validate(self, first: int, count: int | None) -> dict[str, float]:
         """The metrics of ``count`` batches of the examples held out, or of all."""
@@ -488,6 +516,7 @@ class Trainer:
         self.logger.flush()  # first: a resumed run needs all rows before its checkpoint
         checkpoint, files = Checkpoint(weights, state), dataset.get("files", [])
         self.checkpoints.save(self.run.folder, self.step, checkpoint, is_best=is_best, files=files)
+        self.logger.cover()
         self.run.status.update(step=self.step, score=self.score.best_score)
         self.phases.lap("checkpoint")
 
@@ -528,7 +557,9 @@ class Trainer:
         return self.run.folder / "checkpoints" / "data"
 
     def close(self) -> None:
-        """Close the environments."""
-        for env in (self.env, self.eval_env):
+        """Close the environments and the logger."""
+        for env in (self.env, self.eval_env, self.videos.env if self.videos else None):
             if isinstance(env, VectorEnv):
                 env.close()
+        if self.rank == 0:
+            self.logger.close()

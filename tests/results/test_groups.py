@@ -127,13 +127,13 @@ def test_filters_choose_runs(tmp_path: Path, filters: list[str], expected: int) 
         ({"filters": ["alg=td4"]}, "no run has alg=td4; there are td3; did you mean 'td3'"),
         ({"filters": ["alg"]}, "filter=alg must be KEY=VALUE"),
         ({"filters": ["alg!=td3"]}, "filter=alg!=td3 leaves no run"),
-        ({"by": ["_target_"]}, "is the end of several keys"),
+        ({"by": ["lr"]}, "is the end of several keys"),
     ],
 )
 def test_a_wrong_name_is_told_with_the_nearest(tmp_path: Path, arguments: dict, words: str) -> None:
     run = write_run(tmp_path / "run")
     config = run / ".hydra" / "config.yaml"
-    config.write_text(config.read_text().replace("env:\n", "env:\n  _target_: research.x\n"))
+    config.write_text(config.read_text().replace("env:\n", "env:\n  lr: 1\n"))
     with pytest.raises(UserError, match=words):
         gather([tmp_path], **arguments)
 

@@ -11,13 +11,14 @@ from hypothesis import strategies as st
 
 from research.errors import DamagedFile, UserError
 from research.results.logs import LONG_BYTES, metrics_of, read_curve
-from research.training.records.logger import Clock, Logger
+from research.training.records.clock import Clock
+from research.training.records.logger import Logger
 from tests.results.made_runs import write_log
 
 
 def log(folder: Path, values: list[float], group: str = "eval", name: str = "return") -> None:
     """Log these values as training does."""
-    logger = Logger(folder, tensorboard=False, wandb=None)
+    logger = Logger(folder, [])
     for step, value in enumerate(values, 1):
         logger.log(group, {name: value}, Clock(step, 2 * step, 3 * step, 0, 0.25 * step))
 
@@ -44,7 +45,7 @@ def test_what_was_logged_is_read_to_the_bit(
 
 def test_a_metric_that_was_logged_now_and_then(tmp_path: Path) -> None:
     log(tmp_path, [1.0, 2.0], name="q")
-    logger = Logger(tmp_path, tensorboard=False, wandb=None)
+    logger = Logger(tmp_path, [])
     logger.log("eval", {"late": 7.0}, Clock(3, 3, 3, 0, 3.0))
     assert read_curve(tmp_path, "eval/q").x.tolist() == [1, 2]
     assert read_curve(tmp_path, "eval/late").y.tolist() == [7]

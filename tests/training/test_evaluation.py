@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from research.algs.base import Metrics
 from research.errors import UserError
 from research.training import evaluation
-from research.training.evaluation import evaluate, validate
+from research.training.evaluation import evaluate, run_episodes, validate
 from research.training.policy import Policy
 from research.training.seed import derive_seed, seed_everything
-from tests.training.toys import Count, Points, Regression, Toy, make_policy, vector
+from tests.training.toys import Count, Points, Regression, Script, Toy, make_policy, vector
 
 
 def draw() -> tuple[float, ...]:
@@ -187,3 +187,32 @@ def test_every_example_of_the_validation_batches_counts_the_same() -> None:
     assert torch.get_rng_state().equal(before)
     assert alg.training
     assert policy.processor.training
+
+
+@pytest.mark.parametrize("num_envs", [1, 3])
+def test_a_watcher_is_told_of_every_state_of_every_episode_in_order(num_envs: int) -> None:
+    env, seen = vector(num_envs), dict[int, list[tuple[int, int]]]()
+
+    def look(episode: int, index: int) -> None:
+        inner = env.envs[index]
+        assert isinstance(inner, Count)
+        seen.setdefault(episode, []).append((inner.seed, inner.steps))
+
+    episodes = run_episodes(make_policy(Toy()), env, num_episodes=5, seed=2, step=7, look=look)
+    for index, episode in enumerate(episodes):
+        seed = derive_seed(2, "evaluation", 7, index)
+        assert seen[index] == [(seed, step) for step in range(int(episode["length"]) + 1)]
+
+
+@pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP])
+def test_a_watcher_sees_no_episode_in_place_of_another(mode: AutoresetMode) -> None:
+    env, seen = Script([[2, 3], [1]], mode), dict[int, list[tuple[int, ...]]]()
+
+    def look(episode: int, index: int) -> None:
+        seen.setdefault(episode, []).append((index, env.episode[index], env.time[index]))
+
+    run_episodes(make_policy(Toy()), env, num_episodes=3, seed=0, step=0, look=look)
+    last = mode is AutoresetMode.NEXT_STEP  # where the last state is shown
+    assert seen[0] == [(0, 0, time) for time in range(2 + last)]
+    assert seen[1] == [(1, 0, time) for time in range(1 + last)]
+    assert seen[2] == [(1, 1, time) for time in range(1 + last)]

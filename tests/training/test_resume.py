@@ -24,8 +24,9 @@ from research.envs.vector import vectorize
 from research.errors import Preempted, UserError
 from research.status import Status
 from research.training.collector import Collector
-from research.training.records import events, logger
+from research.training.records import events, table
 from research.training.records.logger import Logger
+from research.training.records.trackers.tensorboard import TensorBoard
 from research.training.saving.checkpoint import load_checkpoint
 from research.training.seed import seed_everything
 from research.training.trainer import Trainer
@@ -278,14 +279,14 @@ def death(monkeypatch: pytest.MonkeyPatch, *, after: int) -> Iterator[None]:
     def remove_half(folder: Path, **_: Any) -> None:
         next(iter(sorted(folder.glob("*"))), folder / "nothing").unlink(missing_ok=True)
 
-    write, add = os.write, logger.append
+    write, add = os.write, table.append
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", mortal(os.replace))
         patch.setattr(os, "write", mortal(write, lambda file, data: write(file, data[:3])))
         patch.setattr(shutil, "rmtree", mortal(shutil.rmtree, remove_half))
         for name in ("rename", "mkdir", "symlink_to", "unlink", "touch"):
             patch.setattr(Path, name, mortal(getattr(Path, name)))
-        for module in (logger, events):
+        for module in (table, events):
             patch.setattr(module, "append", mortal(add, lambda path, data: add(path, data[:7])))
         yield
 
@@ -499,7 +500,7 @@ def test_what_a_checkpoint_follows_is_on_the_disk_before_it(
     monkeypatch.setattr(os, "fsync", fsync)
     monkeypatch.setattr(os, "replace", replace)
     trainer = make_online(tmp_path)
-    trainer.logger = Logger(tmp_path, tensorboard=True, wandb=None)
+    trainer.logger = Logger(tmp_path, [TensorBoard(tmp_path)])
     trainer.train()
     assert len(checked) == 7
     assert not any(checked), checked

@@ -35,7 +35,8 @@ from research.status import Status
 from research.training.collector import Collector
 from research.training.evaluation import Evaluation
 from research.training.pace import OffPolicy, OnPolicy, Pace
-from research.training.records.logger import Clock, Logger
+from research.training.records.clock import Clock
+from research.training.records.logger import Logger
 from research.training.run import Run
 from research.training.saving.checkpoint import load_checkpoint
 from research.training.saving.checkpoints import Checkpoints
@@ -74,7 +75,7 @@ def make_trainer(
     total_epochs: int | None = None,
     patience: int | None = None,
     seed: int = 0,
-    make_env: Callable[[], VectorEnv] = vector,
+    make_env: Callable[..., VectorEnv] = vector,
     processor: Processor | None = None,
     pace: Pace | None = None,
     overlap: bool | None = None,
@@ -86,6 +87,7 @@ def make_trainer(
     eval_every: int | None = 10,
     eval_episodes: int = 2,
     eval_batches: int | None = None,
+    video_every: int | None = None,
     checkpoint_every: int | None = 10,
     checkpoint_minutes: float | None = None,
     keep_last: int = 2,
@@ -99,7 +101,7 @@ def make_trainer(
         dataset,
         env,
         make_env,
-        Logger(folder, tensorboard=False, wandb=None),
+        Logger(folder, []),
         Run(folder, Status(folder), seed, {}),
         total_steps=total_steps,
         total_epochs=total_epochs,
@@ -115,6 +117,7 @@ def make_trainer(
         prefetch=prefetch,
         log_every=log_every,
         evaluation=Evaluation(every=eval_every, episodes=eval_episodes, batches=eval_batches),
+        video_every=video_every,
         score=Score(metric=metric, mode=mode, patience=patience),
         checkpoints=Checkpoints(
             every=checkpoint_every, minutes=checkpoint_minutes, keep_last=keep_last

@@ -201,6 +201,7 @@ def pointer_data(figure: Figure) -> dict[str, Any]:
             {
                 "group": series.group,
                 "label": series.label,
+                "colour": series.colour,
                 "x": plain(series.x),
                 "y": plain(series.y),
                 "low": plain(series.low),

@@ -41,6 +41,7 @@ for (const button of document.querySelectorAll(".legend [data-all]"))
   });
 
 // Figures: the values at the pointer, or at the cursor that the arrow keys move.
+const MOST_ROWS = 12;
 const short = (number) => Number(number.toPrecision(4)).toLocaleString("en");
 
 class Cursor {
@@ -90,20 +91,23 @@ class Cursor {
     const range = series.low.length && series.low[index] !== null
       ? `${short(series.low[index])} to ${short(series.high[index])}` : "";
     const note = series.is_whole[index] === false ? "fewer seeds" : range;
-    return { y, cells: [series.label, short(y), note] };
+    return { y, colour: series.colour, cells: [series.label, short(y), note] };
   }
 
   heading() {
-    const name = this.points.ticks.length ? this.points.ticks[this.x] : this.x.toLocaleString("en");
+    const name = this.points.ticks.length ? this.points.ticks[this.x] : Number(this.x.toPrecision(6)).toLocaleString("en");
     return Object.assign(document.createElement("div"), { textContent: `${this.points.x_label}: ${name}` });
   }
 
   table(rows) {
     const table = document.createElement("table");
-    for (const { cells } of rows) {
+    for (const { colour, cells } of rows.slice(0, MOST_ROWS)) {
       const line = table.insertRow();
+      line.insertCell().style.backgroundColor = colour;
       for (const text of cells) line.insertCell().textContent = text;
     }
+    if (rows.length > MOST_ROWS)
+      table.createCaption().textContent = `the highest ${MOST_ROWS} of ${rows.length}`;
     return table;
   }
 
@@ -119,7 +123,7 @@ class Cursor {
     const x = share * this.svg.clientWidth, room = this.figure.clientWidth - this.box.offsetWidth;
     const beside = share < 0.5 ? x + 10 : x - 10 - this.box.offsetWidth;
     this.box.style.left = `${Math.max(0, Math.min(beside, room))}px`;
-    this.box.style.top = `${top * this.svg.clientHeight}px`;
+    this.box.style.top = `${this.svg.clientHeight + 4}px`;
   }
 
   hide() {

@@ -8,7 +8,7 @@ from pathlib import Path
 from research.launchers.show.rows import progress, seconds_between, span
 from research.results.report.document import Cell, Section, Table
 from research.results.runs import StoredRun
-from research.training.records.logger import Clock
+from research.training.records.clock import Clock
 
 TAIL_BYTES = 2**14
 """The end of a log that is read, however long it is."""

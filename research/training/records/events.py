@@ -71,6 +71,19 @@ def scalar_values(scalars: Mapping[str, float]) -> list[dict[str, object]]:
     return [{"tag": tag, "simple_value": value} for tag, value in scalars.items()]
 
 
+def gif_value(tag: str, gif: bytes) -> dict[str, object]:
+    """An animated GIF as a summary value: an image, which TensorBoard shows as the browser does."""
+    width, height = struct.unpack_from("<HH", gif, 6)
+    image = {"width": width, "height": height, "colorspace": 3, "encoded_image_string": gif}
+    return {"tag": tag, "image": image}
+
+
+def text_value(tag: str, text: str) -> dict[str, object]:
+    """Markdown as a summary value, for TensorBoard's TEXT page."""
+    tensor = {"dtype": "DT_STRING", "string_val": [text.encode()]}
+    return {"tag": tag, "tensor": tensor, "metadata": {"plugin_data": {"plugin_name": "text"}}}
+
+
 def hyperparameter_values(
     flat: Mapping[str, str | bool | int | float],
 ) -> list[dict[str, object]]:

@@ -17,7 +17,8 @@ from research.machine.gpus import driver_version, gpu_models
 
 PACKAGES = (
     *("torch", "torchvision", "numpy", "gymnasium", "gym", "dm_control", "mujoco"),
-    *("hydra-core", "omegaconf", "submitit", "optuna", "tensorboard", "wandb", "tqdm"),
+    *("hydra-core", "omegaconf", "submitit", "optuna", "tensorboard", "tqdm"),
+    *("wandb", "trackio", "mlflow", "mlflow-skinny", "onnx", "onnxruntime", "onnxscript"),
 )
 VARIABLES = (
     *("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURM_RESTART_COUNT"),

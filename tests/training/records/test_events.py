@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
+from research.training.records.clock import Clock
 from research.training.records.events import event_record, scalar_values
-from research.training.records.logger import Clock, Logger
+from research.training.records.logger import Logger
+from research.training.records.trackers.tensorboard import TensorBoard
 
 
 def clock(step: int) -> Clock:
@@ -30,13 +32,13 @@ def log(logger: Logger, steps: range) -> None:
 def logged(run_dir: Path, steps: range) -> Path:
     """The event file of a new logger that logged ``steps``."""
     before = set(run_dir.iterdir())
-    log(Logger(run_dir, tensorboard=True, wandb=None), steps)
+    log(Logger(run_dir, [TensorBoard(run_dir)]), steps)
     (path,) = (path for path in run_dir.glob("events.*") if path not in before)
     return path
 
 
 def resumed(run_dir: Path, step: int) -> Logger:
-    logger = Logger(run_dir, tensorboard=True, wandb=None)
+    logger = Logger(run_dir, [TensorBoard(run_dir)])
     logger.rewind(step)
     return logger
 
@@ -140,7 +142,7 @@ def test_file_that_is_named_like_events_but_holds_none_is_left_alone(
 
 def test_files_are_cut_even_when_nothing_more_goes_to_tensorboard(tmp_path: Path) -> None:
     logged(tmp_path, range(4))
-    Logger(tmp_path, tensorboard=False, wandb=None).rewind(1)
+    Logger(tmp_path, []).rewind(1)
     assert {step for _, step, _ in points(tmp_path)} == {0, 1}
 
 
@@ -148,7 +150,9 @@ def test_rewind_without_event_files_imports_nothing(tmp_path: Path) -> None:
     code = (
         "import sys\nfrom pathlib import Path\n"
         "from research.training.records.logger import Logger\n"
-        f"Logger(Path({str(tmp_path)!r}), tensorboard=True, wandb=None).rewind(3)\n"
+        "from research.training.records.trackers.tensorboard import TensorBoard\n"
+        f"run_dir = Path({str(tmp_path)!r})\n"
+        "Logger(run_dir, [TensorBoard(run_dir)]).rewind(3)\n"
         "assert not {'torch', 'tensorboard', 'google.protobuf'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

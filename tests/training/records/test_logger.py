@@ -8,7 +8,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,7 +18,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData  # type: ignore
 
 from research.errors import UserError
-from research.training.records.logger import Clock, Logger, flatten
+from research.training.records.clock import Clock
+from research.training.records.hyperparameters import flatten
+from research.training.records.logger import Logger
+from research.training.records.trackers.tensorboard import TensorBoard
 
 
 def clock(step: int) -> Clock:
@@ -27,11 +29,11 @@ def clock(step: int) -> Clock:
 
 
 def csv_logger(run_dir: Path) -> Logger:
-    return Logger(run_dir, tensorboard=False, wandb=None)
+    return Logger(run_dir, [])
 
 
 def events_logger(run_dir: Path) -> Logger:
-    return Logger(run_dir, tensorboard=True, wandb=None)
+    return Logger(run_dir, [TensorBoard(run_dir)])
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -312,81 +314,9 @@ def test_nothing_heavy_is_imported_before_the_first_row(tmp_path: Path) -> None:
     code = (
         "import sys\nfrom pathlib import Path\n"
         "from research.training.records.logger import Logger\n"
-        f"Logger(Path({str(tmp_path)!r}), tensorboard=True, wandb=None)\n"
+        "from research.training.records.trackers.tensorboard import TensorBoard\n"
+        f"run_dir = Path({str(tmp_path)!r})\n"
+        "Logger(run_dir, [TensorBoard(run_dir)])\n"
         "assert not {'torch', 'tensorboard', 'wandb', 'google.protobuf'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
-
-
-def test_missing_wandb_is_one_line_that_names_the_extra(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(UserError, match=r"pip install -e '\.\[wandb\]'"):
-        Logger(tmp_path, tensorboard=False, wandb="project")
-
-
-class FakeWandb(SimpleNamespace):
-    """Records what a W&B run is given; its folders are named like the real one's."""
-
-    Error = RuntimeError
-
-    def __init__(self) -> None:
-        super().__init__(rows=[], config={}, summary={}, axis=None, is_finished=False, id=None)
-
-    def init(
-        self, *, project: str, dir: Path, name: str, id: str | None, resume: str
-    ) -> "FakeWandb":
-        if project == "forbidden":
-            raise self.Error("no key")
-        self.id = id or "abc123"
-        (dir / "wandb" / f"run-20260101_000000-{self.id}").mkdir(parents=True, exist_ok=True)
-        return self
-
-    def define_metric(self, name: str, step_metric: str) -> None:
-        self.axis = (name, step_metric)
-
-    def log(self, row: dict[str, float]) -> None:
-        self.rows.append(row)
-
-    def finish(self) -> None:
-        self.is_finished = True
-
-
-class Config(dict):
-    """A dict that takes W&B's extra argument."""
-
-    def update(self, values: dict[str, object], allow_val_change: bool) -> None:
-        super().update(values)
-
-
-def test_wandb_gets_rows_hyperparameters_and_metrics(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fake = FakeWandb()
-    fake.config = Config()
-    monkeypatch.setitem(sys.modules, "wandb", fake)
-    logger = Logger(tmp_path, tensorboard=False, wandb="project")
-    logger.log("train", {"q": 1.0}, clock(3))
-    logger.finish({"alg": {"lr": 0.1}}, {"best/score": 2.0})
-    assert fake.axis == ("*", "step")
-    assert fake.rows == [{**clock(3)._asdict(), "train/q": 1.0}]
-    assert fake.config == {"alg.lr": 0.1}
-    assert fake.summary == {"best/score": 2.0}
-    assert fake.is_finished
-
-
-def test_wandb_run_is_continued_under_its_id(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "wandb" / "offline-run-20260101_000000-xyz789").mkdir(parents=True)
-    fake = FakeWandb()
-    monkeypatch.setitem(sys.modules, "wandb", fake)
-    Logger(tmp_path, tensorboard=False, wandb="project")
-    assert fake.id == "xyz789"
-
-
-def test_refusal_by_wandb_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "wandb", FakeWandb())
-    with pytest.raises(UserError, match="project 'forbidden': no key"):
-        Logger(tmp_path, tensorboard=False, wandb="forbidden")
