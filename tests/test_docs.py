@@ -79,6 +79,13 @@ def test_the_example_of_an_algorithm_trains(
     assert row["updates"] == 57
 
 
-@pytest.mark.parametrize("module", ["research.doctor", "research.plot", "research.sweep"])
-def test_other_programs_are_told_of(module: str) -> None:
-    assert any(f"python -m {module}" in line for line in commands())
+PROGRAMS = sorted(
+    path.stem
+    for path in (ROOT / "research").glob("*.py")
+    if '__name__ == "__main__"' in path.read_text() and path.stem != "process"
+)
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_other_programs_are_told_of(program: str) -> None:
+    assert any(f"python -m research.{program} " in line for line in commands())
