@@ -79,6 +79,8 @@ def test_the_example_of_an_algorithm_trains(
     assert row["updates"] == 57
 
 
-@pytest.mark.parametrize("module", ["research.doctor", "research.plot", "research.sweep"])
+@pytest.mark.parametrize(
+    "module", ["research.doctor", "research.plot", "research.report", "research.sweep"]
+)
 def test_other_programs_are_told_of(module: str) -> None:
     assert any(f"python -m {module}" in line for line in commands())
