@@ -10,14 +10,16 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Sequence
 from importlib.metadata import version
 from itertools import product
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf, open_dict
+from pyarrow.csv import WriteOptions, write_csv
 
 from benchmarks.measure import RESULTS, ROOT, environment, spread
 from research.files import write_whole
@@ -93,25 +95,26 @@ def write_logs(folder: Path, seed: int, num_rows: int) -> Path:
     folder.mkdir()
     generator = np.random.default_rng(seed)
     for name, columns in (
-        ("eval", "return,length,return_std"),
-        ("train", "critic_loss,q,target_q,actor_loss"),
-        ("time", "environment,sample,update,other,steps_per_s"),
+        ("eval", ("return", "length", "return_std")),
+        ("train", ("critic_loss", "q", "target_q", "actor_loss")),
+        ("time", ("environment", "sample", "update", "other", "steps_per_s")),
     ):
-        with (folder / f"{name}.csv").open("w") as file:
-            file.write(f"step,frames,updates,epoch,seconds,{columns}\n")
-            file.writelines(rows(generator, num_rows, columns.count(",") + 1))
+        rows = rising_columns(generator, columns, num_rows)
+        with (folder / f"{name}.csv").open("wb") as file:
+            file.write(",".join(rows).encode() + b"\n")
+            write_csv(pa.table(rows), file, WriteOptions(include_header=False))
     return folder
 
 
-def rows(generator: np.random.Generator, num_rows: int, num_columns: int) -> Iterator[str]:
-    """The rows of a log: a curve that rises from 0 to 1, with noise."""
-    for index in range(1, num_rows + 1, 1000):
-        steps = EVERY * np.arange(index, min(index + 1000, num_rows + 1))
-        level = 1 - np.exp(-3 * steps / (EVERY * num_rows))
-        values = level[:, None] + generator.normal(0, 0.05, (len(steps), num_columns))
-        for step, line in zip(steps, values, strict=True):
-            cells = ",".join(f"{value:.9f}" for value in line)
-            yield f"{step},{step},{step},0,{step / 100:.6f},{cells}\n"
+def rising_columns(
+    generator: np.random.Generator, names: Sequence[str], num_rows: int
+) -> dict[str, np.ndarray]:
+    """The columns of a log: those of every log, and curves that rise from 0 to 1, with noise."""
+    steps = EVERY * np.arange(1, num_rows + 1)
+    clock = dict.fromkeys(("step", "frames", "updates"), steps)
+    clock |= {"epoch": np.zeros_like(steps), "seconds": steps / 100}
+    level = 1 - np.exp(-3 * steps / steps[-1])
+    return clock | {name: level + generator.normal(0, 0.05, num_rows) for name in names}
 
 
 def measure(sweep: Path, out: Path) -> tuple[float, float, float]:

@@ -10,7 +10,7 @@ from typing import Any
 from research.errors import UserError
 from research.launchers.show.rows import amount
 from research.results import statistics
-from research.results.figure import check_figure, draw
+from research.results.figure import X_LABELS, check_figure, draw
 from research.results.groups import gather
 from research.results.lines import lines_of
 from research.results.notes import hidden, notes_on
@@ -79,7 +79,8 @@ def plot(
         log.info("%s", note)
     draw(results, lines, out, **look)
     interval = f"{100 * confidence:g} % percentile-bootstrap intervals over seeds"
-    window = f", moving average over {amount(smooth)} {results.x}" if smooth else ""
+    unit = X_LABELS.get(results.x, results.x)
+    window = f", moving average over {amount(smooth)} {unit}" if smooth else ""
     log.info("%s: %s of %s%s, %s", out, statistic, results.metric, window, interval)
 
 

@@ -45,7 +45,6 @@ STYLE: Mapping[str, Any] = {
     "ps.fonttype": 42,
     "savefig.dpi": 200,
     "svg.hashsalt": "research",  # the same figure has the same bytes
-    "text.parse_math": False,  # names may hold a dollar sign
     "xtick.labelsize": 7,
     "ytick.labelsize": 7,
 }
@@ -107,7 +106,7 @@ def fill_figure(
         own = [line for line in lines if line.task == task]
         draw_lines(panel, own, looks)
         draw_published(panel, [each for each in results.published if each.task == task], looks)
-        panel.set(title=task.replace("_", " "), xscale=xscale)
+        panel.set(title=plain(task.replace("_", " ")), xscale=xscale)
         panel.set_yscale(yscale or scale_of(results.metric, own))
         limit_x(panel, own)
         for axis in (panel.xaxis, panel.yaxis):
@@ -117,7 +116,7 @@ def fill_figure(
         panel.set_axis_off()
     for panel in panels.flat[max(0, len(tasks) - num_columns) : len(tasks)]:
         panel.set_xlabel(X_LABELS.get(results.x, results.x))
-    add_legend(figure, panels.flat, legend_of(results, lines), looks)
+    add_legend(figure, list(panels.flat), legend_of(results, lines), looks)
     return figure
 
 
@@ -238,6 +237,11 @@ def legend_of(results: Results, lines: Sequence[Line]) -> dict[str, str]:
     return texts
 
 
+def plain(text: str) -> str:
+    """A name as matplotlib shows it unchanged: a dollar sign would begin a formula."""
+    return text.replace("$", r"\$")
+
+
 def seeds(fewest: int, most: int) -> str:
     """``1 seed``, ``5 seeds`` or ``3 to 5 seeds``."""
     count = str(most) if fewest == most else f"{fewest} to {most}"
@@ -250,7 +254,7 @@ def add_legend(
     """A legend in the only panel or, if there are several or it is long, below."""
     from matplotlib.lines import Line2D
 
-    handles = [Line2D([], [], label=text, **looks[group]) for group, text in texts.items()]
+    handles = [Line2D([], [], label=plain(text), **looks[group]) for group, text in texts.items()]
     if len(panels) == 1 and len(handles) <= MAX_INSIDE:
         panels[0].legend(handles=handles, loc="best")
         return

@@ -85,7 +85,7 @@ def line_of(
     curves = [curve for stratum in strata.values() for curve in stratum]
     grid = grid_of(curves, every)
     values = [on_grid(stratum, grid).T for stratum in strata.values()]
-    is_whole = np.isfinite(np.concatenate(values, axis=1)).all(axis=1)
+    is_whole = np.asarray(np.isfinite(np.concatenate(values, axis=1)).all(axis=1))
     low, estimate, high = np.full((3, len(grid)), np.nan)
     if is_whole.any():
         whole = [stratum[is_whole] for stratum in values]

@@ -167,8 +167,8 @@ def test_a_damaged_run_among_others_is_left_out_and_says_why(tmp_path: Path) -> 
     (tmp_path / "config" / ".hydra" / "config.yaml").write_text("a: [")
     write_run(tmp_path / "nan", [1.0, float("nan")], seed=2)
     write_run(tmp_path / "new", [], seed=3, state="running")
-    problems = {entry.folder.name: entry.problem for entry in gather([tmp_path]).entries}
-    assert problems["whole"] is None
+    problems = {entry.folder.name: entry.problem or "" for entry in gather([tmp_path]).entries}
+    assert problems["whole"] == ""
     assert "is no config" in problems["config"]
     assert "eval/return is nan at step 2000" in problems["nan"]
     assert "has logged nothing yet" in problems["new"]

@@ -9,6 +9,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 import pytest
+from cycler import cycler
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -34,12 +35,12 @@ def sweep(tmp_path: Path) -> Path:
     return folder
 
 
-def fill(*paths: Path, **options: Any) -> Figure:
+def fill(*paths: Path, metric: str | None = None, **options: Any) -> Figure:
     """The figure of these paths, in memory."""
-    results = gather(paths)
+    results = gather(paths, metric=metric)
     lines = lines_of(results)
     arguments = {"width_in": None, "xscale": "linear", "yscale": None, **options}
-    with matplotlib.rc_context({"axes.prop_cycle": matplotlib.cycler(color=figure.COLORS)}):
+    with matplotlib.rc_context({**figure.STYLE, "axes.prop_cycle": cycler(color=figure.COLORS)}):
         drawn = figure.fill_figure(results, lines, matplotlib=matplotlib, **arguments)
         drawn.canvas.draw()
     return drawn
@@ -98,7 +99,9 @@ def test_published_curves_alone_are_drawn(tmp_path: Path) -> None:
     path = tmp_path / "theirs.csv"
     path.write_text(CSV + "a_b,0,1,,1\na_b,10,2,,1\n")
     (panel,) = fill(path).axes
-    assert panel.get_legend().get_texts()[0].get_text() == "theirs (1 seed)"
+    legend = panel.get_legend()
+    assert legend is not None
+    assert legend.get_texts()[0].get_text() == "theirs (1 seed)"
 
 
 def test_a_long_legend_fits_below_the_panels(tmp_path: Path) -> None:
@@ -117,6 +120,9 @@ def test_a_loss_of_many_decades_has_a_log_axis(tmp_path: Path) -> None:
     for metric, scale in (("train/loss", "log"), ("train/q", "linear")):
         results = gather([run], metric=metric)
         assert figure.scale_of(metric, lines_of(results)) == scale
+        drawn = fill(run, metric=metric)
+        labels = drawn.axes[0].get_yticklabels()
+        assert max(label.get_window_extent().width for label in labels) < 60
     assert figure.label_of("train/critic_loss") == "critic loss (train)"
 
 

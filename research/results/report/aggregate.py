@@ -73,7 +73,10 @@ def aggregate_section(
     figures = []
     if whole and is_comparable and mode == "max":
         figures.append(profile_figure(whole, metric, is_normalised=normalisation is not None))
-    if baseline is not None and len(whole) > 1:
+    others = [group for group in whole if group.label != baseline]
+    if baseline in parts:
+        blocks.append(f"Nothing is compared with {baseline}, which lacks a score on some task.")
+    elif baseline is not None and others:
         table, figure = improvement(whole, baseline, mode=mode)
         blocks.append(table)
         figures.append(figure)
@@ -139,15 +142,11 @@ def statistics(groups: Sequence[Group], *, is_normalised: bool) -> dict[str, lis
 
 def statistics_table(groups: Sequence[Group], found: Mapping[str, Sequence[Interval]]) -> Table:
     """A row for each group, a column for each statistic."""
-    rows = [
-        [
-            Cell(group.label),
-            Cell(str(runs), runs),
-            *(interval_cell(intervals[index]) for intervals in found.values()),
-        ]
-        for index, group in enumerate(groups)
-        for runs in [sum(map(len, group.scores.values()))]
-    ]
+    rows = []
+    for index, group in enumerate(groups):
+        runs = sum(map(len, group.scores.values()))
+        cells = [interval_cell(intervals[index]) for intervals in found.values()]
+        rows.append([Cell(group.label), Cell(str(runs), runs), *cells])
     return Table("Statistics with 95 % intervals", ("group", "runs", *found), rows)
 
 
@@ -172,13 +171,13 @@ def statistics_figures(
     }
     return [
         interval_figure(
-            f"statistic_{number}",
+            f"statistic_{name.replace(' ', '_')}",
             f"{name}: {notes[name]}",
             groups,
             intervals,
             f"{name} of {metric}",
         )
-        for number, (name, intervals) in enumerate(found.items())
+        for name, intervals in found.items()
     ]
 
 
@@ -211,20 +210,17 @@ def interval_figure(
 
 def profile_figure(groups: Sequence[Group], metric: str, *, is_normalised: bool) -> Figure:
     """The share of runs above each score."""
-    values = np.concatenate([known for group in groups for known in group.scores.values()])
-    low, high = (
-        (min(0.0, values.min()), max(1.0, values.max()))
-        if is_normalised
-        else (values.min(), values.max())
-    )
+    known = [values for group in groups for values in group.scores.values()]
+    seen = np.concatenate([*known, [0.0, 1.0] if is_normalised else []])
+    low, high = seen.min(), seen.max()
     margin = 0.02 * (high - low) or 1.0
     thresholds = np.linspace(low - margin, high + margin, NUM_THRESHOLDS)
     lines = []
     for number, group in enumerate(groups):
         statistic = partial(performance_profile, thresholds=thresholds)
-        ends = stratified_bootstrap(list(group.scores.values()), statistic)
+        share = stratified_bootstrap(list(group.scores.values()), statistic)
         lines.append(
-            Series(number, group.label, thresholds, ends.estimate, *bounds(ends), group.colour)
+            Series(number, group.label, thresholds, share.estimate, *bounds(share), group.colour)
         )
     return draw_lines(
         "performance_profile",

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+from research.launchers.plan.names import safe
 from research.launchers.show.table import written
 from research.results.figure import label_of
 from research.results.groups import Results
@@ -100,7 +101,7 @@ def task_figure(
         if curve.task == task
     ]
     return draw_lines(
-        f"curves_{results.tasks.index(task)}",
+        f"curves_{results.tasks.index(task)}_{safe(task)}",
         f"{task}: {results.metric}, mean over seeds and 95 % interval",
         [*own, *others],
         heading=task.replace("_", " "),

@@ -133,8 +133,17 @@ def draw_lines(
         axes.margins(x=0.1)
     elif max((line.x[-1] for line in series if len(line.x)), default=0) >= 1000:
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    own = [line.x for line in series if not line.is_dashed and len(line.x)]
+    if 0 < len(own) < len(series):  # others may have gone on for longer
+        axes.set_xlim(*widened(min(x[0] for x in own), max(x[-1] for x in own)))
     add_legend(axes)
     return Figure(name, title, drawing, series, ticks)
+
+
+def widened(low: float, high: float) -> tuple[float, float]:
+    """These limits with a margin."""
+    margin = 0.03 * (high - low) or 1.0
+    return low - margin, high + margin
 
 
 def shortened(text: str, length: int = 16) -> str:

@@ -1,14 +1,16 @@
 """What the hyperparameters of a sweep do to its score."""
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import NamedTuple
 
-from research.launchers.plan.names import labels
+import numpy as np
+
+from research.launchers.plan.names import labels, safe
 from research.launchers.show.table import written
 from research.results.figure import label_of
 from research.results.keys import to_number
+from research.results.report.aggregate import interval_cell
 from research.results.report.document import Cell, Figure, Gallery, Section, Series, Table
 from research.results.report.drawing import add_legend, colours, draw_lines, in_style, new_axes
 from research.results.report.parallel import (
@@ -18,6 +20,7 @@ from research.results.report.parallel import (
     parallel_figure,
     spans_decades,
 )
+from research.results.statistics import Interval, mean, stratified_bootstrap
 
 MOST_ROWS = 20
 """Combinations that the table of the best shows."""
@@ -31,20 +34,13 @@ class Trial(NamedTuple):
     score: float
 
 
-Interval = Callable[[Sequence[float]], tuple[float, float]]
-"""Returns the ends of an interval around the mean of some scores."""
-
-
-def hyperparameters_section(
-    trials: Sequence[Trial], *, metric: str, mode: str, interval: Interval
-) -> Section | None:
+def hyperparameters_section(trials: Sequence[Trial], *, metric: str, mode: str) -> Section | None:
     """The section for the keys that vary besides seed and task; None if there are none.
 
     Args:
         trials: the runs that have a score.
         metric: name of the score.
         mode: ``max`` if a larger score is better, ``min`` if a smaller one is.
-        interval: of the mean over runs.
 
     """
     keys = [key for key in varied(trials) if key != "seed"]
@@ -60,9 +56,9 @@ def hyperparameters_section(
     ]
     for key in keys:
         if len(values_of(trials, key)) <= MOST_NAMES:
-            blocks.append(marginal_table(trials, key, tasks, mode=mode, interval=interval))
+            blocks.append(marginal_table(trials, key, tasks, mode=mode))
     figures = [
-        marginal_figure(trials, key, tasks, number, metric=metric, interval=interval)
+        marginal_figure(f"hyperparameter_{number}_{safe(names[key])}", trials, key, tasks, metric)
         for number, key in enumerate(keys)
     ]
     tints = colours(len(tasks))
@@ -70,7 +66,9 @@ def hyperparameters_section(
     blocks.append(Gallery(figures, groups if len(tasks) > 1 else ()))
     if len(keys) > 1:
         parallel = [
-            parallel_figure(f"parallel_{number}", task, runs_of(trials, task, keys), metric)
+            parallel_figure(
+                f"parallel_{number}_{safe(task)}", task, runs_of(trials, task, keys), metric
+            )
             for number, task in enumerate(tasks)
         ]
         blocks.append(Gallery(parallel, is_wide=True))
@@ -96,41 +94,25 @@ def values_of(trials: Sequence[Trial], key: str) -> list[str]:
     return ordered(trial.varies.get(key, "-") for trial in trials)
 
 
-def scores(trials: Sequence[Trial], task: str, **values: str) -> list[float]:
-    """The scores of a task's runs that have these values."""
-    return [
-        trial.score
-        for trial in trials
-        if trial.task == task and values.items() <= {**trial.varies}.items()
-    ]
+def scores_at(trials: Sequence[Trial], task: str, key: str, value: str) -> list[float]:
+    """The scores of a task's runs that have this value of a key."""
+    own = [trial for trial in trials if trial.task == task]
+    return [trial.score for trial in own if trial.varies.get(key, "-") == value]
 
 
 def best_table(
     trials: Sequence[Trial], keys: Sequence[str], names: Mapping[str, str], *, mode: str
 ) -> Table:
     """The best combinations of each task, by the mean over their seeds."""
-    found: dict[tuple[str, ...], list[float]] = {}
-    for trial in trials:
-        place = (trial.task, *(trial.varies.get(key, "-") for key in keys))
-        found.setdefault(place, []).append(trial.score)
-    sign = -1 if mode == "max" else 1
-    ranked = sorted(found.items(), key=lambda item: sign * fmean(item[1]))
-    ranks: dict[str, int] = {}
     rows = []
-    for (task, *values), known in ranked:
-        ranks[task] = ranks.get(task, 0) + 1
-        if ranks[task] <= MOST_ROWS:
-            rank = Cell(str(ranks[task]), ranks[task])
-            rows.append(
-                [
-                    Cell(task),
-                    rank,
-                    *map(value_cell, values),
-                    Cell(str(len(known)), len(known)),
-                    *spread(known),
-                ]
-            )
-    rows.sort(key=lambda row: (row[0].text, row[1].value))
+    for task in sorted({trial.task for trial in trials}):
+        found: dict[tuple[str, ...], list[float]] = {}
+        for values, score in runs_of(trials, task, keys):
+            found.setdefault(tuple(values.values()), []).append(score)
+        ranked = sorted(found.items(), key=lambda each: fmean(each[1]), reverse=mode == "max")
+        for rank, (combination, scores) in enumerate(ranked[:MOST_ROWS], 1):
+            cells = map(value_cell, (str(rank), *combination, str(len(scores))))
+            rows.append([Cell(task), *cells, *spread(scores)])
     title = f"The best combinations of each task, at most {MOST_ROWS}, by the mean over seeds"
     columns = ("task", "rank", *(names[key] for key in keys), "seeds", "mean", "min", "max")
     return Table(title, columns, rows)
@@ -147,63 +129,41 @@ def spread(known: Sequence[float]) -> list[Cell]:
     return list(map(Cell, written(values), values))
 
 
-def marginal_table(
-    trials: Sequence[Trial], key: str, tasks: Sequence[str], *, mode: str, interval: Interval
-) -> Table:
+def marginal_table(trials: Sequence[Trial], key: str, tasks: Sequence[str], *, mode: str) -> Table:
     """The mean score for each value of a key, for each task, the best marked."""
     values = values_of(trials, key)
     columns = ["value"]
     cells: list[list[Cell]] = [[value_cell(value)] for value in values]
     for task in tasks:
-        groups = [scores(trials, task, **{key: value}) for value in values]
-        means = [fmean(group) if group else None for group in groups]
-        known = [mean for mean in means if mean is not None]
-        best = (max if mode == "max" else min)(known, default=None)
+        groups = [scores_at(trials, task, key, value) for value in values]
+        best = (max if mode == "max" else min)(fmean(group) for group in groups if group)
         columns += [f"{task}: runs", f"{task}: mean (95 % interval)"]
-        for row, group, mean in zip(cells, groups, means, strict=True):
-            mark = ", best" if mean is not None and mean == best else ""
-            text = mean_text(interval, group) + mark if group else "-"
-            row += [Cell(str(len(group)), len(group)), Cell(text, mean)]
+        for row, group in zip(cells, groups, strict=True):
+            cell = interval_cell(interval_of(group)) if group else Cell("-")
+            mark = ", best" if group and fmean(group) == best else ""
+            row += [value_cell(str(len(group))), cell._replace(text=cell.text + mark)]
     return Table(f"{key}: mean over all runs with that value", columns, cells)
 
 
-def mean_text(interval: Interval, group: Sequence[float]) -> str:
-    """``842.0 (833.5 to 851.2)``; the mean alone for a single run."""
-    if len(group) < 2:
-        return written(group)[0]
-    mean, low, high = written([fmean(group), *interval(group)])
-    return f"{mean} ({low} to {high})"
+def interval_of(scores: Sequence[float]) -> Interval:
+    """The mean of some scores, and its interval."""
+    return stratified_bootstrap([np.array(scores)], mean)
 
 
 def marginal_figure(
-    trials: Sequence[Trial],
-    key: str,
-    tasks: Sequence[str],
-    number: int,
-    *,
-    metric: str,
-    interval: Interval,
+    name: str, trials: Sequence[Trial], key: str, tasks: Sequence[str], metric: str
 ) -> Figure:
     """The score over the values of a key, a line for each task; points if it has many values."""
-    name, values = f"hyperparameter_{number}", values_of(trials, key)
+    values = values_of(trials, key)
     if are_numbers(values):
-        return scatter_figure(trials, key, tasks, name, metric)
+        return scatter_figure(name, trials, key, tasks, metric)
     tints, lines = colours(len(tasks)), []
     for index, task in enumerate(tasks):
-        groups = [scores(trials, task, **{key: value}) for value in values]
+        groups = [scores_at(trials, task, key, value) for value in values]
         kept = [(place, group) for place, group in enumerate(groups) if group]
-        ends = [interval(group) if len(group) > 1 else (math.nan, math.nan) for _, group in kept]
-        lines.append(
-            Series(
-                index,
-                task,
-                [place for place, _ in kept],
-                [fmean(group) for _, group in kept],
-                [low for low, _ in ends],
-                [high for _, high in ends],
-                tints[index],
-            )
-        )
+        low, middle, high = np.array([interval_of(group) for _, group in kept]).T
+        places = [place for place, _ in kept]
+        lines.append(Series(index, task, places, middle, low, high, tints[index]))
     title = f"{key}: mean and 95 % interval over all runs with that value"
     return draw_lines(
         name, title, lines, heading=key, x_label=key, y_label=label_of(metric), ticks=values
@@ -212,7 +172,7 @@ def marginal_figure(
 
 @in_style
 def scatter_figure(
-    trials: Sequence[Trial], key: str, tasks: Sequence[str], name: str, metric: str
+    name: str, trials: Sequence[Trial], key: str, tasks: Sequence[str], metric: str
 ) -> Figure:
     """A point for each run."""
     drawing, axes = new_axes()

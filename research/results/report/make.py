@@ -19,7 +19,6 @@ from research.results.report.hyperparameters import Trial, hyperparameters_secti
 from research.results.report.overview import is_good, overview_section, scores_of
 from research.results.report.provenance import provenance_section
 from research.results.report.resources import resources_section
-from research.results.statistics import mean, stratified_bootstrap
 
 MAX_ROWS = 500
 """Rows that are read of a log: more than a curve on a screen can show."""
@@ -130,7 +129,8 @@ def title_of(results: Results) -> str:
     algs = sorted({str(e.values["alg"]) for e in results.entries if e.values.get("alg")})
     tasks = joined(results.tasks) if len(results.tasks) < 3 else count(len(results.tasks), "task")
     of = f" of {joined(algs)}" if algs else ""
-    return f"{count(len(results.entries), 'run')}{of} on {tasks}"
+    what = count(len(results.entries), "run") if results.entries else "Published curves"
+    return f"{what}{of} on {tasks}"
 
 
 def names_of(folders: Sequence[Path]) -> list[str]:
@@ -178,12 +178,4 @@ def hyperparameters_of(results: Results) -> Section | None:
         for e in good
         if e.score is not None
     ]
-    return hyperparameters_section(
-        trials, metric=results.metric, mode=results.mode, interval=interval_of_mean
-    )
-
-
-def interval_of_mean(scores: Sequence[float]) -> tuple[float, float]:
-    """The ends of the bootstrap interval of a mean."""
-    interval = stratified_bootstrap([np.array(scores)], mean)
-    return float(interval.low), float(interval.high)
+    return hyperparameters_section(trials, metric=results.metric, mode=results.mode)

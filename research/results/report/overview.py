@@ -15,6 +15,8 @@ STATES = ("completed", "running", "preempted", "failed", "pending")
 
 def overview_section(results: Results, names: Sequence[str]) -> Section:
     """The section; ``names`` are those of the entries, in their order."""
+    if not results.entries:
+        return Section("What was run", [summary(results)])
     blocks: list[str | Table] = [summary(results), seeds_table(results)]
     if lost := without_result(results, names):
         blocks.append(lost)
@@ -23,8 +25,17 @@ def overview_section(results: Results, names: Sequence[str]) -> Section:
     blocks += [
         f"Note: {text}." for text in (*twice(results.entries), *missing_seeds(results.entries))
     ]
-    if any(entry.state == "running" for entry in results.entries):
-        blocks.append("Running runs count with what they have logged so far.")
+    running = [
+        (str(entry.run.status["updated"]), name)
+        for name, entry in zip(names, results.entries, strict=True)
+        if entry.run and entry.state == "running"
+    ]
+    if running:
+        time, name = min(running)
+        blocks.append(
+            "Running runs count with what they have logged so far. The oldest status among them "
+            f"is that of {name}, written at {time}."
+        )
     return Section("What was run", blocks)
 
 

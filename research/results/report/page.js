@@ -50,7 +50,9 @@ class Cursor {
     this.box = figure.querySelector(".values");
     this.line = document.createElementNS("http://www.w3.org/2000/svg", "line");
     this.line.classList.add("cursor");
-    this.positions = [...new Set(points.series.flatMap((series) => series.x))].sort((a, b) => a - b);
+    const [first, last] = points.limits, isDrawn = (x) => first <= x && x <= last;
+    const positions = new Set(points.series.flatMap((series) => series.x.filter(isDrawn)));
+    this.positions = [...positions].sort((a, b) => a - b);
     figure.addEventListener("pointermove", (event) => this.follow(event));
     figure.addEventListener("pointerleave", () => this.hide());
     figure.addEventListener("blur", () => this.hide());

@@ -27,8 +27,10 @@ def write_report(report: Report, path: Path) -> None:
     """
     folder = check_output(path)
     svgs = {figure.name: write_files(figure, folder) for figure in figures_of(report)}
-    write_whole(path.with_name(f"{path.name}.html"), as_html(report, svgs))
-    write_whole(path.with_name(f"{path.name}.md"), as_markdown(report, folder.name))
+    pages = {"html": as_html(report, svgs), "md": as_markdown(report, folder.name)}
+    for ending, text in pages.items():
+        # The name of a directory may be no text.
+        write_whole(path.with_name(f"{path.name}.{ending}"), text.encode(errors="replace"))
 
 
 def check_output(path: Path) -> Path:

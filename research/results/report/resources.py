@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from research.launchers.show.rows import progress, seconds_between, span
+from research.results.logs import columns_of
 from research.results.report.document import Cell, Section, Table
 from research.results.runs import StoredRun
 from research.training.records.clock import Clock
@@ -73,24 +74,22 @@ def peak(tail: list[dict[str, float]], key: str) -> Cell:
 
 
 def last_rows(path: Path) -> list[dict[str, float]]:
-    """The last rows of a log, its empty cells left out; none if there is no such file."""
-    try:
-        with path.open("rb") as file:
-            header = file.readline().decode(errors="replace").strip().split(",")
-            start = max(file.tell(), os.fstat(file.fileno()).st_size - TAIL_BYTES)
-            is_cut = start > file.tell()
-            file.seek(start)
-            lines = file.read(TAIL_BYTES).decode(errors="replace").splitlines(keepends=True)
-    except FileNotFoundError:
+    """The last rows of a log, its empty cells left out; none if there is no such log."""
+    columns = columns_of(path)
+    if not columns:
         return []
-    whole = [line for line in lines[is_cut:] if line.endswith("\n")]
-    return [as_numbers(header, row) for row in csv.reader(whole) if len(row) == len(header)]
+    with path.open("rb") as file:
+        file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL_BYTES))
+        lines = file.read(TAIL_BYTES).decode(errors="replace").splitlines(keepends=True)
+    # The first is the header, or cut; the last may be in writing.
+    whole = [line for line in lines[1:] if line.endswith("\n")]
+    return [as_numbers(columns, row) for row in csv.reader(whole) if len(row) == len(columns)]
 
 
-def as_numbers(header: list[str], row: list[str]) -> dict[str, float]:
+def as_numbers(columns: list[str], row: list[str]) -> dict[str, float]:
     """A row by column, without the cells that are no numbers."""
     found = {}
-    for key, text in zip(header, row, strict=True):
+    for key, text in zip(columns, row, strict=True):
         try:
             found[key] = float(text)
         except ValueError:

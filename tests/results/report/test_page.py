@@ -46,6 +46,11 @@ def test_no_name_becomes_markup(text: str) -> None:
     assert "<" not in escaped(text).replace("&lt;", "")
 
 
+def test_a_name_that_is_no_text_is_written(tmp_path: Path) -> None:
+    write_report(Report(b"caf\xe9".decode(errors="surrogateescape"), "", []), tmp_path / "report")
+    assert "<h1>caf?</h1>" in (tmp_path / "report.html").read_text()
+
+
 def test_a_name_in_a_figure_is_text(tmp_path: Path) -> None:
     label = "</script><script>hacked=1</script> $\\frac{$ _x"
     figure = lines(label=label)

@@ -9,6 +9,7 @@ import pytest
 
 from research import report
 from research.errors import UserError
+from research.results.report import resources
 from research.results.report.aggregate import Group, aggregate_section
 from research.results.report.document import Cell, Gallery, Section, Table
 from research.results.report.make import find_scale, make_report
@@ -67,7 +68,7 @@ def test_a_run_that_still_writes_is_reported_as_running(runs: Path) -> None:
         file.write("3000,3000,30")
     section = section_of("What", runs)
     assert "1 running" in texts(section)
-    assert "Running runs count" in texts(section)
+    assert "The oldest status among them is that of more" in texts(section)
     assert tables(section)[0].rows[1][1].text == "4"
     curves = section_of("Curves", runs)
     assert "all 4 runs reach" in texts(curves)
@@ -109,6 +110,15 @@ def test_the_probability_of_improvement_is_over_the_baseline(runs: Path) -> None
     assert figures(section) == ["improvement"]
 
 
+def test_a_baseline_without_a_score_on_some_task_is_told(runs: Path) -> None:
+    for seed in range(3):
+        (runs / f"alg=sac,env=walker,seed={seed}" / "eval.csv").unlink()
+    section = section_of("Over all tasks", runs, baseline="sac")
+    assert "Without a score on some task, and so not in this section: sac." in texts(section)
+    assert "Nothing is compared with sac" in texts(section)
+    assert figures(section) == []
+
+
 def test_less_is_better_for_a_loss() -> None:
     groups = [
         Group(name, "#000000", {"digits": np.array(scores)})
@@ -145,7 +155,7 @@ def test_the_best_value_of_a_hyperparameter_is_marked(tmp_path: Path) -> None:
     assert [row[2].text for row in marginal.rows] == [
         *("10.50 (10.00 to 11.00)", "30.50 (30.00 to 31.00), best", "20.50 (20.00 to 21.00)"),
     ]
-    assert figures(section) == ["hyperparameter_0"]
+    assert figures(section) == ["hyperparameter_0_lr"]
 
 
 def test_runs_that_differ_in_alg_alone_have_no_hyperparameters(runs: Path) -> None:
@@ -164,14 +174,28 @@ def test_published_curves_stand_beside(runs: Path, tmp_path: Path) -> None:
     assert (line.label, line.is_dashed) == ("others", True)
     np.testing.assert_allclose(line.low, [0.0, 2.0])
     assert [label for _, label, _ in gallery.groups] == ["sac", "td3", "others"]
+    (axes,) = gallery.figures[0].drawing.axes
+    assert axes.get_xlim() == pytest.approx((1000 - 120, 5000 + 120))
 
 
-def test_the_last_rows_of_a_long_log_are_read(tmp_path: Path) -> None:
+def test_published_curves_alone(tmp_path: Path) -> None:
+    path = tmp_path / "others.csv"
+    path.write_text("task,env_steps,mean_return,std_return,n_seeds\ncheetah_run,0,1,,1\n")
+    made = make_report([path], made="now")
+    assert made.title == "Published curves on cheetah_run"
+    assert [section.title for section in made.sections] == ["What was run", "Curves"]
+    assert figures(made.sections[1]) == ["curves_0_cheetah_run"]
+
+
+def test_the_last_rows_of_a_long_log_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_log(tmp_path / "time.csv", [{"step": step, "update": 0.5} for step in range(9000)])
-    rows = last_rows(tmp_path / "time.csv")
-    assert rows[-1]["step"] == 8999
-    assert 100 < len(rows) < 9000
-    assert [row["step"] for row in rows] == [*range(9000 - len(rows), 9000)]
+    for size in range(200, 240):  # wherever the first row is cut
+        monkeypatch.setattr(resources, "TAIL_BYTES", size)
+        steps = [row["step"] for row in last_rows(tmp_path / "time.csv")]
+        assert len(steps) > 3
+        assert steps == [*range(9000 - len(steps), 9000)]
     assert last_rows(tmp_path / "absent.csv") == []
 
 
