@@ -154,6 +154,26 @@ def test_jobs_of_a_sweep_that_never_began_are_there(tmp_path: Path) -> None:
         gather([tmp_path], filters=["env=walker"])
 
 
+def test_a_setting_none_of_whose_jobs_began_is_a_group_too(tmp_path: Path) -> None:
+    jobs = [{"alg.optim.lr": lr, "seed": str(seed)} for lr in ("1e-3", "1e-4") for seed in (0, 1)]
+    write_plan(tmp_path, jobs)
+    write_run(tmp_path / "alg.optim.lr=1e-3,seed=0")
+    assert shown(gather([tmp_path])) == [
+        ("cheetah_run", "lr=0.0001", 0),
+        ("cheetah_run", "lr=0.0001", 1),
+        ("cheetah_run", "lr=0.001", 0),
+        ("cheetah_run", "lr=0.001", 1),
+    ]
+
+
+def test_choices_that_only_some_runs_know_tell_nothing_apart(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", choices=False)
+    run = write_run(tmp_path / "b", seed=1)
+    path = run / ".hydra" / "hydra.yaml"
+    path.write_text(path.read_text().replace("alg: td3", "alg: td3\n      dataset: replay"))
+    assert gather([tmp_path]).groups == ["td3"]
+
+
 def test_a_run_is_there_once_whatever_paths_lead_to_it(tmp_path: Path) -> None:
     write_plan(tmp_path / "sweep", [{"seed": "0"}])
     run = write_run(tmp_path / "sweep" / "seed=0")
