@@ -44,7 +44,7 @@ def find(paths: Iterable[Path]) -> list[Found]:
         if not folders and not sweeps:
             read_run(path)  # which tells what is wrong with it
         new = [folder for folder in folders if folder.resolve() not in found]
-        found |= {folder.resolve(): read(folder, is_alone=folder == path) for folder in new}
+        found |= {folder.resolve(): read(folder) for folder in new}
         for sweep in sweeps:
             jobs |= {job.folder.resolve(): (job, sweep) for job in planned_jobs(sweep)}
     began: dict[Path, list[tuple[Job, Found]]] = {}
@@ -67,14 +67,12 @@ def find_sweeps(folder: Path) -> Iterator[Path]:
         names[:] = sorted(name for name in names if not name.startswith("."))
 
 
-def read(folder: Path, *, is_alone: bool) -> Found:
-    """The run in a directory; that it is damaged is an error only if it ``is_alone``."""
+def read(folder: Path) -> Found:
+    """The run in a directory, or what is wrong with it."""
     try:
         run = read_run(folder)
         return Found(folder, run, values_of(run), None)
     except UserError as error:
-        if is_alone:
-            raise
         return Found(folder, None, {}, str(error))
 
 

@@ -133,8 +133,8 @@ def group_keys(runs: Sequence[Values]) -> list[str]:
 def label(values: Values, keys: Sequence[str]) -> str:
     """The name of a run among others: ``td3``, ``lr=0.001`` or ``td3, lr=0.001``."""
     short = labels(keys)
-    names = {key: "" if key in ("alg", "env") else f"{short[key]}=" for key in keys}
-    there = [key for key in keys if key in values] or keys
+    names = {key: f"{short[key]}=" for key in keys} | {"alg": "", "env": ""}
+    there = [key for key in keys if key in values] or ["alg"]
     return ", ".join(names[key] + show(values.get(key)) for key in there)
 
 
