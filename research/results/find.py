@@ -1,13 +1,14 @@
 """Finds runs, and the jobs of sweeps that have none."""
 
+import itertools
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from research.errors import UserError
-from research.launchers.plan.ledger import PLAN, Job, key_of, planned_jobs, read_plan
-from research.results.keys import Filter, values_from, values_of
+from research.launchers.plan.ledger import PLAN, Job, as_mapping, planned_jobs, read_plan
+from research.results.keys import Filter, to_value, values_from, values_of
 from research.results.runs import StoredRun, find_folders, read_run
 
 
@@ -43,15 +44,18 @@ def find(paths: Iterable[Path]) -> list[Found]:
         if not folders and not sweeps:
             read_run(path)  # which tells what is wrong with it
         new = [folder for folder in folders if folder.resolve() not in found]
-        found |= {folder.resolve(): read(folder, is_alone=folder == path) for folder in new}
+        found |= {folder.resolve(): read(folder) for folder in new}
         for sweep in sweeps:
             jobs |= {job.folder.resolve(): (job, sweep) for job in planned_jobs(sweep)}
-    siblings = {method_of(job): found[each] for each, (job, _) in jobs.items() if each in found}
-    missing = [each for folder, each in jobs.items() if folder not in found]
-    return [
-        *found.values(),
-        *(never_began(job, sweep, siblings.get(method_of(job))) for job, sweep in missing),
-    ]
+    began: dict[Path, list[tuple[Job, Found]]] = {}
+    missing: dict[Path, list[Job]] = {}
+    for folder, (job, sweep) in jobs.items():
+        if folder in found:
+            began.setdefault(sweep, []).append((job, found[folder]))
+        else:
+            missing.setdefault(sweep, []).append(job)
+    never = [never_began(sweep, missing[sweep], began.get(sweep, [])) for sweep in missing]
+    return [*found.values(), *itertools.chain(*never)]
 
 
 def find_sweeps(folder: Path) -> Iterator[Path]:
@@ -63,30 +67,35 @@ def find_sweeps(folder: Path) -> Iterator[Path]:
         names[:] = sorted(name for name in names if not name.startswith("."))
 
 
-def read(folder: Path, *, is_alone: bool) -> Found:
-    """The run in a directory; that it is damaged is an error only if it ``is_alone``."""
+def read(folder: Path) -> Found:
+    """The run in a directory, or what is wrong with it."""
     try:
         run = read_run(folder)
         return Found(folder, run, values_of(run), None)
     except UserError as error:
-        if is_alone:
-            raise
         return Found(folder, None, {}, str(error))
 
 
-def never_began(job: Job, sweep: Path, sibling: Found | None) -> Found:
-    """A planned job without a run; its keys are those of a run with another seed, or the plan's."""
+def never_began(
+    sweep: Path, jobs: Iterable[Job], began: Sequence[tuple[Job, Found]]
+) -> Iterator[Found]:
+    """The planned jobs of a sweep without a run.
+
+    The keys of a job are those of the most similar run of its sweep (or, if there is none, of the
+    plan), and what it differs in. Its task is then named as on the command line.
+    """
     plan = read_plan(sweep)
     assert plan is not None
-    values = sibling.values if sibling else {**values_from(plan["config"], {}), **job.varies}
-    seed = job.varies.get("seed", "")
-    values = {**values, **({"seed": int(seed)} if seed.isdigit() else {})}
-    return Found(Path(os.path.relpath(job.folder)), None, values, "it never began")
-
-
-def method_of(job: Job) -> tuple[str, ...]:
-    """What a job has in common with those that differ in their seed alone."""
-    return tuple(sorted(each for each in job.overrides if key_of(each) != "seed"))
+    planned = values_from(plan["config"], {})
+    for job in jobs:
+        base, same = planned, set()
+        for other, run in began:
+            shared = {*job.overrides} & {*other.overrides}
+            if run.values and (base is planned or len(shared) > len(same)):
+                base, same = run.values, shared
+        new = as_mapping(each for each in job.overrides if each not in same)
+        varies = {key: to_value(value) for key, value in new.items()}
+        yield Found(Path(os.path.relpath(job.folder)), None, {**base, **varies}, "it never began")
 
 
 def choose(found: Sequence[Found], filters: Iterable[str]) -> list[Found]:

@@ -43,10 +43,10 @@ def values_from(config: Mapping[str, Any], chosen: Mapping[str, str]) -> dict[st
     is the task's own name, such as ``cheetah_run`` or ``Pendulum-v1``; without an environment it is
     the dataset.
     """
-    given = {key: chosen.get(key) or class_of(config.get(key)) for key in ("alg", "dataset")}
-    named = {key: value for key, value in {**chosen, **given}.items() if value}
-    task = task_of(config.get("env") or {}) or chosen.get("env")
-    return {**flatten(config), **named, "env": named.get("dataset") if task == "dataset" else task}
+    alg, dataset = (chosen.get(key) or class_of(config.get(key)) for key in ("alg", "dataset"))
+    task = task_of(config.get("env") or {}) or chosen.get("env", dataset)
+    named = {**chosen, "alg": alg, "env": dataset if task == "dataset" else task}
+    return {**flatten(config), **named}
 
 
 def choices(folder: Path) -> dict[str, str]:
@@ -55,7 +55,7 @@ def choices(folder: Path) -> dict[str, str]:
         text = read_text(folder / ".hydra" / "hydra.yaml", max_bytes=MAX_BYTES)
         hydra = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
         chosen = hydra["hydra"]["runtime"]["choices"].items()
-        return {key: str(value) for key, value in chosen if value and "hydra/" not in key}
+        return {key: show(value) for key, value in chosen if "hydra/" not in key}
     except (OSError, ValueError, yaml.YAMLError, RecursionError, KeyError, TypeError):
         return {}  # the names of classes serve as well
 
@@ -98,7 +98,12 @@ def varying(runs: Sequence[Values]) -> list[str]:
     for values in runs:
         groups.setdefault((values.get("alg"), values.get("env")), []).append(values)
     keys = dict.fromkeys(key for group in groups.values() for key in differing(group))
-    return [key for key in keys if not (key.startswith(INCIDENTAL) or key.endswith("seed"))]
+    return [
+        key
+        for key in keys
+        if not (key.startswith(INCIDENTAL) or key.endswith("seed"))
+        and ("." in key or all(key in values for values in runs))  # some choices are unknown
+    ]
 
 
 def differing(runs: Sequence[Values]) -> list[str]:
@@ -128,8 +133,8 @@ def group_keys(runs: Sequence[Values]) -> list[str]:
 def label(values: Values, keys: Sequence[str]) -> str:
     """The name of a run among others: ``td3``, ``lr=0.001`` or ``td3, lr=0.001``."""
     short = labels(keys)
-    names = {key: "" if key in ("alg", "env") else f"{short[key]}=" for key in keys}
-    there = [key for key in keys if key in values] or keys
+    names = {key: f"{short[key]}=" for key in keys} | {"alg": "", "env": ""}
+    there = [key for key in keys if key in values] or ["alg"]
     return ", ".join(names[key] + show(values.get(key)) for key in there)
 
 
@@ -137,7 +142,7 @@ def show(value: Any) -> str:
     """A value as it is written on the command line."""
     if isinstance(value, float):
         return f"{value:g}"
-    return "null" if value is None else str(value).replace(", ", ",")
+    return "null" if value in (None, "None") else str(value).replace(", ", ",")
 
 
 def in_order(values: Values, keys: Sequence[str]) -> list[tuple[bool, float, str]]:
@@ -147,6 +152,12 @@ def in_order(values: Values, keys: Sequence[str]) -> list[tuple[bool, float, str
         number = to_number(values.get(key))
         ordered.append((number is None, number or 0.0, show(values.get(key))))
     return ordered
+
+
+def to_value(text: str) -> int | float | str:
+    """What ``text`` is in a config, if it is a number, else itself."""
+    number = to_number(text)
+    return text if number is None else int(text) if text.isdigit() else number
 
 
 def to_number(value: Any) -> float | None:

@@ -49,6 +49,9 @@ def iqm(scores: Scores) -> np.ndarray:
     tasks = by_task(scores)
     values = np.concatenate(tasks, axis=-1)
     sizes = [task.shape[-1] for task in tasks]
+    if len(set(sizes)) == 1:
+        cut = sum(sizes) // 4
+        return np.sort(values, axis=-1)[..., cut : sum(sizes) - cut].mean(axis=-1)
     order = values.argsort(axis=-1)
     weights = np.repeat([1 / (len(sizes) * size) for size in sizes], sizes)[order]
     cut = sum(sizes) // 4 / sum(sizes)

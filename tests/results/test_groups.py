@@ -26,7 +26,7 @@ def shown(results: Results) -> list[tuple[str, str, int | None]]:
 def test_runs_are_grouped_by_task_algorithm_and_seed(tmp_path: Path) -> None:
     for alg in ("td3", "sac"):
         for env in ("walker", "cheetah"):
-            write_run(tmp_path / f"{alg}{env}1", [5.0, 6.0], alg=alg, env=env, seed=1)
+            write_run(tmp_path / f"{alg}{env}1", [9.0, 6.0], alg=alg, env=env, seed=1)
             write_run(tmp_path / f"{alg}{env}0", [5.0, 7.0], alg=alg, env=env, seed=0)
     results = gather([tmp_path])
     assert results.by == ["alg"]
@@ -78,6 +78,7 @@ def test_a_key_that_a_run_lacks_is_not_in_its_name(tmp_path: Path) -> None:
         config = run / ".hydra" / "config.yaml"
         config.write_text(config.read_text().replace("alg:\n", f"alg:\n  temperature: {value}\n"))
     assert gather([tmp_path]).groups == ["sac, temperature=1", "sac, temperature=2", "td3"]
+    assert "td3" in gather([tmp_path], by=["temperature"]).groups
 
 
 def test_a_panel_for_any_key_or_one_for_all(tmp_path: Path) -> None:
@@ -154,6 +155,26 @@ def test_jobs_of_a_sweep_that_never_began_are_there(tmp_path: Path) -> None:
         gather([tmp_path], filters=["env=walker"])
 
 
+def test_a_setting_none_of_whose_jobs_began_is_a_group_too(tmp_path: Path) -> None:
+    jobs = [{"alg.optim.lr": lr, "seed": str(seed)} for lr in ("1e-3", "1e-4") for seed in (0, 1)]
+    write_plan(tmp_path, jobs)
+    write_run(tmp_path / "alg.optim.lr=1e-3,seed=0")
+    assert shown(gather([tmp_path])) == [
+        ("cheetah_run", "lr=0.0001", 0),
+        ("cheetah_run", "lr=0.0001", 1),
+        ("cheetah_run", "lr=0.001", 0),
+        ("cheetah_run", "lr=0.001", 1),
+    ]
+
+
+def test_choices_that_only_some_runs_know_tell_nothing_apart(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", choices=False)
+    run = write_run(tmp_path / "b", seed=1)
+    path = run / ".hydra" / "hydra.yaml"
+    path.write_text(path.read_text().replace("alg: td3", "alg: td3\n      dataset: replay"))
+    assert gather([tmp_path]).groups == ["td3"]
+
+
 def test_a_run_is_there_once_whatever_paths_lead_to_it(tmp_path: Path) -> None:
     write_plan(tmp_path / "sweep", [{"seed": "0"}])
     run = write_run(tmp_path / "sweep" / "seed=0")
@@ -172,7 +193,7 @@ def test_a_damaged_run_among_others_is_left_out_and_says_why(tmp_path: Path) -> 
     assert "is no config" in problems["config"]
     assert "eval/return is nan at step 2000" in problems["nan"]
     assert "has logged nothing yet" in problems["new"]
-    with pytest.raises(UserError, match="is no config"):
+    with pytest.raises(UserError, match=r"no run has a curve of eval/return.*is no config"):
         gather([tmp_path / "config"])
 
 

@@ -94,6 +94,11 @@ def test_a_moving_average_is_that_of_the_points_in_its_window(
         assert value == pytest.approx(y[inside].mean(), abs=1e-8)
 
 
+def test_the_window_of_a_moving_average_has_both_its_ends() -> None:
+    curve = Curve(np.array([0.0, 1, 2, 4]), np.array([0.0, 3, 9, 1]))
+    assert smoothed(curve, 2).y.tolist() == [1.5, 4, 6, 1]
+
+
 def notes(*paths: Path, **options: object) -> list[str]:
     """What is odd about the runs at these paths."""
     results = gather(paths, **options)  # type: ignore[arg-type]

@@ -40,7 +40,8 @@ def fill(*paths: Path, metric: str | None = None, **options: Any) -> Figure:
     results = gather(paths, metric=metric)
     lines = lines_of(results)
     arguments = {"width_in": None, "xscale": "linear", "yscale": None, **options}
-    with matplotlib.rc_context({**figure.STYLE, "axes.prop_cycle": cycler(color=figure.COLORS)}):
+    style: dict[Any, Any] = {**figure.STYLE, "axes.prop_cycle": cycler(color=figure.COLORS)}
+    with matplotlib.rc_context(style):
         drawn = figure.fill_figure(results, lines, matplotlib=matplotlib, **arguments)
         drawn.canvas.draw()
     return drawn
