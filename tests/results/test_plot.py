@@ -163,7 +163,7 @@ def test_a_style_changes_the_figure(sweep: Path, tmp_path: Path) -> None:
 def test_names_may_hold_signs_of_mathematics(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
     path = run / ".hydra" / "hydra.yaml"
-    path.write_text(path.read_text().replace("td3", "_a$b"))
+    path.write_text(path.read_text().replace("td3", "_a$b_^$"))
     assert main(run, f"out={tmp_path / 'fig.svg'}") == 0
 
 
