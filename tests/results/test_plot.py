@@ -167,11 +167,15 @@ def test_names_may_hold_signs_of_mathematics(tmp_path: Path) -> None:
     assert main(run, f"out={tmp_path / 'fig.svg'}") == 0
 
 
-def test_options_are_read_as_on_hydras_command_line(sweep: Path) -> None:
+def test_options_are_read_as_on_hydras_command_line(
+    sweep: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     paths, options = plot.read_words(
         [str(sweep / "alg=td3,env=walker,seed=0"), "by=[alg,lr]", "filter=a=b", "filter=c!=d,e"]
     )
     assert paths == [str(sweep / "alg=td3,env=walker,seed=0")]
+    monkeypatch.chdir(sweep)
+    assert plot.read_words(["alg=td3,env=walker,seed=0"])[0] == ["alg=td3,env=walker,seed=0"]
     assert options["by"] == ["alg", "lr"]
     assert options["filter"] == ["a=b", "c!=d,e"]
     assert (options["col"], options["out"], options["x"]) == ("env", Path("fig.pdf"), None)
