@@ -176,7 +176,8 @@ def test_options_are_read_as_on_hydras_command_line(
     )
     assert paths == [str(sweep / "alg=td3,env=walker,seed=0")]
     monkeypatch.chdir(sweep)
-    assert plot.read_words(["alg=td3,env=walker,seed=0"])[0] == ["alg=td3,env=walker,seed=0"]
+    name = "alg=td3,env=walker,seed=0"
+    assert plot.read_words([name], plot.OPTIONS)[0] == [name]
     assert options["by"] == ["alg", "lr"]
     assert options["filter"] == ["a=b", "c!=d,e"]
     assert (options["col"], options["out"], options["x"]) == ("env", Path("fig.pdf"), None)
