@@ -142,7 +142,9 @@ def table(
         [
             f"# A report of {num_runs} runs, {num_rows:,} rows in each of their three logs",
             "",
-            "`python -m benchmarks.report`; the logs were in the page cache.",
+            "`python -m benchmarks.report`; the logs were in the page cache. Where other programs "
+            f"have the processors (load {os.getloadavg()[2]:.0f} on {os.cpu_count()} cores here), "
+            "the CPU time is what a free one would take.",
             "",
             "| | median (minimum to maximum) |",
             "| --- | --- |",

@@ -46,7 +46,7 @@ def find(paths: Iterable[Path]) -> list[Found]:
         new = [folder for folder in folders if folder.resolve() not in found]
         found |= {folder.resolve(): read(folder) for folder in new}
         for sweep in sweeps:
-            jobs |= {job.folder.resolve(): (job, sweep) for job in planned_jobs(sweep)}
+            jobs |= {job.folder.resolve(): (job, sweep) for job in read_jobs(sweep)}
     began: dict[Path, list[tuple[Job, Found]]] = {}
     missing: dict[Path, list[Job]] = {}
     for folder, (job, sweep) in jobs.items():
@@ -67,12 +67,25 @@ def find_sweeps(folder: Path) -> Iterator[Path]:
         names[:] = sorted(name for name in names if not name.startswith("."))
 
 
+def read_jobs(sweep: Path) -> list[Job]:
+    """All jobs of a sweep.
+
+    Raises:
+        UserError: its plan is damaged.
+
+    """
+    try:
+        return planned_jobs(sweep)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{sweep / PLAN} is not a sweep's plan: {error!r}") from error
+
+
 def read(folder: Path) -> Found:
     """The run in a directory, or what is wrong with it."""
     try:
         run = read_run(folder)
         return Found(folder, run, values_of(run), None)
-    except UserError as error:
+    except (UserError, OSError) as error:
         return Found(folder, None, {}, str(error))
 
 
@@ -86,7 +99,8 @@ def never_began(
     """
     plan = read_plan(sweep)
     assert plan is not None
-    planned = values_from(plan["config"], {})
+    config = plan["config"]
+    planned = values_from(config if isinstance(config, dict) else {}, {})
     for job in jobs:
         base, same = planned, set()
         for other, run in began:

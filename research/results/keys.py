@@ -44,7 +44,7 @@ def values_from(config: Mapping[str, Any], chosen: Mapping[str, str]) -> dict[st
     the dataset.
     """
     alg, dataset = (chosen.get(key) or class_of(config.get(key)) for key in ("alg", "dataset"))
-    task = task_of(config.get("env") or {}) or chosen.get("env", dataset)
+    task = task_of(config.get("env")) or chosen.get("env", dataset)
     named = {**chosen, "alg": alg, "env": dataset if task == "dataset" else task}
     return {**flatten(config), **named}
 
@@ -66,8 +66,10 @@ def class_of(node: Any) -> str | None:
     return target.rpartition(".")[2].lower() if isinstance(target, str) else None
 
 
-def task_of(env: Mapping[str, Any]) -> str | None:
+def task_of(env: Any) -> str | None:
     """The name of an environment's task: its id, or domain and task of the Control Suite."""
+    if not isinstance(env, Mapping):
+        return None
     if env.get("id"):
         return str(env["id"])
     return f"{env['domain']}_{env['task']}" if env.get("domain") and env.get("task") else None

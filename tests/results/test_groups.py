@@ -197,6 +197,22 @@ def test_a_damaged_run_among_others_is_left_out_and_says_why(tmp_path: Path) -> 
         gather([tmp_path / "config"])
 
 
+@pytest.mark.parametrize(
+    "plan", ["[]", "{", '{"command": 0, "folder": 0, "config": 0, "jobs": [{}]}', '{"jobs": [1]}']
+)
+def test_a_damaged_plan_is_named(tmp_path: Path, plan: str) -> None:
+    write_run(tmp_path / "run")
+    (tmp_path / "sweep.json").write_text(plan)
+    with pytest.raises(UserError, match=r"sweep.json is not a sweep's plan"):
+        gather([tmp_path])
+
+
+def test_a_config_of_another_shape_is_shown_as_far_as_it_goes(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", choices=False)
+    (run / ".hydra" / "config.yaml").write_text("env: 5\nalg: [1]\ntrainer: x\n")
+    assert shown(gather([run])) == [("null", "null", None)]
+
+
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is no run"):
         gather([tmp_path])

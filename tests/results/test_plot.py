@@ -163,16 +163,21 @@ def test_a_style_changes_the_figure(sweep: Path, tmp_path: Path) -> None:
 def test_names_may_hold_signs_of_mathematics(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
     path = run / ".hydra" / "hydra.yaml"
-    path.write_text(path.read_text().replace("td3", "_a$b"))
+    path.write_text(path.read_text().replace("td3", "_a$b_^$"))
     assert main(run, f"out={tmp_path / 'fig.svg'}") == 0
 
 
-def test_options_are_read_as_on_hydras_command_line(sweep: Path) -> None:
+def test_options_are_read_as_on_hydras_command_line(
+    sweep: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     paths, options = plot.read_words(
         [str(sweep / "alg=td3,env=walker,seed=0"), "by=[alg,lr]", "filter=a=b", "filter=c!=d,e"],
         plot.OPTIONS,
     )
     assert paths == [str(sweep / "alg=td3,env=walker,seed=0")]
+    monkeypatch.chdir(sweep)
+    name = "alg=td3,env=walker,seed=0"
+    assert plot.read_words([name], plot.OPTIONS)[0] == [name]
     assert options["by"] == ["alg", "lr"]
     assert options["filter"] == ["a=b", "c!=d,e"]
     assert (options["col"], options["out"], options["x"]) == ("env", Path("fig.pdf"), None)
