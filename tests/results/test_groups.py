@@ -155,6 +155,17 @@ def test_jobs_of_a_sweep_that_never_began_are_there(tmp_path: Path) -> None:
         gather([tmp_path], filters=["env=walker"])
 
 
+def test_a_job_that_never_began_is_like_its_nearest_run(tmp_path: Path) -> None:
+    jobs = [{"env": env, "seed": str(seed)} for env in ("cheetah", "walker") for seed in range(2)]
+    write_plan(tmp_path, jobs)
+    for env in ("cheetah", "walker"):
+        write_run(tmp_path / f"env={env},seed=0", env=env)
+    assert [(entry.task, entry.seed) for entry in gather([tmp_path]).entries if not entry.run] == [
+        ("cheetah_run", 1),
+        ("walker_walk", 1),
+    ]
+
+
 def test_a_setting_none_of_whose_jobs_began_is_a_group_too(tmp_path: Path) -> None:
     jobs = [{"alg.optim.lr": lr, "seed": str(seed)} for lr in ("1e-3", "1e-4") for seed in (0, 1)]
     write_plan(tmp_path, jobs)
