@@ -2,6 +2,7 @@
 
 import os
 import resource
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -45,6 +46,19 @@ def require_memory(num_bytes: int, what: str, device: torch.device, way_out: str
             f"{what} needs {format_bytes(num_bytes)} of memory, but {format_bytes(available)} "
             f"are {where}; {way_out}"
         )
+
+
+def peak_memory(device: torch.device) -> dict[str, float]:
+    """The most memory that this process has taken so far, in 10^9 bytes, by name.
+
+    ``memory_gb`` is what was in the host's memory, without its environments' processes;
+    ``gpu_memory_gb`` is what torch had reserved on a GPU.
+    """
+    unit = 1 if sys.platform == "darwin" else 1024
+    found = {"memory_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9}
+    if device.type == "cuda":
+        found["gpu_memory_gb"] = torch.cuda.max_memory_reserved(device) / 1e9
+    return found
 
 
 def format_bytes(num_bytes: int) -> str:

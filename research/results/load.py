@@ -69,7 +69,9 @@ class LoadedPolicy:
 
         """
         batch, is_single = self.to_batch(obs)
-        infos = {name: np.asarray((info or {})[name], np.float32) for name in self.info_names}
+        infos: dict[str, np.ndarray] = {
+            name: np.asarray((info or {})[name], np.float32) for name in self.info_names
+        }
         if is_single:
             infos = {name: value[None] for name, value in infos.items()}
         if self.memory is None:

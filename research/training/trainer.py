@@ -22,6 +22,7 @@ from research.datasets.base import (
     WaitingDataset,
 )
 from research.errors import Preempted, UserError, override
+from research.machine.memory import peak_memory
 from research.parallel.process_group import copy_from_first, from_first
 from research.processors.base import Processor
 from research.ranges import Decay, NonNegativeInt, PositiveFloat, PositiveInt
@@ -409,7 +410,8 @@ class Trainer:
         seconds = max(clock.seconds - self.logged.seconds, 1e-9)
         speed = (clock.step - self.logged.step) / seconds
         self.logged = clock
-        self.logger.log("time", {**self.phases.take(), "steps_per_s": speed}, clock)
+        used = {"steps_per_s": speed, **peak_memory(self.policy.device)}
+        self.logger.log("time", {**self.phases.take(), **used}, clock)
         self.run.status.update(step=self.step, score=self.score.best_score, speed=speed)
         shown = {"return": episodes["return"]} if episodes else {}
         self.progress.report({**shown, **means})

@@ -7,7 +7,12 @@ import pytest
 import torch
 
 from research.machine import memory
-from research.machine.memory import available_memory, format_bytes, require_memory
+from research.machine.memory import (
+    available_memory,
+    format_bytes,
+    peak_memory,
+    require_memory,
+)
 
 GB = 10**9
 V2_MOUNT = "30 23 0:26 / /cg rw,nosuid - cgroup2 cgroup2 rw,nsdelegate\n"
@@ -144,3 +149,13 @@ def test_on_a_gpu_its_free_memory_is_the_limit(monkeypatch: pytest.MonkeyPatch) 
 )
 def test_sizes_are_readable(num_bytes: int, text: str) -> None:
     assert format_bytes(num_bytes) == text
+
+
+def test_the_most_memory_taken_is_kept() -> None:
+    before = peak_memory(torch.device("cpu"))["memory_gb"]
+    status = Path("/proc/self/status").read_text()
+    (kilobytes,) = (line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))
+    assert before == pytest.approx(int(kilobytes) * 1024 / 1e9, rel=0.02)
+    needed = int(before * 1e9) + 2**26
+    torch.ones(needed // 4)
+    assert peak_memory(torch.device("cpu"))["memory_gb"] > before + 0.03
