@@ -67,6 +67,7 @@ class PolicyModule(nn.Module):
 
     """
 
+    step: Tensor
     low: Tensor
     high: Tensor
 
@@ -158,8 +159,10 @@ def export_policy(loaded: LoadedPolicy, path: Path, options: ExportOptions) -> N
 def input_ports(loaded: LoadedPolicy, module: PolicyModule) -> list[Port]:
     """What the module takes, with random examples."""
     space, memory = loaded.spaces.observation, module.memory
-    parts = {f"obs.{key}": part for key, part in space.spaces.items()} if is_dict(space) else None
-    ports = [Port(name, examples(part, 2)) for name, part in (parts or {"obs": space}).items()]
+    parts = {"obs": space}
+    if isinstance(space, Dict):
+        parts = {f"obs.{key}": part for key, part in space.spaces.items()}
+    ports = [Port(name, examples(part, 2)) for name, part in parts.items()]
     if memory is not None:
         for index, (one, two) in enumerate(
             zip(list_tensors(module.alg.initial_memory(1)), list_tensors(memory), strict=True)
@@ -181,11 +184,6 @@ def examples(space: Space[Any], count: int) -> Tensor:
     """Random elements of a space, (count, ...)."""
     space.seed(0)
     return torch.from_numpy(np.stack([np.asarray(space.sample()) for _ in range(count)]))
-
-
-def is_dict(space: Space[Any]) -> bool:
-    """Whether a space is a Dict."""
-    return isinstance(space, Dict)
 
 
 def exported(
