@@ -67,6 +67,7 @@ class PolicyModule(nn.Module):
 
     """
 
+    step: Tensor
     low: Tensor
     high: Tensor
 
@@ -158,8 +159,10 @@ def export_policy(loaded: LoadedPolicy, path: Path, options: ExportOptions) -> N
 def input_ports(loaded: LoadedPolicy, module: PolicyModule) -> list[Port]:
     """What the module takes, with random examples."""
     space, memory = loaded.spaces.observation, module.memory
-    parts = {f"obs.{key}": part for key, part in space.spaces.items()} if is_dict(space) else None
-    ports = [Port(name, examples(part, 2)) for name, part in (parts or {"obs": space}).items()]
+    parts = {"obs": space}
+    if isinstance(space, Dict):
+        parts = {f"obs.{key}": part for key, part in space.spaces.items()}
+    ports = [Port(name, examples(part, 2)) for name, part in parts.items()]
     if memory is not None:
         for index, (one, two) in enumerate(
             zip(list_tensors(module.alg.initial_memory(1)), list_tensors(memory), strict=True)
@@ -181,11 +184,6 @@ def examples(space: Space[Any], count: int) -> Tensor:
     """Random elements of a space, (count, ...)."""
     space.seed(0)
     return torch.from_numpy(np.stack([np.asarray(space.sample()) for _ in range(count)]))
-
-
-def is_dict(space: Space[Any]) -> bool:
-    """Whether a space is a Dict."""
-    return isinstance(space, Dict)
 
 
 def exported(
@@ -228,6 +226,11 @@ def write_torch(module: PolicyModule, inputs: list[Port], outputs: list[Port]) -
     """A ``.pt2`` file."""
     arguments = tuple(port.example for port in inputs)
     program = torch.export.export(module, arguments, dynamic_shapes=any_batch(inputs))
+    signature = program.graph_signature
+    names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+    for node in program.graph.nodes:
+        if node.name in names and not node.users:  # only for training: critics, targets
+            program.state_dict[names[node.name]] = nn.Parameter(torch.empty(0), requires_grad=False)
     file = io.BytesIO()
     torch.export.save(program, file)
     return file.getvalue()
@@ -241,19 +244,19 @@ def run_torch(content: bytes, values: Mapping[str, Tensor]) -> list[np.ndarray]:
 
 def write_onnx(module: PolicyModule, inputs: list[Port], outputs: list[Port]) -> bytes:
     """An ONNX file, its weights inside."""
+    arguments = tuple(port.example for port in inputs)
+    program = torch.onnx.export(
+        module, arguments, dynamo=True, dynamic_shapes=any_batch(inputs), verbose=False
+    )
+    assert program is not None, "there is no file to write it to"
+    graph = program.model.graph
+    # By hand: torch 2.6 takes no input_names beside dynamic_shapes.
+    for values, ports in ((graph.inputs, inputs), (graph.outputs, outputs)):
+        for value, port in zip(values, ports, strict=True):
+            value.name = port.name
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "policy.onnx")
-        torch.onnx.export(
-            module,
-            tuple(port.example for port in inputs),
-            str(path),
-            dynamo=True,
-            dynamic_shapes=any_batch(inputs),
-            input_names=[port.name for port in inputs],
-            output_names=[port.name for port in outputs],
-            external_data=False,
-            verbose=False,
-        )
+        program.save(str(path), external_data=False)
         return path.read_bytes()
 
 

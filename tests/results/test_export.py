@@ -109,6 +109,10 @@ def test_a_program_of_torch_export_gives_the_actions_of_the_policy(runs: Path, n
         obs = observations(policy, count)
         (action,) = program(torch.from_numpy(obs))
         np.testing.assert_allclose(action.numpy(), policy(obs), rtol=0, atol=1e-5)
+    weights = torch.export.load(path).state_dict
+    assert {name for name, value in weights.items() if value.numel()} <= {
+        name for name in weights if "critic" not in name and "target" not in name
+    }
 
 
 USE = """

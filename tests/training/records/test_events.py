@@ -177,3 +177,32 @@ def test_files_sort_by_their_making_when_the_clock_is_set_back(
         paths.append(logged(tmp_path, range(attempt, attempt + 1)))
     assert paths == sorted(paths)
     assert [step for tag, step, _ in points(tmp_path) if tag == "train/q"] == [0, 1, 2, 3]
+
+
+def texts(run_dir: Path) -> list[tuple[int, str]]:
+    """The steps and texts of the config, as TensorBoard shows it."""
+    page = EventAccumulator(str(run_dir)).Reload()
+    return [
+        (each.step, each.tensor_proto.string_val[0].decode()) for each in page.Tensors("config")
+    ]
+
+
+def test_the_config_is_shown_once_and_again_where_it_has_changed(tmp_path: Path) -> None:
+    for reached, tau in ((-1, 0.1), (3, 0.1), (5, 0.2), (4, 0.2)):
+        logger = resumed(tmp_path, reached)
+        logger.start({"alg": {"tau": tau}})
+        log(logger, range(reached + 1, reached + 5))
+    shown = texts(tmp_path)
+    assert [step for step, _ in shown] == [0, 4]
+    assert [text.strip("`") for _, text in shown] == [
+        "yaml\nalg:\n  tau: 0.1\n",
+        "yaml\nalg:\n  tau: 0.2\n",
+    ]
+
+
+def test_a_gif_is_an_image_at_its_step(tmp_path: Path) -> None:
+    gif = b"GIF89a\x04\x00\x02\x00"
+    (tracker,) = resumed(tmp_path, -1).trackers
+    tracker.log_video("eval/video", tmp_path / "3.mp4", gif, clock(3))
+    (image,) = EventAccumulator(str(tmp_path)).Reload().Images("eval/video")
+    assert (image.step, image.encoded_image_string) == (3, gif)

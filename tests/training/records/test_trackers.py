@@ -50,7 +50,6 @@ def _local(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_SILENT", "true")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
-    monkeypatch.chdir(tmp_path)
 
 
 def stored_by_wandb(run_dir: Path) -> Iterator[dict[str, Any]]:
@@ -116,6 +115,7 @@ def test_points_and_their_end_are_in_the_trackers_own_files(tmp_path: Path, name
 def run_here(folder: Path, overrides: tuple[str, ...], environment: dict[str, str]) -> None:
     """Do in this process what the command does in its own, in this test's environment."""
     os.environ.update(environment)
+    os.chdir(folder.parent)
     run(folder, overrides)
 
 
