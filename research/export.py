@@ -22,8 +22,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     log = logging.getLogger("research.export")
     logging.getLogger("research").setLevel(logging.INFO)
     try:
+        from research.results.arguments import parse
         from research.results.export import ExportOptions, export_run
-        from research.results.options import parse
 
         paths, options = parse(words, ExportOptions)
         if len(paths) > 1:

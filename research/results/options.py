@@ -35,7 +35,7 @@ def read_words(
     paths, given, filters = [], {}, []
     for word in words:
         key, is_option, text = word.partition("=")
-        if not is_option or "/" in key or Path(word).exists():
+        if not is_option or "/" in key or (key not in options and Path(word).exists()):
             paths.append(word)
         elif key not in options:
             allowed = ", ".join(options)
