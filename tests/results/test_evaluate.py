@@ -150,6 +150,12 @@ def test_a_file_that_holds_no_evaluations_is_never_overwritten(
     assert path.read_text() == content
 
 
+@pytest.fixture(autouse=True)
+def _no_width(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Print as to a file: pytest's workers set a width."""
+    monkeypatch.delenv("COLUMNS", raising=False)
+
+
 def command(*words: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
     """The exit status of the command, and what it printed."""
     try:

@@ -113,7 +113,8 @@ def task_figure(
 def x_label(results: Results) -> str:
     """What x is; the steps of a run without an environment are its updates."""
     configs = [entry.values for entry in results.entries if entry.values]
-    if results.x == "step" and configs and not any("trainer.pace._target_" in c for c in configs):
+    has_pace = any(c.get("trainer.pace", "None") != "None" for c in configs)
+    if results.x == "step" and configs and not has_pace:
         return X_LABELS["updates"]
     return X_LABELS[results.x]
 
