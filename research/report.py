@@ -46,13 +46,14 @@ def write(words: Sequence[str]) -> None:
     from research.results.report.page import check_output, write_report
 
     paths, options = read_words(words, OPTIONS)
-    if options["task"] is None:
-        raise UserError("task=null: name the key of the config that makes a task")
+    metric, task = options.pop("y"), options.pop("col")
+    if task is None:
+        raise UserError("col=null: name the key of the config that makes a task")
     out = options.pop("out") or Path("report")
     check_output(out)
     now = datetime.now().astimezone().isoformat(" ", "minutes")
     made = f"Made on {now} by: python -m research.report {shlex.join(words)}"
-    write_report(make_report(paths, made=made, **options), out)
+    write_report(make_report(paths, made=made, metric=metric, task=task, **options), out)
     log.info("wrote %s.html, and %s.md with its figures in %s_figures", out, out, out)
 
 
@@ -65,10 +66,10 @@ def without_ending(text: str) -> Path:
 
 
 OPTIONS = {
-    "metric": Option(str, None, "such as eval/return; default: trainer.score.metric"),
     "x": Option(str, None, "step, frames, updates, epoch or seconds; default: step, or frames"),
+    "y": Option(str, None, "a metric such as eval/return; default: trainer.score.metric"),
     "by": Option(names, None, "keys that make a group; default: alg and what else varies"),
-    "task": Option(str, "env", "the key that makes a task"),
+    "col": Option(str, "env", "the key that makes a task"),
     "filter": Option(str, None, "alg=td3,sac or seed!=3; may be given again"),
     "baseline": Option(str, None, "the group with which the others are compared"),
     "normalise": Option(str, None, "dmc, or the scores LOW,HIGH that become 0 and 1"),

@@ -255,7 +255,7 @@ def test_code_without_a_repository_is_unknown() -> None:
     [
         (["absent"], "absent does not exist"),
         (["empty"], "empty is no run: it has no .hydra/config.yaml"),
-        (["runs", "metric=eval/retrun"], "no run has logged eval/retrun.*did you mean 'eval/retu"),
+        (["runs", "y=eval/retrun"], "no run has logged eval/retrun.*did you mean 'eval/retu"),
         (
             ["runs", "baseline=td4"],
             "baseline=td4 is no group; there are sac, td3; did you mean 'td",
@@ -265,7 +265,7 @@ def test_code_without_a_repository_is_unknown() -> None:
             "normalise=dm must be dmc .* or two numbers.*did you mean 'dmc'",
         ),
         (["runs", "normalise=3,3"], "LOW and HIGH must be finite and differ"),
-        (["runs", "task=null"], "task=null: name the key"),
+        (["runs", "col=null"], "col=null: name the key"),
         (["runs", "out=absent/x"], "out=absent/x: absent/x_figures cannot be made"),
         (["damaged"], "config.yaml is no config"),
         (["newer"], "state is 'paused', not one of pending"),
