@@ -7,7 +7,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from research.errors import UserError
-from research.launchers.plan.ledger import PLAN, Job, as_mapping, planned_jobs, read_plan
+from research.launchers.plan.ledger import (
+    PLAN,
+    Job,
+    as_mapping,
+    key_of,
+    planned_jobs,
+    read_plan,
+)
 from research.results.keys import Filter, to_value, values_from, values_of
 from research.results.runs import StoredRun, find_folders, read_run
 
@@ -102,11 +109,14 @@ def never_began(
     config = plan["config"]
     planned = values_from(config if isinstance(config, dict) else {}, {})
     for job in jobs:
-        base, same = planned, set()
+        base, same, most = planned, set(), (-1, -1)
         for other, run in began:
             shared = {*job.overrides} & {*other.overrides}
-            if run.values and (base is planned or len(shared) > len(same)):
-                base, same = run.values, shared
+            keys = [key for key in map(key_of, shared) if key != "seed"]
+            # First the choices, such as alg, which bring other keys with them.
+            similarity = sum("." not in key for key in keys), len(keys)
+            if run.values and similarity > most:
+                base, same, most = run.values, shared, similarity
         new = as_mapping(each for each in job.overrides if each not in same)
         varies = {key: to_value(value) for key, value in new.items()}
         yield Found(Path(os.path.relpath(job.folder)), None, {**base, **varies}, "it never began")

@@ -38,7 +38,8 @@ def write_run(
     (folder / ".hydra").mkdir(parents=True)
     (folder / ".hydra" / "config.yaml").write_text(yaml.safe_dump(config))
     if choices:
-        chosen = {"runtime": {"choices": {"alg": alg, "env": env, "hydra/launcher": "local"}}}
+        chosen = {"alg": alg, "env": env, "network": f"for_{alg}", "hydra/launcher": "local"}
+        chosen = {"runtime": {"choices": chosen}}
         (folder / ".hydra" / "hydra.yaml").write_text(yaml.safe_dump({"hydra": chosen}))
     steps = [every * (index + 1) for index in range(len(returns))]
     status = {**BLANK, "state": state, "attempt": 1, "step": steps[-1] if steps else 0}

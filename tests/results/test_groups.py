@@ -65,7 +65,7 @@ def test_a_key_that_follows_from_another_does_not_name_a_group(tmp_path: Path) -
     for seed, network in enumerate(["mlp", "mlp", "cnn", "cnn"]):
         run = write_run(tmp_path / f"{seed}", seed=seed, lr=1e-3 if network == "mlp" else 1e-4)
         path = run / ".hydra" / "hydra.yaml"
-        path.write_text(path.read_text().replace("alg: td3", f"alg: td3\n      network: {network}"))
+        path.write_text(path.read_text().replace("for_td3", network))
     results = gather([tmp_path])
     assert results.groups == ["network=cnn", "network=mlp"]
     assert results.entries[0].varies == {"alg.optim.lr": "0.0001", "network": "cnn"}
@@ -164,6 +164,25 @@ def test_a_job_that_never_began_is_like_its_nearest_run(tmp_path: Path) -> None:
         ("cheetah_run", 1),
         ("walker_walk", 1),
     ]
+
+
+def test_what_an_algorithm_brings_is_that_of_a_job_that_never_began_too(tmp_path: Path) -> None:
+    algs, lrs, seeds = ("td3", "sac"), ("1e-3", "1e-4"), ("0", "1")
+    jobs = [
+        {"alg": alg, "alg.optim.lr": lr, "seed": seed}
+        for alg in algs
+        for lr in lrs
+        for seed in seeds
+    ]
+    write_plan(tmp_path, jobs)
+    for job in jobs:
+        if (job["alg"], job["seed"]) != ("sac", "1") and job != jobs[6]:
+            name = ",".join(f"{key}={value}" for key, value in job.items())
+            seed, lr = int(job["seed"]), float(job["alg.optim.lr"])
+            write_run(tmp_path / name, alg=job["alg"], lr=lr, seed=seed)
+    results = gather([tmp_path])
+    assert results.by == ["alg", "alg.optim.lr"]
+    assert sum(entry.run is None for entry in results.entries) == 3
 
 
 def test_a_setting_none_of_whose_jobs_began_is_a_group_too(tmp_path: Path) -> None:
