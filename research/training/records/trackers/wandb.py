@@ -83,13 +83,17 @@ class WandB(AppendOnly):
 
     def finish(self, metrics: Mapping[str, float]) -> None:
         self.run.summary.update(dict(metrics))
-        self.run.finish()
-        self.run = None
+        self.end(0)
 
     def close(self) -> None:
         if self.run is not None:
-            self.run.finish(exit_code=1)
-            self.run = None
+            self.end(1)
+
+    def end(self, status: int) -> None:
+        """End the run with an exit status, and wait until its file is whole."""
+        self.run.finish(exit_code=status)
+        self.run = None
+        self.wandb.teardown()
 
 
 def position_of(row: Mapping[str, Any]) -> Position:
