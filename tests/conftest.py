@@ -1,9 +1,10 @@
 """What tests share: the config tree, small spaces, and randomness that is the same every time."""
 
 import functools
+import logging
 import random
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeAlias
 
@@ -99,6 +100,16 @@ def _signals_as_in_a_terminal() -> None:
     """Hear what a shell's background job, or nohup, would have the tests' programs ignore."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+@pytest.fixture(autouse=True)
+def _consoles() -> Iterator[None]:
+    """Remove the log handlers that a command sets, whose stream ends with its test."""
+    before = logging.root.handlers[:]
+    yield
+    for handler in logging.root.handlers[:]:
+        if type(handler) is logging.StreamHandler and handler not in before:
+            logging.root.removeHandler(handler)
 
 
 @pytest.fixture(autouse=True)
