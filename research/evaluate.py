@@ -1,36 +1,24 @@
 """Evaluate trained runs: ``python -m research.evaluate RUN... [episodes=50 seed=1 ...]``."""
 
-import argparse
-import logging
 import sys
 from collections.abc import Sequence
 
-from research.errors import UserError
+from research.results.command import run
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command of the command line; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m research.evaluate",
-        description=DESCRIPTION,
-        epilog=OPTIONS,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("words", nargs="+", metavar="RUN|OPTION=VALUE")
-    words = parser.parse_args(arguments).words
-    logging.basicConfig(format="%(message)s", stream=sys.stdout, force=True)
-    logging.getLogger("research").setLevel(logging.INFO)
-    try:
-        from research.results.arguments import parse
-        from research.results.evaluate import EvaluationOptions, evaluate_runs
-        from research.results.find import find
+    return run("evaluate", evaluate, arguments, description=DESCRIPTION, options=OPTIONS)
 
-        paths, options = parse(words, EvaluationOptions)
-        return 0 if evaluate_runs(find(paths), options) else 1
-    except (UserError, OSError) as error:
-        parser.exit(1, f"{parser.prog}: {error}\n")
-    except KeyboardInterrupt:
-        return 130
+
+def evaluate(words: list[str]) -> bool:
+    """Evaluate the runs that the words name; returns whether all could be."""
+    from research.results.arguments import parse
+    from research.results.evaluate import EvaluationOptions, evaluate_runs
+    from research.results.find import find
+
+    paths, options = parse(words, EvaluationOptions)
+    return evaluate_runs(find(paths), options)
 
 
 DESCRIPTION = """\

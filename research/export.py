@@ -1,40 +1,28 @@
 """A policy for use elsewhere: ``python -m research.export RUN [format=onnx|torch ...]``."""
 
-import argparse
 import logging
 import sys
 from collections.abc import Sequence
 
-from research.errors import UserError
+from research.results.command import run
+
+log = logging.getLogger(__name__)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command of the command line; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m research.export",
-        description=DESCRIPTION,
-        epilog=OPTIONS,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("words", nargs="+", metavar="RUN|OPTION=VALUE")
-    words = parser.parse_args(arguments).words
-    logging.basicConfig(format="%(message)s", stream=sys.stdout, force=True)
-    log = logging.getLogger("research.export")
-    logging.getLogger("research").setLevel(logging.INFO)
-    try:
-        from research.results.arguments import parse
-        from research.results.export import ExportOptions, export_run
+    return run("export", export, arguments, description=DESCRIPTION, options=OPTIONS)
 
-        paths, options = parse(words, ExportOptions)
-        if len(paths) > 1:
-            raise UserError(f"one run at a time, got {len(paths)}")
-        path = export_run(paths[0], options)
-        log.info("wrote %s (%.3g MB) and %s", path, path.stat().st_size / 1e6, path.stem + ".json")
-        return 0
-    except (UserError, OSError) as error:
-        parser.exit(1, f"{parser.prog}: {error}\n")
-    except KeyboardInterrupt:
-        return 130
+
+def export(words: list[str]) -> None:
+    """Write the policy of the run that the words name."""
+    from research.results.arguments import parse
+    from research.results.export import ExportOptions, export_run
+    from research.results.runs import only
+
+    paths, options = parse(words, ExportOptions)
+    path = export_run(only(paths), options)
+    log.info("wrote %s (%.3g MB) and %s", path, path.stat().st_size / 1e6, path.stem + ".json")
 
 
 DESCRIPTION = """\

@@ -1,15 +1,14 @@
 """One figure for a paper: ``python -m research.plot PATH... [KEY=VALUE...]``."""
 
-import argparse
 import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from research.errors import UserError
 from research.launchers.show.rows import amount
 from research.results import statistics
+from research.results.command import run
 from research.results.figure import X_LABELS, check_figure, draw
 from research.results.groups import gather
 from research.results.lines import lines_of
@@ -29,24 +28,14 @@ log = logging.getLogger(__name__)
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Draw the figure of the command line; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m research.plot",
-        usage="%(prog)s PATH... [KEY=VALUE...]",
-        description=DESCRIPTION,
-        epilog=describe_options(OPTIONS),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("words", nargs="+", metavar="PATH", help="a run, a sweep, a CSV")
-    words = parser.parse_args(arguments).words
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True)
-    try:
-        paths, options = read_words(words, OPTIONS)
-        plot(paths, **options)
-    except UserError as error:
-        parser.exit(1, f"{parser.prog}: {error}\n")
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    options = describe_options(OPTIONS)
+    return run("plot", plot_words, arguments, description=DESCRIPTION, options=options)
+
+
+def plot_words(words: Sequence[str]) -> None:
+    """Draw the figure that these words ask for."""
+    paths, options = read_words(words, OPTIONS)
+    plot(paths, **options)
 
 
 def plot(

@@ -1,6 +1,5 @@
 """A report of runs, sweeps and published curves: ``python -m research.report PATH...``."""
 
-import argparse
 import logging
 import shlex
 import sys
@@ -9,6 +8,7 @@ from datetime import datetime
 from pathlib import Path
 
 from research.errors import UserError
+from research.results.command import run
 from research.results.options import Option, describe_options, names, positive, read_words
 
 log = logging.getLogger(__name__)
@@ -16,23 +16,8 @@ log = logging.getLogger(__name__)
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write the report that the command line asks for; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m research.report",
-        usage="%(prog)s PATH... [KEY=VALUE...]",
-        description=DESCRIPTION,
-        epilog=describe_options(OPTIONS),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("words", nargs="+", metavar="PATH", help="a run, a sweep, a CSV")
-    words = parser.parse_args(arguments).words
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True)
-    try:
-        write(words)
-    except UserError as error:
-        parser.exit(1, f"{parser.prog}: {error}\n")
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    options = describe_options(OPTIONS)
+    return run("report", write, arguments, description=DESCRIPTION, options=options)
 
 
 def write(words: Sequence[str]) -> None:

@@ -1,36 +1,24 @@
 """Watch a trained policy: ``python -m research.watch RUN [episodes=3 seed=1 ...]``."""
 
-import argparse
-import logging
 import sys
 from collections.abc import Sequence
 
-from research.errors import UserError
+from research.results.command import run
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command of the command line; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m research.watch",
-        description=DESCRIPTION,
-        epilog=OPTIONS,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("words", nargs="+", metavar="RUN|OPTION=VALUE")
-    words = parser.parse_args(arguments).words
-    logging.basicConfig(format="%(message)s", stream=sys.stdout, force=True)
-    logging.getLogger("research").setLevel(logging.INFO)
-    try:
-        from research.results.arguments import parse
-        from research.results.watch import WatchOptions, only, watch
+    return run("watch", watch_run, arguments, description=DESCRIPTION, options=OPTIONS)
 
-        paths, options = parse(words, WatchOptions)
-        watch(only(paths), options)
-        return 0
-    except (UserError, OSError) as error:
-        parser.exit(1, f"{parser.prog}: {error}\n")
-    except KeyboardInterrupt:
-        return 130
+
+def watch_run(words: list[str]) -> None:
+    """Film the policy of the run that the words name."""
+    from research.results.arguments import parse
+    from research.results.runs import only
+    from research.results.watch import WatchOptions, watch
+
+    paths, options = parse(words, WatchOptions)
+    watch(only(paths), options)
 
 
 DESCRIPTION = """\

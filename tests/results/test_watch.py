@@ -143,7 +143,7 @@ def fail(*words: str, capsys: pytest.CaptureFixture[str]) -> str:
         ("two", ["size=big"], "size must be WIDTHxHEIGHT, such as 640x480, got big"),
         ("two", ["fps=31"], "fps=31 is above the environment's 30 per second"),
         ("two", ["out=a.avi"], "out must be a file that ends with .mp4, got a.avi"),
-        ("two", ["other"], "one run is watched at a time, got "),
+        ("two", ["other"], "one run at a time, got "),
         ("two", ["episode=3"], "episode is not an option"),
         ("absent", [], "does not exist"),
     ],
