@@ -3,9 +3,10 @@
 import logging
 import shutil
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -53,8 +54,8 @@ class EvaluationOptions(NamedTuple):
     seed: Seed | None = None
     num_envs: PositiveInt | None = None
     device: str = "cpu"
-    trusted_modules: list[str] = []  # noqa: RUF012, nothing changes it
-    env: dict[str, Any] = {}  # noqa: RUF012
+    trusted_modules: Sequence[str] = ()
+    env: Mapping[str, Any] = MappingProxyType({})
 
 
 def evaluate_runs(runs: Sequence[Found], options: EvaluationOptions) -> bool:

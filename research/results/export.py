@@ -44,7 +44,7 @@ class ExportOptions(NamedTuple):
     format: Literal["onnx", "torch"] = "onnx"
     checkpoint: CheckpointName = "best"
     out: str | None = None
-    trusted_modules: list[str] = []  # noqa: RUF012  read only
+    trusted_modules: Sequence[str] = ()
 
 
 class Port(NamedTuple):

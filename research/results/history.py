@@ -1,9 +1,12 @@
 """``evaluation.json`` of a run directory: every evaluation made after training."""
 
+import fcntl
 import json
 import logging
 import math
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -61,6 +64,23 @@ def add_evaluation(folder: Path, evaluated: Evaluated) -> None:
         DamagedFile: the file that is there holds no evaluations.
 
     """
+    with locked(folder):
+        add(folder, evaluated)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other evaluations of the run from being added meanwhile."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def add(folder: Path, evaluated: Evaluated) -> None:
+    """``add_evaluation`` where nobody else does it."""
     evaluations = read_evaluations(folder)
     new = finite(evaluated._asdict())
     for old in evaluations:

@@ -42,7 +42,6 @@ class LoadedPolicy:
 
     Attributes:
         config: of the run, resolved.
-        network: of the algorithm, in evaluation mode.
 
     """
 
@@ -52,7 +51,6 @@ class LoadedPolicy:
         self.spaces = spaces
         self.step = step
         self.config: DictConfig = run.config
-        self.network: nn.Module = policy.alg.get_submodule("network")
         self.memory: Any = None
         self.own_box = own_box(spaces)
         self.info_names = list(run.config.trainer.infos or ())
@@ -65,15 +63,16 @@ class LoadedPolicy:
             info: of the environment, of the same step; needed if ``trainer.infos`` names any.
 
         Raises:
-            ValueError: the observation has neither of these shapes.
+            ValueError: the observation has neither of these shapes, or an info is missing.
 
         """
         batch, is_single = self.to_batch(obs)
-        infos: dict[str, np.ndarray] = {
-            name: np.asarray((info or {})[name], np.float32) for name in self.info_names
-        }
-        if is_single:
-            infos = {name: value[None] for name, value in infos.items()}
+        infos: dict[str, np.ndarray] = {}
+        for name in self.info_names:
+            if info is None or name not in info:
+                raise ValueError(f"the policy acts on the info '{name}': policy(obs, info)")
+            value = np.asarray(info[name], np.float32)
+            infos[name] = value[None] if is_single else value
         if self.memory is None:
             self.memory = self.policy.alg.initial_memory(count(batch))
         action, self.memory, _ = self.policy.respond(
@@ -82,6 +81,11 @@ class LoadedPolicy:
         if self.own_box is not None:
             action = scale_to(self.own_box, action)
         return action[0] if is_single else action
+
+    @property
+    def network(self) -> nn.Module:
+        """The network of the algorithm, in evaluation mode."""
+        return self.policy.alg.get_submodule("network")
 
     def reset(self) -> None:
         """Begin an episode."""

@@ -1,7 +1,7 @@
 """Run directories, as they are read after training; nothing here changes one."""
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -62,15 +62,13 @@ def find_folders(folder: Path) -> Iterator[Path]:
         names[:] = sorted(name for name in names if not name.startswith("."))
 
 
-def find_runs(paths: Iterable[str | os.PathLike[str]]) -> list[StoredRun]:
-    """Every run in these directories, each a run, a sweep, or a folder of such.
+def only(paths: Sequence[Path]) -> Path:
+    """The one path that was given.
 
     Raises:
-        UserError: one of them does not exist, or holds no run; or a config is damaged.
+        UserError: there are several.
 
     """
-    runs: dict[Path, StoredRun] = {}
-    for path in map(Path, paths):
-        folders = list(find_folders(path)) or [path]  # which tells what is wrong with it
-        runs.update((folder.resolve(), read_run(folder)) for folder in folders)
-    return list(runs.values())
+    if len(paths) > 1:
+        raise UserError(f"one run at a time, got {', '.join(map(str, paths))}")
+    return paths[0]

@@ -5,10 +5,11 @@ import math
 import re
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from fractions import Fraction
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -60,8 +61,8 @@ class WatchOptions(NamedTuple):
     size: str | None = None
     out: str | None = None
     device: str = "cpu"
-    trusted_modules: list[str] = []  # noqa: RUF012, nothing changes it
-    env: dict[str, Any] = {}  # noqa: RUF012
+    trusted_modules: Sequence[str] = ()
+    env: Mapping[str, Any] = MappingProxyType({})
 
 
 class Watched(NamedTuple):
@@ -209,10 +210,3 @@ def choose_file(folder: Path, out: str | None, name: str) -> Path:
     if not out.endswith(".mp4") or Path(out).is_dir():
         raise UserError(f"out must be a file that ends with .mp4, got {out}")
     return Path(out)
-
-
-def only(paths: Sequence[Path]) -> Path:
-    """The one run that is watched at a time."""
-    if len(paths) > 1:
-        raise UserError(f"one run is watched at a time, got {', '.join(map(str, paths))}")
-    return paths[0]

@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from research.envs.wrappers import scale_to
 from research.errors import UserError
 from research.results.load import load, scale_from
-from research.results.runs import find_runs, read_run
 from research.training.saving.spaces import from_plain, to_plain
 from tests.commands import train
 from tests.conftest import TOYS
@@ -113,6 +112,16 @@ def test_no_environment_and_no_dataset_is_needed(runs: Path, tmp_path: Path) -> 
         policy.env()
 
 
+def test_an_info_that_the_algorithm_acts_on_is_asked_for(runs: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(runs / "dqn", tmp_path / "run", symlinks=True)
+    config = run / ".hydra" / "config.yaml"
+    config.write_text(config.read_text().replace("infos: null", "infos: {action_mask: [2]}"))
+    policy = load(run)
+    with pytest.raises(ValueError, match="the policy acts on the info 'action_mask'"):
+        policy(np.zeros(4))
+    assert policy(np.zeros(4), {"action_mask": [1, 1]}) in (0, 1)
+
+
 def test_an_observation_of_another_shape_is_refused(runs: Path) -> None:
     with pytest.raises(ValueError, match=r"shape \(4,\); the policy takes \(3,\)"):
         load(runs / "td3")(np.zeros(4))
@@ -123,7 +132,8 @@ def spoil(run: Path, kind: str) -> None:
     config, best = run / ".hydra" / "config.yaml", run / "checkpoints" / "best"
     if kind == "module":
         text = config.read_text().replace("research.algs.td3.TD3", "os.system")
-        config.write_text(text + "\ntrusted_modules: [os]\n" if "trusted" not in text else text)
+        assert "trusted_modules: []" in text
+        config.write_text(text.replace("trusted_modules: []", "trusted_modules: [os]"))
     if kind == "weights":
         (best / "weights.pt").write_bytes(b"x" * 100)
     if kind == "version":
@@ -172,12 +182,11 @@ def test_a_users_modules_are_trusted_by_the_caller_alone(tmp_path: Path) -> None
     assert policy.env().action_space.contains(policy(policy.env().reset(seed=0)[0]))
 
 
-def test_runs_are_found_in_a_sweep_and_named_where_a_folder_is_none(runs: Path) -> None:
-    assert {run.folder.name for run in find_runs([runs, runs / "td3"])} == set(RUNS)
+def test_a_folder_that_is_no_run_is_told_with_a_run_in_it(runs: Path) -> None:
     with pytest.raises(UserError, match=f"is no run.*; a run in it is {runs / 'digits'}"):
-        read_run(runs)
+        load(runs)
     with pytest.raises(UserError, match="does not exist"):
-        find_runs([runs / "absent"])
+        load(runs / "absent")
 
 
 SPACES = st.one_of(

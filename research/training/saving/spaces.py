@@ -58,10 +58,12 @@ def read_spaces(run_dir: Path) -> Spaces:
     try:
         content = read_json(path, max_bytes=MAX_BYTES)
     except FileNotFoundError as error:
-        raise UserError(f"{path} is missing; resume the run once to write it") from error
+        raise UserError(
+            f"{path} is missing: the run has not begun, or is of an earlier version"
+        ) from error
     except (OSError, ValueError) as error:
         raise DamagedFile(f"{path} is damaged: {error}") from error
-    found: dict[str, Space[Any] | None] = {}
+    found: dict[str, Any] = {}
     for name in Spaces._fields:
         if not isinstance(content, dict) or name not in content:
             raise UserError(f"{path} has no {name} space: it is of a class that has no JSON form")
@@ -71,7 +73,7 @@ def read_spaces(run_dir: Path) -> Spaces:
             raise DamagedFile(f"{path} is damaged: {name}: {error}") from error
     if found["observation"] is None or found["action"] is None:
         raise DamagedFile(f"{path} is damaged: a space is null")
-    return Spaces(**found)  # type: ignore[reportArgumentType]
+    return Spaces(**found)
 
 
 def to_plain(space: Space[Any]) -> dict[str, Any]:
@@ -102,8 +104,8 @@ def describe_bound(bound: np.ndarray) -> Any:
 def make_bound(content: Any, shape: tuple[int, ...], missing: float) -> np.ndarray:
     """The inverse of ``describe_bound``."""
     values = np.array(content, dtype=object)
-    values[values == None] = missing  # noqa: E711  elementwise
-    return np.broadcast_to(values, shape)
+    filled = [missing if value is None else value for value in values.flat]
+    return np.broadcast_to(np.array(filled, dtype=object).reshape(values.shape), shape)
 
 
 def describe_box(space: Any) -> dict[str, Any]:
