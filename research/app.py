@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
@@ -82,30 +82,13 @@ def command(task: Task) -> Callable[..., float | None]:
             traceback.print_exc()
             return fail(error_line(error), status=exit_status(error))
 
-    for_launchers = {
-        "keeps_status": True,
-        "check_config": check,
-        "rehearse": functools.partial(rehearsing, task),
-        "forecast_memory": forecast_memory,
-    }
-    job.__dict__.update(for_launchers)
-    as_program = hydra.main(config_path=str(CONF), config_name="config", **VERSION_BASE)
+    job.__dict__.update(for_launchers(task))
     program = as_program(job)
 
     @functools.wraps(task)
     def main(arguments: Sequence[str] | None = None) -> float | None:
         if arguments is not None:
-            scores: list[float] = []
-
-            @functools.wraps(task)
-            def call(cfg: DictConfig) -> float:
-                scores.append(run_task(task, cfg))
-                return scores[-1]
-
-            call.__dict__.update(for_launchers)
-            with typed(arguments):
-                as_program(call)()
-            return scores[-1] if scores else None
+            return call(task, arguments)
         place = torchrun_rank()
         if place and place.rank > 0:
             sys.exit(follow(task, place))
@@ -114,6 +97,36 @@ def command(task: Task) -> Callable[..., float | None]:
         return None
 
     return main
+
+
+def as_program(job: Callable[[DictConfig], float]) -> Callable[[], None]:
+    """Have Hydra compose the config of ``job`` from the command line."""
+    return hydra.main(config_path=str(CONF), config_name="config", **VERSION_BASE)(job)
+
+
+def for_launchers(task: Task) -> dict[str, Any]:
+    """What launchers look for in a job's attributes."""
+    return {
+        "keeps_status": True,
+        "check_config": check,
+        "rehearse": functools.partial(rehearsing, task),
+        "forecast_memory": forecast_memory,
+    }
+
+
+def call(task: Task, arguments: Sequence[str]) -> float | None:
+    """Do in this process what a command line of these words does; returns the score."""
+    scores: list[float] = []
+
+    @functools.wraps(task)
+    def job(cfg: DictConfig) -> float:
+        scores.append(run_task(task, cfg))
+        return scores[-1]
+
+    job.__dict__.update(for_launchers(task))
+    with typed(arguments):
+        as_program(job)()
+    return scores[-1] if scores else None
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import csv
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +149,13 @@ def test_a_file_that_holds_no_evaluations_is_never_overwritten(
     with pytest.raises(DamagedFile, match="move it away"):
         add_evaluation(tmp_path, Evaluated({}, {}))
     assert path.read_text() == content
+
+
+def test_evaluations_that_end_at_once_are_all_kept(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        for seed in range(40):
+            pool.submit(add_evaluation, tmp_path, Evaluated({"seed": seed}, {"metrics": {}}))
+    assert {each["settings"]["seed"] for each in read_evaluations(tmp_path)} == {*range(40)}
 
 
 @pytest.fixture(autouse=True)

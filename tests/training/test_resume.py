@@ -231,6 +231,20 @@ def test_a_signal_during_an_evaluation_does_not_wait_for_its_end(
     assert_same_end(end_of(tmp_path / "told", trainer), expected)
 
 
+def test_a_signal_while_a_failed_run_closes_does_not_hide_the_failure(
+    tmp_path: Path, signals_are_heard: None
+) -> None:
+    trainer = make_online(tmp_path / "failed")
+
+    def fail(action: Any) -> None:
+        raise ZeroDivisionError
+
+    trainer.env.step = fail
+    trainer.env.close = partial(signal.raise_signal, signal.SIGTERM)
+    with pytest.raises(ZeroDivisionError):
+        trainer.train()
+
+
 @pytest.mark.parametrize("where", ["reset", "step"])
 def test_a_signal_during_an_evaluation_does_not_wait_for_a_step_that_hangs(
     tmp_path: Path,
