@@ -29,8 +29,10 @@ def write_whole(path: Path, content: str | bytes | Callable[[IO[bytes]], object]
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         os.unlink(temporary)
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)  # a write does not know where it failed
         raise
     flush_folder(path.parent)
 

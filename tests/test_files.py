@@ -1,5 +1,6 @@
 """Files are replaced whole, and JSON of anybody's is read or refused."""
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -15,6 +16,16 @@ def test_a_file_that_is_half_written_has_no_name_that_others_read(tmp_path: Path
     assert len(names) == 1
     assert "events" not in names[0]
     assert os.listdir(tmp_path) == ["events.out.tfevents.1"]
+
+
+def test_an_error_of_the_disk_names_the_file(tmp_path: Path) -> None:
+    def fill(file: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    (tmp_path / "kept").write_text("old")
+    with pytest.raises(OSError, match=f"No space left on device: '{tmp_path / 'kept'}'"):
+        write_whole(tmp_path / "kept", fill)
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("kept", "old")]
 
 
 def test_json_reads_back_as_it_was(tmp_path: Path) -> None:
