@@ -7,6 +7,7 @@ says which of them it has.
 
 import logging
 import math
+from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -42,18 +43,18 @@ class Covered(Tracker):
         self.run_dir = run_dir
         self.step = -1
         self.position = NOWHERE
-        self.waiting: list[Waiting] = []
+        self.waiting: deque[Waiting] = deque()
 
     def rewind(self, step: int) -> None:
         self.step = step
-        self.waiting = [each for each in self.waiting if each.clock.step <= step]
+        self.waiting = deque(each for each in self.waiting if each.clock.step <= step)
 
     def start(self, hyperparameters: Mapping[str, object]) -> None:
         self.position = self.tracker.start(hyperparameters)
         if self.position.step > self.step:
             # A checkpoint was damaged, and the run repeats points that the tracker has.
             self.position = Position(self.position.step, math.inf)
-        self.waiting = [Waiting(*point) for point in read_points(self.run_dir)]
+        self.waiting = deque(Waiting(*point) for point in read_points(self.run_dir))
         self.cover()
 
     def log(self, scalars: Mapping[str, float], clock: Clock) -> None:
@@ -76,7 +77,7 @@ class Covered(Tracker):
         """Hand over what waits."""
         while self.waiting:
             self.send(self.waiting[0])
-            self.waiting.pop(0)
+            self.waiting.popleft()
 
     def send(self, each: Waiting) -> None:
         """Hand over a point or video, unless the tracker has it."""
