@@ -1,6 +1,7 @@
 """A trained policy in a notebook: it acts as in training, from the run directory alone."""
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,16 @@ import torch
 from gymnasium import spaces
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
+from research.algs.base import Acted
 from research.envs.wrappers import scale_to
 from research.errors import UserError
 from research.results.load import load, scale_from
 from research.training.saving.spaces import from_plain, to_plain
 from tests.commands import train
 from tests.conftest import TOYS
+from tests.training.toys import Toy
 
 LENGTHS = [
     *("trainer.total_steps=60", "trainer.log_every=20", "trainer.evaluation.every=30"),
@@ -110,6 +114,38 @@ def test_no_environment_and_no_dataset_is_needed(runs: Path, tmp_path: Path) -> 
     assert policy(np.zeros(3)).shape == (1,)
     with pytest.raises(UserError, match="'Absent-v1' cannot be made by gymnasium"):
         policy.env()
+
+
+class Counting(Toy):
+    """Acts by the number of the step, which it remembers."""
+
+    def initial_memory(self, num_envs: int) -> Tensor:
+        return torch.zeros(num_envs)
+
+    def act_with_memory(
+        self, obs: Any, memory: Tensor, info: Mapping[str, Tensor], step: Tensor, explore: bool
+    ) -> Acted:
+        return Acted(memory[:, None] / 10, memory + 1)
+
+
+def test_a_memory_lasts_until_an_episode_begins(runs: Path) -> None:
+    policy = load(runs / "td3")
+    policy.policy.alg = Counting()
+    acted = [float(policy(np.zeros(3))[0]) for _ in range(3)]
+    policy.reset()
+    again = policy(np.zeros((2, 3)))
+    np.testing.assert_allclose(acted, [0, 0.2, 0.4])  # in the environment's own units
+    np.testing.assert_allclose(again, [[0], [0]])
+
+
+def test_averaged_weights_are_loaded_where_there_are_any(tmp_path: Path) -> None:
+    process = train(tmp_path / "run", *RUNS["td3"], "trainer.ema_decay=0.5")
+    process.join(120)
+    path = tmp_path / "run" / "checkpoints" / "last" / "weights.pt"
+    weights = torch.load(path, weights_only=True)
+    loaded = load(tmp_path / "run", "last").policy.alg.state_dict()
+    torch.testing.assert_close(loaded, weights["average"], rtol=0, atol=0)
+    assert any((loaded[name] != value).any() for name, value in weights["alg"].items())
 
 
 def test_an_info_that_the_algorithm_acts_on_is_asked_for(runs: Path, tmp_path: Path) -> None:
