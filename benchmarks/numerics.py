@@ -1,7 +1,7 @@
 """Do our updates compute what other implementations do? All weights after 200, in float64.
 
-TD3, SAC and DQN beside those of Stable-Baselines3, whose own ``train`` runs as it is, DrQ-v2 beside
-benchmarks/drqv2_plain.py. Both begin with the same weights and learn from the same batches; the
+TD3, SAC, DQN and PPO beside those of Stable-Baselines3, whose own ``train`` runs as it is, DrQ-v2
+beside benchmarks/drqv2_plain.py. Both begin with the same weights and learn from the same batches; the
 global generator is seeded alike before each update, so that both draw the same noise by themselves.
 
 What differs by intent is bridged from outside, on the side of Stable-Baselines3 where possible:
@@ -24,8 +24,10 @@ the learning rate over 1e-8.
 """
 
 import argparse
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple, TypeAlias
 from unittest import mock
 
@@ -40,6 +42,7 @@ from torch import Tensor, nn
 from benchmarks.drqv2_plain import PlainDrQv2
 from benchmarks.measure import RESULTS, ROOT, describe_machine
 from research.algs.base import Algorithm
+from research.algs.ppo import Judged
 from research.algs.sac import Noise
 from research.batches import Transition
 from research.config import build
@@ -57,6 +60,7 @@ FLOATS = Box(-2, 2, (17,), np.float32)
 WIDE = Box(-100, 100, (17,), np.float32)
 """Observations so large that the gradient's norm exceeds its bound."""
 ACTIONS = Box(-1, 1, (6,), np.float32)
+ONES = np.ones(2)
 IMAGES = Box(0, 255, (9, 24, 24), np.uint8)
 
 Weights: TypeAlias = tuple[Sequence[Tensor], Sequence[Tensor]]
@@ -185,7 +189,7 @@ def make_ours(cfg: DictConfig, *spaces: gymnasium.Space) -> tuple[Any, Learner]:
 def make_theirs(cfg: DictConfig, *spaces: gymnasium.Space) -> Any:
     """Stable-Baselines3's model in float64, which learns from ``model.batch``."""
     from stable_baselines3.common.logger import Logger
-    from stable_baselines3.common.type_aliases import ReplayBufferSamples
+    from stable_baselines3.common.type_aliases import ReplayBufferSamples, RolloutBufferSamples
 
     from benchmarks.sb3 import make_model
 
@@ -194,6 +198,11 @@ def make_theirs(cfg: DictConfig, *spaces: gymnasium.Space) -> Any:
     model: Any = make_model(cfg, env)
     model.policy.double()
     model.set_logger(Logger(None, []))
+    if not hasattr(model, "replay_buffer"):
+        model.rollout_buffer = SimpleNamespace(
+            get=lambda _: [RolloutBufferSamples(*model.batch)], values=ONES, returns=ONES
+        )
+        return model
 
     def sample(*_: Any, **__: Any) -> ReplayBufferSamples:
         obs, action, reward, discount, next_obs = model.batch
@@ -204,11 +213,11 @@ def make_theirs(cfg: DictConfig, *spaces: gymnasium.Space) -> Any:
     return model
 
 
-def train(model: Any, batch: Transition) -> None:
+def train(model: Any, batch: Any, *arguments: int) -> None:
     """An update of a model, with observations as they are instead of cast to float32."""
     model.batch = batch
     with mock.patch("stable_baselines3.common.policies.preprocess_obs", lambda obs, *_, **__: obs):
-        model.train(1, len(batch.reward))
+        model.train(*arguments)
 
 
 def make_td3() -> Pair:
@@ -232,7 +241,7 @@ def make_td3() -> Pair:
             theirs += [*actor.parameters(), *critic.parameters()]
         return ours, theirs
 
-    return Pair((FLOATS, ACTIONS), learner.learn, lambda batch: train(model, batch), weights)
+    return Pair((FLOATS, ACTIONS), learner.learn, lambda batch: train(model, batch, 1, len(batch.reward)), weights)
 
 
 def make_sac(*, is_bridged: bool = True) -> Pair:
@@ -262,7 +271,7 @@ def make_sac(*, is_bridged: bool = True) -> Pair:
         theirs += [*model.critic.parameters(), *model.critic_target.parameters(), log_temperature]
         return ours, theirs
 
-    return Pair((FLOATS, ACTIONS), learner.learn, lambda batch: train(model, batch), weights)
+    return Pair((FLOATS, ACTIONS), learner.learn, lambda batch: train(model, batch, 1, len(batch.reward)), weights)
 
 
 class Bound(nn.Module):
@@ -285,7 +294,7 @@ def make_dqn() -> Pair:
     model = make_theirs(cfg, *spaces)
 
     def learn_theirs(batch: Transition) -> None:
-        train(model, batch)
+        train(model, batch, 1, len(batch.reward))
         model._on_step()
 
     def weights() -> Weights:
@@ -293,6 +302,49 @@ def make_dqn() -> Pair:
         return ours, [*model.q_net.parameters(), *model.q_net_target.parameters()]
 
     return Pair(spaces, learner.learn, learn_theirs, weights)
+
+
+def make_ppo(actions: gymnasium.Space = ACTIONS, *overrides: str) -> Pair:
+    """PPO beside Stable-Baselines3's, on steps that a policy of before has taken."""
+    spaces = FLOATS, actions
+    pace = "trainer.pace.horizon=256", "trainer.pace.minibatches=1", "trainer.pace.epochs=1"
+    cfg = compose_config("alg=ppo", "alg.entropy_weight=0.01", *pace, *overrides)
+    alg, learner = make_ours(cfg, *spaces)
+    model, old = make_theirs(cfg, *spaces), copy.deepcopy(alg.network)
+
+    def judge(batch: Transition) -> Judged:
+        with torch.no_grad():
+            distribution, value = old(batch.obs)
+            log_prob = distribution.log_prob(batch.action)
+        advantage = 3 * batch.reward + 1
+        return Judged(batch.obs, batch.action, log_prob, value, advantage, value + advantage)
+
+    def learn_ours(batch: Transition) -> None:
+        for descent in (learner.descents or {}).values():
+            descent.is_stopped = False  # each batch is a rollout of its own
+        learner.learn(judge(batch))
+
+    def learn_theirs(batch: Transition) -> None:
+        obs, action, log_prob, value, advantage, target = judge(batch)
+        train(model, (obs, action.double(), value, log_prob, advantage, target))
+
+    def weights() -> Weights:
+        network, policy = alg.network, model.policy
+        means = [*network.actor.parameters()], [*policy.mlp_extractor.policy_net.parameters()]
+        values = network.value.parameters(), policy.mlp_extractor.value_net.parameters()
+        ours, theirs = [*means[0], *values[0]], [*means[1], *policy.action_net.parameters()]
+        theirs += [*values[1], *policy.value_net.parameters()]
+        if network.log_std is not None:
+            ours, theirs = [*ours, network.log_std], [*theirs, policy.log_std]
+        return ours, theirs
+
+    return Pair(spaces, learn_ours, learn_theirs, weights)
+
+
+def make_bounded_ppo() -> Pair:
+    """PPO with discrete actions and all that is off by default."""
+    bounds = "alg.clip_value=0.5", "alg.target_kl=0.05"
+    return make_ppo(Discrete(5), *bounds)
 
 
 def make_drqv2() -> Pair:
@@ -338,6 +390,8 @@ PAIRS: dict[str, Callable[[], Pair]] = {
     "SAC: Stable-Baselines3": make_sac,
     "SAC: Stable-Baselines3, not bridged": lambda: make_sac(is_bridged=False),
     "DQN: Stable-Baselines3": make_dqn,
+    "PPO: Stable-Baselines3": make_ppo,
+    "PPO, discrete, value and divergence bounded: Stable-Baselines3": make_bounded_ppo,
     "DrQ-v2: `benchmarks/drqv2_plain.py`": make_drqv2,
 }
 

@@ -1,4 +1,6 @@
-"""Stable-Baselines3 (Raffin et al., 2021, https://jmlr.org/papers/v22/20-1364.html): TD3, SAC, DQN.
+"""TD3, SAC, DQN and PPO of Stable-Baselines3.
+
+Raffin et al., 2021, https://jmlr.org/papers/v22/20-1364.html.
 
 It takes the command line of train.py and reads every setting from the config that this composes:
 
@@ -6,8 +8,9 @@ It takes the command line of train.py and reads every setting from the config th
 
 Environment and evaluation are ours, so both are the same for the two; ``FOLDER/eval.csv`` has the
 columns of ours. What remains of its own: uniformly random warm-up actions of TD3 get exploration
-noise too, only the first episode of training is seeded, SAC's log-std is clipped to [-20, 2], and
-DQN's target is that of plain Q-learning (``alg.double=false``).
+noise too, only the first episode of training is seeded, SAC's log-std is clipped to [-20, 2], DQN's
+target is that of plain Q-learning (``alg.double=false``), and ``processor=normalise_rollout`` is
+its VecNormalize, whose statistics move with every step.
 """
 
 import argparse
@@ -21,9 +24,11 @@ import numpy as np
 import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
-from stable_baselines3 import DQN, SAC, TD3
+from stable_baselines3 import DQN, PPO, SAC, TD3
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.noise import NormalActionNoise
-from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from torch import Tensor
 
 from benchmarks.measure import ROOT
@@ -40,13 +45,16 @@ from research.training.records.logger import Logger
 class Actor(Algorithm):
     """The policy of a model without noise, for our evaluation; the model learns by itself."""
 
-    def __init__(self, model: OffPolicyAlgorithm) -> None:
+    def __init__(self, model: BaseAlgorithm) -> None:
         super().__init__()
         self.model = model
         self.network = model.policy
 
     def act(self, obs: Any, step: Tensor, explore: bool) -> Tensor:
-        action, _ = self.model.predict(obs.cpu().numpy(), deterministic=True)
+        array = obs.cpu().numpy()
+        if (normaliser := self.model.get_vec_normalize_env()) is not None:
+            array = normaliser.normalize_obs(array)
+        action, _ = self.model.predict(array, deterministic=True)
         return torch.as_tensor(action)
 
     def objectives(self) -> Sequence[Objective]:
@@ -78,9 +86,12 @@ def train(cfg: DictConfig, folder: Path) -> None:
     logger = Logger(folder, [])
     logger.rewind(0)
     start = time.monotonic()
-    while (left := cfg.trainer.total_steps - model.num_timesteps) > 0:
-        model.learn(min(cfg.trainer.evaluation.every, left), reset_num_timesteps=False)
-        step = model.num_timesteps
+    every, total = cfg.trainer.evaluation.every, cfg.trainer.total_steps
+    if cfg.dataset.get("minibatches") and every % cfg.trainer.pace.horizon:
+        raise ValueError("trainer.evaluation.every must be a multiple of trainer.pace.horizon")
+    while (left := total - model.num_timesteps) > 0:
+        model.learn(min(every, left), reset_num_timesteps=False)
+        step = min(model.num_timesteps, total)
         metrics = evaluate(
             policy, eval_env, num_episodes=cfg.trainer.evaluation.episodes, seed=cfg.seed, step=step
         )
@@ -89,9 +100,11 @@ def train(cfg: DictConfig, folder: Path) -> None:
         print(f"step {step:,}: return {metrics['return']:.1f} after {clock.seconds:.0f} s")
 
 
-def make_model(cfg: DictConfig, env: gymnasium.Env) -> OffPolicyAlgorithm:
+def make_model(cfg: DictConfig, env: gymnasium.Env) -> BaseAlgorithm:
     """The model for our config; its own DummyVecEnv and Monitor go around ``env``."""
     name = cfg.alg._target_.rpartition(".")[2]
+    if name == "PPO":
+        return make_ppo(cfg, env)
     make = {"TD3": make_td3, "SAC": make_sac, "DQN": make_dqn}[name]
     pace = build(cfg.trainer.pace)
     pace.begin(cfg.trainer.total_steps, 1)
@@ -158,6 +171,44 @@ def make_dqn(cfg: DictConfig, env: gymnasium.Env, settings: dict[str, Any]) -> D
     model.exploration_schedule = lambda _: (
         start + (end - start) * min(1.0, model.num_timesteps / steps)
     )
+    return model
+
+
+def make_ppo(cfg: DictConfig, env: gymnasium.Env) -> PPO:
+    """PPO, with what the two have in common."""
+    horizon, minibatches = cfg.trainer.pace.horizon, cfg.trainer.pace.minibatches
+    vector: Any = DummyVecEnv([lambda: Monitor(env)])
+    if cfg.processor.get("processors"):
+        vector = VecNormalize(vector, gamma=cfg.dataset.discount, clip_obs=10.0, clip_reward=10.0)
+    rate = cfg.alg.optim.lr
+    activation = build(cfg.network.activation)
+    model = PPO(
+        "MlpPolicy",
+        vector,
+        learning_rate=rate,
+        n_steps=horizon,
+        batch_size=horizon // minibatches,
+        n_epochs=cfg.trainer.pace.epochs,
+        gamma=cfg.dataset.discount,
+        gae_lambda=cfg.alg.gae_lambda,
+        clip_range=cfg.alg.clip,
+        clip_range_vf=cfg.alg.clip_value,
+        normalize_advantage=cfg.alg.normalise_advantage,
+        ent_coef=cfg.alg.entropy_weight,
+        vf_coef=cfg.alg.value_weight,
+        max_grad_norm=cfg.trainer.max_grad_norm,
+        target_kl=cfg.alg.target_kl,
+        policy_kwargs={
+            "net_arch": list(cfg.network.hidden_dims),
+            "activation_fn": activation if isinstance(activation, type) else type(activation()),
+            "log_std_init": cfg.network.log_std,
+        },
+        seed=cfg.seed,
+        device=cfg.device,
+    )
+    if cfg.trainer.schedule is not None:
+        # its own schedule begins anew with every call of learn
+        model.lr_schedule = lambda _: rate * (1 - model.num_timesteps / cfg.trainer.total_steps)
     return model
 
 

@@ -91,8 +91,9 @@ class Rollout(NamedTuple):
     Attributes:
         obs, action, reward, next_obs: as in ``Transition``, of one step each.
         discount: (B,), gamma; 0 after a termination.
-        over: (B,) bool, whether the next row of the environment does not continue this one: an
-            episode ended, or the rollout did.
+        over: (B,) bool, whether the environment's next step does not continue this one, since an
+            episode ended.
+        env: (B,) int64, index of the environment.
         extras, info, next_info: as in ``ExtendedTransition``.
 
     """
@@ -103,6 +104,7 @@ class Rollout(NamedTuple):
     discount: Tensor
     next_obs: Any
     over: Tensor
+    env: Tensor
     extras: dict[str, Tensor]
     info: dict[str, Tensor]
     next_info: dict[str, Tensor]
@@ -187,3 +189,20 @@ def to_device(batch: T | PackedBatch[T], device: torch.device) -> T:
     if isinstance(batch, PackedBatch):
         return batch.unpack([copy(tensor) for tensor in batch.memory])
     return map_tensors(copy, batch)
+
+
+def accumulate(values: Tensor, decay: Tensor, start: Tensor) -> Tensor:
+    """Decaying sums over time: ``s[t] = values[t] + decay[t] * s[t - 1]``.
+
+    Args:
+        values: (T, E).
+        decay: (T, E).
+        start: (E,), s[-1].
+
+    """
+    sums = torch.empty_like(values)
+    total = start
+    for time in range(len(values)):
+        total = torch.addcmul(values[time], decay[time], total)
+        sums[time] = total
+    return sums

@@ -81,6 +81,8 @@ def small(alg: str, folder: Path, *, batch_size: int, capacity: int) -> list[str
         overrides.append(f"dataset.batch_size={batch_size}")
     if "capacity" in cfg.dataset:
         overrides.append(f"dataset.capacity={capacity}")
+    if "minibatches" in cfg.dataset:
+        overrides += [f"trainer.pace.horizon={3 * batch_size}", "trainer.pace.minibatches=3"]
     if "path" in cfg.dataset:
         write_examples(folder / "examples.npz")
         overrides.append(f"dataset.path={folder / 'examples.npz'}")

@@ -32,6 +32,19 @@ class Loss(NamedTuple):
     result: Any = None
 
 
+class Stop(NamedTuple):
+    """What ends an objective's steps on a rollout.
+
+    Attributes:
+        metric: name in ``Loss.metrics``.
+        above: the number that it must not exceed; the step that would follow is not taken either.
+
+    """
+
+    metric: str
+    above: float
+
+
 @dataclass(frozen=True, kw_only=True)
 class Objective:
     """A loss, and the parameters that are trained to lower it.
@@ -46,6 +59,8 @@ class Objective:
         every: updates per step of this objective, at least 1.
         reuses: name of an earlier objective, whose ``Loss.result`` of the same update is the third
             argument of ``loss``; None for no third argument.
+        stop: what ends its steps until the next rollout; None for nothing. It makes the learner
+            wait for the device in every update.
 
     """
 
@@ -55,6 +70,7 @@ class Objective:
     optim: OptimFactory
     every: int = 1
     reuses: str | None = None
+    stop: Stop | None = None
 
 
 class PolyakCopy(NamedTuple):

@@ -52,6 +52,8 @@ class Descent:
         if not self.parameters:
             raise ValueError(f"the objective {objective.name} has no parameter to train")
         self.scaler = scaler
+        self.stop = objective.stop
+        self.is_stopped = False
         self.scheduled = 0
         try:
             self.optim = objective.optim(self.parameters)
@@ -91,11 +93,16 @@ class Descent:
     def step(self, metrics: dict[str, Tensor]) -> bool:
         """Take a step with the sum of all ranks' gradients, and sum their ``metrics`` in place.
 
+        If a metric exceeds the objective's bound, the steps end: ``is_stopped``.
+
         Returns:
-            whether it was taken; with fp16 it is skipped if the gradient overflows.
+            False if the gradient overflowed, with fp16, so that the step is to be made up for.
 
         """
         sum_over_ranks(self.parameters, metrics)
+        if self.stop is not None and metrics[self.stop.metric].item() > self.stop.above:
+            self.is_stopped = True
+            return True
         if self.scaler is not None:
             return self.scaler.step(self.optim)
         self.optim.step()

@@ -179,6 +179,8 @@ class Learner:
             rollout = self.processor(to_device(rollout, self.device))
             with torch.no_grad(), autocast(self.device, self.precision):
                 dataset.learn_from(self.alg.prepare(rollout, dataset.num_envs))
+            for descent in (self.descents or {}).values():
+                descent.is_stopped = False
         return dataset.sample()
 
     def learn(self, batch: Any) -> dict[str, Tensor]:
@@ -212,9 +214,9 @@ class Learner:
         taken: dict[str, bool] = {}
         results: dict[str, list[Any]] = {}
         for objective in self.objectives:
-            if self.updates % objective.every:
-                continue
             descent = descents[objective.name]
+            if self.updates % objective.every or descent.is_stopped:
+                continue
             own, results[objective.name] = self.compute_gradient(objective, descent, parts, results)
             taken[objective.name] = descent.step(own)
             metrics |= own

@@ -7,7 +7,13 @@ from gymnasium.spaces import Dict, Discrete, MultiBinary, MultiDiscrete, Tuple
 from gymnasium.vector import VectorEnv
 
 from research.algs.base import Algorithm
-from research.datasets.base import Dataset, OnlineDataset, ShareableDataset, ValidationDataset
+from research.datasets.base import (
+    Dataset,
+    OnlineDataset,
+    RolloutDataset,
+    ShareableDataset,
+    ValidationDataset,
+)
 from research.parallel.process_group import rank_and_count
 from research.processors.base import Processor
 
@@ -29,6 +35,12 @@ def check_parts(
             filled, or environment, dataset and network have different spaces.
 
     """
+    learns_from_rollouts = type(alg).prepare is not Algorithm.prepare
+    if learns_from_rollouts and not isinstance(dataset, RolloutDataset):
+        raise ValueError(
+            f"{type(alg).__name__} learns from whole rollouts, which a {type(dataset).__name__} "
+            "does not give; try dataset=rollout and trainer/pace=on_policy"
+        )
     network = getattr(alg, "network", None)
     for name in ("observation_space", "action_space"):
         space, given = getattr(network, name, None), getattr(processor, name)

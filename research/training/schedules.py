@@ -1,4 +1,4 @@
-"""Learning-rate schedules: a warm-up, then a cosine or steps; or a fall at every plateau."""
+"""Learning-rate schedules: a warm-up, then a line, a cosine or steps; or a fall at every plateau."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -8,6 +8,30 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
 from research.ranges import Decay, Fraction, NonNegativeInt, PositiveFloat
+
+
+def make_linear(
+    optim: Optimizer, total_updates: int, *, warmup_updates: NonNegativeInt, final_share: Fraction
+) -> LambdaLR:
+    """Rise linearly over the first updates, then fall linearly to the end of the run.
+
+    Args:
+        optim: the optimizer whose rate is scheduled.
+        total_updates: of the run.
+        warmup_updates: of the rise, at least 0 and below ``total_updates``.
+        final_share: of the full rate at the end, in [0, 1].
+
+    Raises:
+        ValueError: for a rise that is not shorter than the run.
+
+    """
+    check_warmup(warmup_updates, total_updates)
+
+    def fall(update: int) -> float:
+        done = (update - warmup_updates) / (total_updates - warmup_updates)
+        return final_share + (1 - final_share) * (1 - min(done, 1.0))
+
+    return LambdaLR(optim, warmed_up(fall, warmup_updates))
 
 
 def make_cosine(

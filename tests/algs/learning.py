@@ -21,8 +21,7 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-def make_learner(alg: Algorithm, **changes: Any) -> Learner:
-    """A learner for batches that are handed to its ``learn``."""
-    processor, dataset = Identity(Box(-1, 1), Box(-1, 1)), None
-    device = torch.device("cpu")
-    return Learner(alg, processor, dataset, device, **(SETTINGS | changes))  # type: ignore[arg-type]
+def make_learner(alg: Algorithm, dataset: Any = None, **changes: Any) -> Learner:
+    """A learner; without a dataset, for batches that are handed to its ``learn``."""
+    processor = Identity(Box(-1, 1), Box(-1, 1))
+    return Learner(alg, processor, dataset, torch.device("cpu"), **(SETTINGS | changes))

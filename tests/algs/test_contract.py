@@ -3,7 +3,7 @@
 import copy
 import io
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,10 +16,10 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value
 
-from research.algs.base import Algorithm, Loss, Metrics
-from research.batches import Step, Tree, map_tensors
+from research.algs.base import Acted, Algorithm, Loss, Metrics
+from research.batches import Step, Tree, count_rows, map_tensors
 from research.config import build, check
-from research.datasets.base import CountableDataset
+from research.datasets.base import CountableDataset, RolloutDataset
 from research.processors.base import Processor
 from research.status import Status
 from research.training.collector import to_tensors
@@ -43,12 +43,39 @@ class Parts(NamedTuple):
     learner: Learner
 
     def sample(self) -> Any:
-        """A processed batch, of the weights' type."""
+        """A processed batch, of the weights' type; of a rollout, a prepared minibatch."""
+        dataset = self.dataset
+        if not isinstance(dataset, RolloutDataset):
+            return self.process(dataset.sample())
+        rollout = dataset.take_rollout()
+        if rollout is not None:
+            with torch.no_grad():
+                dataset.learn_from(self.alg.prepare(self.process(rollout), dataset.num_envs))
+        return map_tensors(self.cast, dataset.sample())
+
+    def process(self, batch: Any) -> Any:
+        """A batch as the algorithm takes it."""
+        return map_tensors(self.cast, self.processor(batch))
+
+    def cast(self, tensor: Tensor) -> Tensor:
+        """A tensor of floats in the weights' type."""
         dtype = next(self.alg.parameters()).dtype
-        return map_tensors(
-            lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor,
-            self.processor(self.dataset.sample()),
-        )
+        return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+    def collect(self, steps: Sequence[Mapping[str, Any]]) -> None:
+        """Put recorded steps into the dataset, with what the algorithm stores beside them."""
+        if isinstance(self.dataset, RolloutDataset):
+            steps = steps[: len(steps) // self.dataset.horizon * self.dataset.horizon]
+        for step in steps:
+            if step["begun"].any():
+                self.dataset.start_episodes(step["first"], step["begun"])
+            stored = {}
+            if self.alg.extras:
+                obs = self.processor.process_obs(to_tensors(step["first"]))
+                extras = act(self.alg, obs, explore=True).extras
+                stored = {name: value.detach().numpy() for name, value in extras.items()}
+            names = "action", "reward", "ended", "cut", "obs"
+            self.dataset.add(Step(*(step[name] for name in names), stored))
 
     def update(self, count: int = 1) -> list[dict[str, Tensor]]:
         """Make ``count`` updates."""
@@ -95,12 +122,18 @@ def make(
         processor.eval()
         processor.fit(dataset.training_batches())
         processor.train()
+    parts = Parts(env, processor, alg, dataset, make_learner(alg, **settings))
     if collects(cfg):
-        key = (str(cfg.env), seed)
-        if key not in RECORDED:
-            RECORDED[key] = list(record(env, num_steps=100, seed=seed))
-        fill(dataset, RECORDED[key])
-    return Parts(env, processor, alg, dataset, make_learner(alg, **settings))
+        if alg.extras:
+            dataset.hold(alg.extras, {})
+        parts.collect(recorded(cfg, env, seed))
+    return parts
+
+
+def act(alg: Algorithm, obs: Tree, *, explore: bool) -> Acted:
+    """What an algorithm does for observations (B, ...) that begin episodes."""
+    memory = alg.initial_memory(count_rows(obs))
+    return alg.act_with_memory(obs, memory, {}, START, explore)
 
 
 def make_alg(cfg: DictConfig, processor: Processor) -> Algorithm:
@@ -122,12 +155,12 @@ RECORDED: dict[tuple[str, int], list[dict[str, Any]]] = {}
 """Random steps by environment and seed: images take their time."""
 
 
-def fill(dataset: Any, steps: list[dict[str, Any]]) -> None:
-    """Put recorded steps into a dataset."""
-    for step in steps:
-        if step["begun"].any():
-            dataset.start_episodes(step["first"], step["begun"])
-        dataset.add(Step(*(step[name] for name in ("action", "reward", "ended", "cut", "obs"))))
+def recorded(cfg: DictConfig, env: Any, seed: int) -> Sequence[Mapping[str, Any]]:
+    """100 random steps."""
+    key = (str(cfg.env), seed)
+    if key not in RECORDED:
+        RECORDED[key] = list(record(env, num_steps=100, seed=seed))
+    return RECORDED[key]
 
 
 def record(env: Any, *, num_steps: int, seed: int) -> Iterator[dict[str, Any]]:
@@ -180,7 +213,7 @@ def test_the_algorithm_alone_brings_companions_that_suit_it(cfg: DictConfig) -> 
     check(cfg)
     parts = make(cfg)
     assert isinstance(parts.alg, Algorithm)
-    assert parts.dataset.sample()
+    assert parts.sample()
 
 
 def test_metrics_are_finite_detached_and_without_dimensions(cfg: DictConfig) -> None:
@@ -206,6 +239,9 @@ def test_a_reloaded_algorithm_goes_on_exactly(cfg: DictConfig, tmp_path: Path) -
     twin.learner.load_state_dict(saved_and_loaded(parts.learner.state_dict()))
     assert_same(twin.alg, parts.alg)
     for each in (parts, twin):
+        if isinstance(each.dataset, RolloutDataset):  # of which nothing is left to be saved
+            torch.manual_seed(6)
+            each.collect(recorded(cfg, each.env, 0))
         torch.manual_seed(7)
         each.update(count=3)
     assert_same(twin.alg, parts.alg)
@@ -219,7 +255,7 @@ def test_loaded_weights_act_the_same(cfg: DictConfig) -> None:
     obs = sample_obs(trained, 10)
     alg.eval()
     trained.alg.eval()
-    one, other = (each.act(obs, START, explore=False) for each in (alg, trained.alg))
+    one, other = (act(each, obs, explore=False).action for each in (alg, trained.alg))
     assert torch.equal(one, other)
 
 
@@ -243,7 +279,7 @@ def test_actions_lie_in_the_action_space(cfg: DictConfig, explore: bool, scale: 
     parts = make(cfg)
     acts = isinstance(parts.env, VectorEnv)
     space = parts.env.single_action_space if acts else parts.dataset.action_space
-    action = parts.alg.act(sample_obs(parts, 50, scale), START, explore)
+    action = act(parts.alg, sample_obs(parts, 50, scale), explore=explore).action
     action = parts.processor.unprocess_action(action.detach())
     assert len(action) == 50
     assert all(space.contains(row) for row in action.numpy())
@@ -253,7 +289,7 @@ def test_acting_without_exploration_is_always_the_same(cfg: DictConfig) -> None:
     parts = make(cfg)
     parts.alg.eval()
     obs = sample_obs(parts, 10)
-    one, other = (parts.alg.act(obs, START, explore=False) for _ in range(2))
+    one, other = (act(parts.alg, obs, explore=False).action for _ in range(2))
     assert torch.equal(one, other)
 
 
@@ -412,7 +448,8 @@ def test_the_average_is_of_all_that_is_trained_and_shares_the_targets(cfg: DictC
     by_hand = make_alg(cfg, parts.processor)
     by_hand.load_state_dict({**parts.alg.state_dict(), **expected})
     obs = sample_obs(parts, 10)
-    actions = [each.eval().act(obs, START, False) for each in (parts.learner.average, by_hand)]
+    averages = parts.learner.average.eval(), by_hand.eval()
+    actions = [act(each, obs, explore=False).action for each in averages]
     torch.testing.assert_close(*actions)
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-PAIRS = ["make_td3", "make_sac", "make_dqn"]
+PAIRS = ["make_td3", "make_sac", "make_dqn", "make_ppo", "make_bounded_ppo"]
 
 
 @pytest.mark.parametrize("make", PAIRS)

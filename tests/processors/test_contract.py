@@ -12,14 +12,14 @@ from gymnasium.spaces import Box
 from omegaconf import DictConfig
 from torch import Tensor
 
-from research.batches import Transition
+from research.batches import Rollout, Transition, count_rows
 from research.config import build
 from research.errors import UserError
 from research.processors.base import Processor
 from tests.conftest import Load, Spaces, options
 
 Make: TypeAlias = Callable[[], Processor]
-Batches: TypeAlias = Callable[[], Transition]
+Batches: TypeAlias = Callable[[], Transition | Rollout]
 assert_same = partial(torch.testing.assert_close, rtol=0, atol=0)
 
 
@@ -45,17 +45,28 @@ def make(node: DictConfig, suited: Spaces) -> Make:
 
 
 @pytest.fixture
-def make_batch(suited: Spaces) -> Callable[[], Transition]:
-    """Random transitions, with observations far from the standard normal."""
+def make_batch(make: Make, suited: Spaces) -> Batches:
+    """Random transitions, with observations far from the standard normal.
+
+    A processor that takes no other gets rollouts of 8 steps in 2 environments.
+    """
     shape, size = suited[0].shape, 16
 
-    def make_batch() -> Transition:
+    def make_transition() -> Transition:
         obs, next_obs = torch.randn(2, size, *shape) * 5 + 20
         if suited[0].dtype == np.uint8:
             obs, next_obs = obs.byte(), next_obs.byte()
         return Transition(obs, torch.rand(size, 2), torch.randn(size), torch.rand(size), next_obs)
 
-    return make_batch
+    def make_rollout() -> Rollout:
+        over, env = torch.rand(size) < 0.2, torch.arange(2).repeat(8)
+        return Rollout(*make_transition(), over, env, extras={}, info={}, next_info={})
+
+    try:
+        make()(make_transition())
+    except UserError:
+        return make_rollout
+    return make_transition
 
 
 def test_observations_lie_in_the_space_that_is_declared(make: Make, make_batch: Batches) -> None:
@@ -97,5 +108,5 @@ def test_a_reloaded_processor_acts_and_learns_alike(make: Make, make_batch: Batc
 def test_a_batch_keeps_its_type_and_size(make: Make, make_batch: Batches) -> None:
     batch = make_batch()
     processed = make()(batch)
-    assert isinstance(processed, Transition)
-    assert all(len(value) == len(batch.reward) for value in processed)
+    assert type(processed) is type(batch)
+    assert [count_rows(value) for value in processed[:5]] == [16] * 5

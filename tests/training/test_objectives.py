@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import StepLR
 
-from research.algs.base import Algorithm, Loss, Metrics, Objective, PolyakCopy
+from research.algs.base import Algorithm, Loss, Metrics, Objective, PolyakCopy, Stop
 from research.algs.targets import frozen_copy
 from research.training.learner import cut
 from tests.algs.learning import make_learner
@@ -119,6 +119,22 @@ def test_a_batch_of_which_an_objective_was_not_due_leaves_its_schedule_in_time()
     for _ in range(3):
         learner.learn(BATCH)
     assert learner.take_metrics() == {"up_lr": 0.05, "down_lr": 0.05}
+
+
+@pytest.mark.parametrize("num_parts", [1, 3])
+def test_an_objective_ends_alone_where_a_metric_of_the_batch_exceeds_its_bound(
+    num_parts: int,
+) -> None:
+    up = {"optim": partial(torch.optim.SGD, lr=0.1, maximize=True)}
+    alg = Line(up=up, down={"reuses": "up", "stop": Stop("reused", above=18.2)})
+    learner = make_learner(alg, accumulate=num_parts)
+    found = []
+    for _ in range(3):
+        before = alg.up.item(), alg.down.item()
+        metrics = learner.learn(BATCH)
+        found.append((alg.up.item() > before[0], alg.down.item() != before[1], "reused" in metrics))
+    assert found == [(True, True, True), (True, False, True), (True, False, False)]
+    assert metrics.keys() == {"up_loss"}
 
 
 def test_copies_move_after_the_steps_of_every_nth_update() -> None:

@@ -8,8 +8,9 @@ import pytest
 from gymnasium import Space, spaces
 from gymnasium.spaces import Box, Dict, Discrete, MultiDiscrete, Tuple
 
+from research.config import build
 from research.errors import UserError
-from research.training.requirements import are_alike
+from research.training.requirements import are_alike, check_parts
 from tests.algs.test_contract import make as make_parts
 from tests.conftest import Load
 
@@ -66,3 +67,10 @@ def test_discrete_actions_are_what_an_algorithm_for_continuous_ones_refuses(load
     cfg = load("alg=td3", "env=gymnasium", "env.id=FrozenLake-v1", "dataset.capacity=400")
     with pytest.raises(UserError, match=r"network: actions must be continuous .*Discrete\(4\)"):
         make_parts(cfg)
+
+
+def test_an_algorithm_of_rollouts_takes_no_other_dataset(load: Load) -> None:
+    cfg = load("alg=ppo", "env=pendulum", "dataset=replay", "dataset.capacity=400")
+    env, processor, alg, _, _ = make_parts(load("alg=ppo", "env=pendulum"))
+    with pytest.raises(ValueError, match=r"PPO learns from whole rollouts, .*dataset=rollout"):
+        check_parts(alg, processor, build(cfg.dataset, env, 0), env, collects=True)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from research.training.schedules import make_cosine, make_plateau, make_steps
+from research.training.schedules import make_cosine, make_linear, make_plateau, make_steps
 
 
 def make_optim() -> torch.optim.Optimizer:
@@ -38,6 +38,11 @@ def test_the_rate_rises_linearly_and_then_falls() -> None:
     assert found[8] == pytest.approx(1.0)
     assert found[12] == pytest.approx(0.0, abs=1e-12)
     assert found[4:] == sorted(found[4:], reverse=True)
+
+
+def test_a_line_falls_evenly_to_its_end_and_stays_there() -> None:
+    found = rates(partial(make_linear, total_updates=6, warmup_updates=2, final_share=0.2), 9)
+    assert found == pytest.approx([1.0, 2.0, 2.0, 1.6, 1.2, 0.8, 0.4, 0.4, 0.4])
 
 
 def test_behind_its_end_the_cosine_stays() -> None:

@@ -125,7 +125,7 @@ class RolloutBuffer:
         values = {
             "obs": self._obs,
             "action": step.action,
-            "reward": step.reward,
+            "reward": step.reward if step.active is None else step.reward * step.active,
             "discount": self.discount * ~step.terminated,
             "next_obs": step.next_obs,
             "over": over if step.active is None else over | ~step.active,
@@ -149,9 +149,8 @@ class RolloutBuffer:
         if self._is_taken or self._time < self.horizon:
             return None
         self._is_taken = True
-        self._columns["over"][-1] = True
         rows = to_rows(self._columns)
-        return Rollout(**rows)
+        return Rollout(**rows, env=torch.arange(self.num_envs).repeat(self.horizon))
 
     def learn_from(self, rows: Any) -> None:
         """Draw minibatches of these rows (B, ...)."""

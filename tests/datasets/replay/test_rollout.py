@@ -85,6 +85,7 @@ class Stream:
                     "discount": float(np.float32(0.9 * (not terminated[env]))),
                     "next_obs": [next_obs["place"][env].tolist(), next_obs["image"][env].tolist()],
                     "over": bool(terminated[env] or truncated[env]),
+                    "env": env,
                     "log_prob": float(log_prob["log_prob"][env]),
                     "cost": self.info["cost"][env].tolist(),
                     "next_cost": next_info["cost"][env].tolist(),
@@ -108,6 +109,7 @@ def told(rows: Rollout) -> Iterator[dict[str, Any]]:
                 rows.next_obs["image"][row].tolist(),
             ],
             "over": bool(rows.over[row]),
+            "env": int(rows.env[row]),
             "log_prob": float(rows.extras["log_prob"][row]),
             "cost": rows.info["cost"][row].tolist(),
             "next_cost": rows.next_info["cost"][row].tolist(),
@@ -115,12 +117,8 @@ def told(rows: Rollout) -> Iterator[dict[str, Any]]:
 
 
 def expected(stream: Stream, horizon: int) -> list[dict[str, Any]]:
-    """The rows of the last rollout; the last of each environment is not continued."""
-    count = stream.buffer.num_envs
-    rows = [dict(row) for row in stream.taken[-horizon * count :]]
-    for row in rows[-count:]:
-        row["over"] = True
-    return rows
+    """The rows of the last rollout."""
+    return [dict(row) for row in stream.taken[-horizon * stream.buffer.num_envs :]]
 
 
 @given(st.integers(1, 4), st.integers(1, 6), st.integers(1, 3), st.booleans(), st.integers(0, 99))
@@ -143,6 +141,7 @@ def test_a_rollout_is_exactly_the_steps_that_were_taken(
                 assert found == wanted
             else:
                 assert found["over"], "nothing is passed on through a reset"
+                assert found["reward"] == 0
 
 
 @given(st.integers(1, 4), st.integers(2, 6), st.integers(1, 5), st.booleans(), st.integers(0, 99))
