@@ -86,6 +86,10 @@ class Policy:
         stored = {name: value.float().cpu().numpy() for name, value in extras.items()}
         return Response(self.processor.unprocess_action(action).cpu().numpy(), memory, stored)
 
+    def observe(self, obs: Any) -> None:
+        """Let the processor take note of the observations (E, O) of a step of training."""
+        self.processor.observe(self.to_device(obs))
+
     def begin_episodes(self, memory: Any, mask: np.ndarray) -> Any:
         """The memory of E environments where those of ``mask`` (E,) begin an episode.
 
