@@ -43,7 +43,7 @@ class Processor(nn.Module):
         return obs
 
     def observe(self, obs: Tree) -> None:
-        """Take note of the observations (E, O) of one step of training, before they are acted on."""
+        """Note the observations (E, O) of one step of training, before they are acted on."""
 
     def unprocess_action(self, action: Tensor) -> Tensor:
         """The algorithm's actions (B, A) as the environment takes them."""
