@@ -1,8 +1,9 @@
 """Do our updates compute what other implementations do? All weights after 200, in float64.
 
 TD3, SAC, DQN and PPO beside those of Stable-Baselines3, whose own ``train`` runs as it is, DrQ-v2
-beside benchmarks/drqv2_plain.py. Both begin with the same weights and learn from the same batches; the
-global generator is seeded alike before each update, so that both draw the same noise by themselves.
+beside benchmarks/drqv2_plain.py. Both begin with the same weights and learn from the same batches;
+the global generator is seeded alike before each update, so that both draw the same noise by
+themselves.
 
 What differs by intent is bridged from outside, on the side of Stable-Baselines3 where possible:
 
@@ -241,7 +242,12 @@ def make_td3() -> Pair:
             theirs += [*actor.parameters(), *critic.parameters()]
         return ours, theirs
 
-    return Pair((FLOATS, ACTIONS), learner.learn, lambda batch: train(model, batch, 1, len(batch.reward)), weights)
+    return Pair(
+        (FLOATS, ACTIONS),
+        learner.learn,
+        lambda batch: train(model, batch, 1, len(batch.reward)),
+        weights,
+    )
 
 
 def make_sac(*, is_bridged: bool = True) -> Pair:
@@ -271,7 +277,12 @@ def make_sac(*, is_bridged: bool = True) -> Pair:
         theirs += [*model.critic.parameters(), *model.critic_target.parameters(), log_temperature]
         return ours, theirs
 
-    return Pair((FLOATS, ACTIONS), learner.learn, lambda batch: train(model, batch, 1, len(batch.reward)), weights)
+    return Pair(
+        (FLOATS, ACTIONS),
+        learner.learn,
+        lambda batch: train(model, batch, 1, len(batch.reward)),
+        weights,
+    )
 
 
 class Bound(nn.Module):

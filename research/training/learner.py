@@ -79,6 +79,7 @@ class Learner:
         ema_decay: float | None,
         execution: Literal["eager", "compile"],
     ) -> None:
+        self.rollouts = dataset if isinstance(dataset, RolloutDataset) else None
         self.preparing = dataset if isinstance(dataset, PreparingDataset) else None
         if prefetch and self.preparing is None:
             raise ValueError(
@@ -159,8 +160,8 @@ class Learner:
 
         """
         self.step.fill_(step)
-        if isinstance(self.dataset, RolloutDataset):
-            batch = self.sample_rollout(self.dataset)
+        if self.rollouts is not None:
+            batch = self.sample_rollout(self.rollouts)
             phases.lap("sample")
         else:
             preparing = self.preparing

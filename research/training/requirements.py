@@ -15,6 +15,7 @@ from research.datasets.base import (
     ValidationDataset,
 )
 from research.parallel.process_group import rank_and_count
+from research.parallel.sums import is_parallel
 from research.processors.base import Processor
 
 
@@ -40,6 +41,12 @@ def check_parts(
         raise ValueError(
             f"{type(alg).__name__} learns from whole rollouts, which a {type(dataset).__name__} "
             "does not give; try dataset=rollout and trainer/pace=on_policy"
+        )
+    if processor.observes and (not collects or is_parallel()):
+        raise ValueError(
+            "the processor takes its statistics from the steps of environments, of which "
+            f"{'only the first rank takes any' if collects else 'this run takes none'}; "
+            "set source=batches"
         )
     network = getattr(alg, "network", None)
     for name in ("observation_space", "action_space"):

@@ -214,12 +214,12 @@ class Mean(nn.Module):
         return self.scale * images.float().mean(dim=(2, 3))
 
 
-@pytest.mark.parametrize("name", ["actor_critic", "squashed_gaussian"])
+@pytest.mark.parametrize("name", ["actor_critic", "squashed_gaussian", "simba"])
 def test_actor_and_critics_take_features(load: Load, name: str) -> None:
     network = build(load(f"network={name}").network)(PLANES, ACTIONS, encoder=Mean)
     features = network.encoder(sample(PLANES))
     torch.testing.assert_close(features, sample(PLANES).float().mean(dim=(2, 3)) / 2)
-    assert network.critics(features, torch.zeros(5, 2)).shape == (2, 5)
+    assert network.critics(features, torch.zeros(5, 2)).shape[1:] == (5,)
     actions = network.actor(features)
     assert (actions if name == "actor_critic" else actions.mean).shape == (5, 2)
 
@@ -231,7 +231,9 @@ def test_the_perceptron_takes_features() -> None:
     torch.testing.assert_close(network(obs), network.mlp(obs.float().mean(dim=(2, 3)) / 2))
 
 
-@pytest.mark.parametrize("name", ["actor_critic", "squashed_gaussian", "actor_value", "mlp"])
+@pytest.mark.parametrize(
+    "name", ["actor_critic", "squashed_gaussian", "simba", "actor_value", "mlp"]
+)
 def test_without_an_encoder_nothing_is_added(load: Load, name: str) -> None:
     network = build(load(f"network={name}").network, vector(3), ACTIONS)
     assert not any("encoder" in key for key in network.state_dict())
