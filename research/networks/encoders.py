@@ -85,10 +85,12 @@ class ImageEncoder(nn.Module):
         self.layers = nn.Sequential(*layers)
         self.output_dim = feature_dim
         initialise(self, init)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  faster on CPUs
 
     def forward(self, images: Tensor) -> Tensor:
         dtype = next(self.parameters()).dtype
-        return self.layers(images.to(dtype) / self.largest)
+        floats = images.to(dtype, memory_format=torch.channels_last)
+        return self.layers(floats / self.largest)
 
 
 class MultiInput(nn.Module):

@@ -163,8 +163,7 @@ OFF_POLICY = ("dataset.capacity=1000", "dataset.batch_size=16", "trainer.pace.wa
 ROLLOUTS = ("trainer.pace.horizon=30", "trainer.pace.minibatches=3", "trainer.pace.epochs=2")
 RUNS = {
     "SAC, image and vector": ("alg=sac", *BOTH, SMALL_IMAGES, *OFF_POLICY),
-    "TD3, image and vector": ("alg=td3", *BOTH, SMALL_IMAGES, *OFF_POLICY, "env.num_envs=2"),
-    "SAC, stacked images": ("alg=sac", *STACKED, *OFF_POLICY),
+    "TD3, stacked images": ("alg=td3", *STACKED, *OFF_POLICY, "env.num_envs=2"),
     "PPO, image and vector": ("alg=ppo", *BOTH, SMALL_IMAGES, *ROLLOUTS, "env.num_envs=2"),
     "PPO, stacked images": ("alg=ppo", "network=actor_value_cnn", *STACKED, *ROLLOUTS),
     "DQN, stacked images": ("alg=dqn", *STACKED, "+env.kwargs.discrete=true", *OFF_POLICY),
