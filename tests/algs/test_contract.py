@@ -64,9 +64,8 @@ class Parts(NamedTuple):
 
     def collect(self, steps: Sequence[Mapping[str, Any]]) -> None:
         """Put recorded steps into the dataset, with what the algorithm stores beside them."""
-        if isinstance(self.dataset, RolloutDataset):
-            steps = steps[: len(steps) // self.dataset.horizon * self.dataset.horizon]
-        for step in steps:
+        horizon = getattr(self.dataset, "horizon", 1)
+        for step in steps[: len(steps) // horizon * horizon]:
             if step["begun"].any():
                 self.dataset.start_episodes(step["first"], step["begun"])
             stored = {}
@@ -75,7 +74,7 @@ class Parts(NamedTuple):
                 extras = act(self.alg, obs, explore=True).extras
                 stored = {name: value.detach().numpy() for name, value in extras.items()}
             names = "action", "reward", "ended", "cut", "obs"
-            self.dataset.add(Step(*(step[name] for name in names), stored))
+            self.dataset.add(Step(*(step[name] for name in names), extras=stored))
 
     def update(self, count: int = 1) -> list[dict[str, Tensor]]:
         """Make ``count`` updates."""
@@ -125,7 +124,7 @@ def make(
     parts = Parts(env, processor, alg, dataset, make_learner(alg, **settings))
     if collects(cfg):
         if alg.extras:
-            dataset.hold(alg.extras, {})
+            parts.dataset.hold(alg.extras, {})
         parts.collect(recorded(cfg, env, seed))
     return parts
 
