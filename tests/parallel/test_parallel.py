@@ -309,6 +309,7 @@ def test_minibatches_of_a_rollout_are_shared_and_normalised_as_a_whole(tmp_path:
         *("alg=ppo", "env=pendulum", "env.num_envs=2", "trainer.total_steps=122", "device=cpu"),
         *("trainer.evaluation.every=122", "trainer.evaluation.episodes=1", "trainer.log_every=122"),
         *("network.hidden_dims=[32]", "~alg.optim.eps", *SGD, *rollout),
+        *("alg.value_weight=0.001", "trainer.max_grad_norm=null"),  # values would hide advantages
     )
     for devices in (1, 2):
         finish(tmp_path / str(devices), *overrides, f"trainer.devices={devices}")
