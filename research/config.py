@@ -164,7 +164,7 @@ def construct_part(node: DictConfig, *collaborators: Any) -> Any:
 
 
 def build_env(node: DictConfig, *, renders: bool = False) -> Any:
-    """The environments that ``node`` describes.
+    """The environments that ``node`` describes, for evaluation: a key ``training`` becomes false.
 
     Args:
         node: the group ``env`` of a config.
@@ -174,10 +174,14 @@ def build_env(node: DictConfig, *, renders: bool = False) -> Any:
         UserError: as by ``build``, or they take no ``render_mode``.
 
     """
-    if not renders:
+    if not renders and "training" not in node:
         return build(node)
     root: Any = copy.deepcopy(node._get_root())
     OmegaConf.set_struct(root, False)
+    if "training" in root.env:
+        root.env.training = False
+    if not renders:
+        return build(root.env)
     if "subprocesses" in root.env:
         root.env.subprocesses = False
     if "kwargs" in root.env:

@@ -352,6 +352,7 @@ def is_unbounded(annotation: Any) -> bool:
         "dataset",
         "env",
         "network",
+        "network/encoder",
         "processor",
         "trainer",
         "trainer/pace",

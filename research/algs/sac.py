@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from research.algs.base import Algorithm, Loss, Objective, OptimFactory, PolyakCopy
 from research.algs.targets import frozen_copy
-from research.batches import Transition
+from research.batches import Transition, Tree
 from research.networks.simba import SimBaActorCritic
 from research.networks.squashed_gaussian import SquashedGaussianActorCritic
 from research.ranges import PositiveFloat, PositiveFraction, PositiveInt
@@ -42,7 +42,9 @@ class SAC(Algorithm):
         An episode cut by a time limit bootstraps from its real final observation.
 
     Args:
-        network: ``actor`` maps (B, O) to distributions, ``critics`` (B, O) and (B, A) to (N, B).
+        network: ``actor`` maps features (B, R) to distributions, ``critics`` features and actions
+            (B, A) to (N, B). If it has an encoder that makes the features, the critics' loss trains
+            it and the actor's does not, as in Yarats et al., 2021, https://arxiv.org/abs/1910.01741.
         optim: builds an optimizer from parameters; critics, actor and temperature have one each.
         tau: Polyak step per target update, in (0, 1].
         temperature: at the start, above 0.
@@ -68,6 +70,7 @@ class SAC(Algorithm):
     ) -> None:
         super().__init__()
         self.network = network
+        self.target_encoder = frozen_copy(network.encoder)
         self.target_critics = frozen_copy(network.critics)
         device = next(network.parameters()).device
         self.log_temperature = nn.Parameter(torch.tensor(math.log(temperature), device=device))
@@ -80,11 +83,22 @@ class SAC(Algorithm):
         self.target_every = target_every
 
     def objectives(self) -> Sequence[Objective]:
-        actor, critics, optim = self.network.actor, self.network.critics, self.optim
+        network, optim = self.network, self.optim
         delayed = {"optim": optim, "every": self.actor_every}
         return [
-            Objective(name="critic", loss=self.critic_loss, trains=[critics], optim=optim),
-            Objective(name="actor", loss=self.actor_loss, trains=[actor], **delayed),
+            Objective(
+                name="critic",
+                loss=self.critic_loss,
+                trains=[network.encoder, network.critics],
+                optim=optim,
+            ),
+            Objective(
+                name="actor",
+                loss=self.actor_loss,
+                trains=[network.actor],
+                reuses="critic",
+                **delayed,
+            ),
             Objective(
                 name="temperature",
                 loss=self.temperature_loss,
@@ -95,11 +109,14 @@ class SAC(Algorithm):
         ]
 
     def copies(self) -> Sequence[PolyakCopy]:
-        critics = self.network.critics
-        return [PolyakCopy(self.target_critics, critics, self.tau, every=self.target_every)]
+        tau, every = self.tau, self.target_every
+        return [
+            PolyakCopy(self.target_encoder, self.network.encoder, tau, every),
+            PolyakCopy(self.target_critics, self.network.critics, tau, every),
+        ]
 
-    def act(self, obs: Tensor, step: Tensor, explore: bool) -> Tensor:
-        distribution = self.network.actor(obs)
+    def act(self, obs: Tree, step: Tensor, explore: bool) -> Tensor:
+        distribution = self.network.actor(self.network.encoder(obs))
         if not explore:
             return distribution.center()
         return distribution.sample(torch.randn_like(distribution.mean))[0]
@@ -110,14 +127,15 @@ class SAC(Algorithm):
     def critic_loss(self, batch: Transition, noise: Noise) -> Loss:
         """Squared distance of every critic to the soft target (equation 5)."""
         target_q = self.compute_target(batch, noise.target)
-        q = self.network.critics(batch.obs, batch.action)
+        features = self.network.encoder(batch.obs)
+        q = self.network.critics(features, batch.action)
         loss = F.mse_loss(q, target_q.expand_as(q), reduction="sum") / len(target_q)
-        return Loss(loss, {"q": q.mean(), "target_q": target_q.mean()})
+        return Loss(loss, {"q": q.mean(), "target_q": target_q.mean()}, result=features)
 
-    def actor_loss(self, batch: Transition, noise: Noise) -> Loss:
+    def actor_loss(self, batch: Transition, noise: Noise, features: Tensor) -> Loss:
         """Minus the lowest critic's value and the entropy (equation 9)."""
-        action, log_prob = self.network.actor(batch.obs).sample(noise.actor)
-        q = self.network.critics(batch.obs, action).amin(dim=0)
+        action, log_prob = self.network.actor(features).sample(noise.actor)
+        q = self.network.critics(features, action).amin(dim=0)
         temperature = self.temperature.detach()
         loss = (temperature * log_prob - q).mean()
         metrics = {"entropy": -log_prob.mean(), "temperature": temperature}
@@ -130,8 +148,9 @@ class SAC(Algorithm):
     @torch.no_grad()
     def compute_target(self, batch: Transition, noise: Tensor) -> Tensor:
         """Bootstrapped soft return, (B,); ``noise`` is standard, (B, A)."""
-        action, log_prob = self.network.actor(batch.next_obs).sample(noise)
-        next_q = self.target_critics(batch.next_obs, action).amin(dim=0)
+        features = self.network.encoder(batch.next_obs)
+        action, log_prob = self.network.actor(features).sample(noise)
+        next_q = self.target_critics(self.target_encoder(batch.next_obs), action).amin(dim=0)
         return batch.reward + batch.discount * (next_q - self.temperature * log_prob)
 
     @property

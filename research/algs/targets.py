@@ -18,6 +18,7 @@ def frozen_copy(module: M) -> M:
 def polyak_update(source: nn.Module, target: nn.Module, tau: float) -> None:
     """Move every parameter of ``target`` by the share ``tau`` towards ``source``; copy buffers."""
     old, new = list(target.parameters()), list(source.parameters())
-    torch._foreach_lerp_(old, new, tau)  # type: ignore[reportPrivateImportUsage]
+    if old:  # it takes no empty list
+        torch._foreach_lerp_(old, new, tau)  # type: ignore[reportPrivateImportUsage]
     for old, new in zip(target.buffers(), source.buffers(), strict=True):
         old.copy_(new)

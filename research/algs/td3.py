@@ -8,7 +8,7 @@ from torch import Tensor
 
 from research.algs.base import Algorithm, Loss, Objective, OptimFactory, PolyakCopy
 from research.algs.targets import frozen_copy
-from research.batches import Transition
+from research.batches import Transition, Tree
 from research.networks.actor_critic import ActorCritic
 from research.ranges import NonNegativeFloat, PositiveFraction, PositiveInt
 
@@ -24,7 +24,8 @@ class TD3(Algorithm):
         An episode cut by a time limit bootstraps from its real final observation.
 
     Args:
-        network: ``actor`` maps (B, O) to (B, A); ``critics`` return (N, B).
+        network: ``actor`` maps features (B, R) to (B, A); ``critics`` return (N, B). If it has an
+            encoder that makes the features, the critics' loss trains it and the actor's does not.
         optim: builds an optimizer from parameters.
         tau: Polyak step per target update, in (0, 1].
         explore_noise: std of the noise added to training actions, at least 0.
@@ -56,23 +57,29 @@ class TD3(Algorithm):
         self.actor_every = actor_every
 
     def objectives(self) -> Sequence[Objective]:
-        actor, critics, optim = self.network.actor, self.network.critics, self.optim
+        network, optim = self.network, self.optim
         return [
-            Objective(name="critic", loss=self.critic_loss, trains=[critics], optim=optim),
+            Objective(
+                name="critic",
+                loss=self.critic_loss,
+                trains=[network.encoder, network.critics],
+                optim=optim,
+            ),
             Objective(
                 name="actor",
                 loss=self.actor_loss,
-                trains=[actor],
+                trains=[network.actor],
                 optim=optim,
                 every=self.actor_every,
+                reuses="critic",
             ),
         ]
 
     def copies(self) -> Sequence[PolyakCopy]:
         return [PolyakCopy(self.target, self.network, self.tau, every=self.actor_every)]
 
-    def act(self, obs: Tensor, step: Tensor, explore: bool) -> Tensor:
-        action = self.network.actor(obs)
+    def act(self, obs: Tree, step: Tensor, explore: bool) -> Tensor:
+        action = self.network.actor(self.network.encoder(obs))
         if explore:
             action = (action + self.explore_noise * torch.randn_like(action)).clamp(-1, 1)
         return action
@@ -84,18 +91,20 @@ class TD3(Algorithm):
     def critic_loss(self, batch: Transition, noise: Tensor) -> Loss:
         """Squared distance of every critic to the clipped double-Q target."""
         target_q = self.compute_target(batch, noise)
-        q = self.network.critics(batch.obs, batch.action)
+        features = self.network.encoder(batch.obs)
+        q = self.network.critics(features, batch.action)
         loss = F.mse_loss(q, target_q.expand_as(q), reduction="sum") / len(target_q)
-        return Loss(loss, {"q": q.mean(), "target_q": target_q.mean()})
+        return Loss(loss, {"q": q.mean(), "target_q": target_q.mean()}, result=features)
 
-    def actor_loss(self, batch: Transition, noise: Tensor) -> Loss:
+    def actor_loss(self, batch: Transition, noise: Tensor, features: Tensor) -> Loss:
         """Minus the first critic's value (the deterministic policy gradient)."""
-        return Loss(-self.network.critics.first(batch.obs, self.network.actor(batch.obs)).mean())
+        return Loss(-self.network.critics.first(features, self.network.actor(features)).mean())
 
     @torch.no_grad()
     def compute_target(self, batch: Transition, noise: Tensor) -> Tensor:
         """Bootstrapped return at a smoothed target action, (B,)."""
         noise = (self.target_noise * noise).clamp(-self.noise_clip, self.noise_clip)
-        next_action = (self.target.actor(batch.next_obs) + noise).clamp(-1, 1)
-        next_q = self.target.critics(batch.next_obs, next_action).amin(dim=0)
+        features = self.target.encoder(batch.next_obs)
+        next_action = (self.target.actor(features) + noise).clamp(-1, 1)
+        next_q = self.target.critics(features, next_action).amin(dim=0)
         return batch.reward + batch.discount * next_q

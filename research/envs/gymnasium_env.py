@@ -10,6 +10,7 @@ import gymnasium
 from gymnasium.error import DependencyNotInstalled, Error
 from gymnasium.vector import VectorEnv
 
+from research.envs.images import stacking
 from research.envs.native import standardise_vector
 from research.envs.vector import Vector, vectorize
 from research.errors import UserError, did_you_mean
@@ -25,10 +26,12 @@ def make_gymnasium(
     action_repeat: PositiveInt,
     max_episode_steps: PositiveInt | None,
     flatten_obs: bool,
+    frame_stack: PositiveInt | None = None,
 ) -> Vector:
     """``num_envs`` copies of ``gymnasium.make(id, **kwargs)``, Box actions scaled to [-1, 1].
 
     An episode is truncated after ``max_episode_steps`` frames; None for the registered number.
+    Observations show the images of the last ``frame_stack`` steps; None for one, unstacked.
     """
     return vectorize(
         partial(make_one, id, {"max_episode_steps": max_episode_steps, **kwargs}),
@@ -36,6 +39,7 @@ def make_gymnasium(
         subprocesses=subprocesses,
         action_repeat=action_repeat,
         flatten_obs=flatten_obs,
+        wrap=stacking(frame_stack),
     )
 
 

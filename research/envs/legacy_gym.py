@@ -12,6 +12,7 @@ from gymnasium.wrappers import TimeLimit
 
 from research.envs.checked import require_seeded_reset
 from research.envs.gymnasium_env import how_to_import, is_of_call
+from research.envs.images import stacking
 from research.envs.vector import Vector, vectorize
 from research.errors import UserError, did_you_mean
 from research.ranges import PositiveInt
@@ -127,10 +128,12 @@ def make_legacy_gym(
     action_repeat: PositiveInt,
     max_episode_steps: PositiveInt | None,
     flatten_obs: bool,
+    frame_stack: PositiveInt | None = None,
 ) -> Vector:
     """``num_envs`` copies of ``gym.make(id, **kwargs)``, Box actions scaled to [-1, 1].
 
     An episode is truncated after ``max_episode_steps`` frames; None for the registered number.
+    Observations show the images of the last ``frame_stack`` steps; None for one, unstacked.
     """
     return vectorize(
         partial(make_one, id, {"max_episode_steps": max_episode_steps, **kwargs}),
@@ -138,4 +141,5 @@ def make_legacy_gym(
         subprocesses=subprocesses,
         action_repeat=action_repeat,
         flatten_obs=flatten_obs,
+        wrap=stacking(frame_stack),
     )

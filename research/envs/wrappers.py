@@ -12,14 +12,15 @@ from gymnasium import spaces
 from gymnasium.wrappers import FlattenObservation, TransformAction, TransformObservation
 
 from research.envs.checked import check_env
+from research.envs.images import channels_first
 
 
 def standardise(env: gymnasium.Env, *, action_repeat: int, flatten_obs: bool) -> gymnasium.Env:
     """``env``, checked, with repeated actions, Box actions in [-1, 1] and float32 observations.
 
-    Images stay uint8. ``flatten_obs`` turns an observation that is not an array into one vector, a
-    discrete one into a one-hot vector. ``metadata["own_spaces"]`` holds the spaces of observations
-    and actions as they were.
+    Images are uint8 (C, H, W). ``flatten_obs`` turns an observation that is not an array into one
+    vector, a discrete one into a one-hot vector. ``metadata["own_spaces"]`` holds the spaces of
+    observations and actions as they were.
 
     Raises:
         ValueError: an action has no finite bound, or ``reset`` is of the API before gym 0.26.
@@ -32,7 +33,7 @@ def standardise(env: gymnasium.Env, *, action_repeat: int, flatten_obs: bool) ->
     env = rescale_action(env)
     if flatten_obs and not isinstance(env.observation_space, spaces.Box):
         env = FlattenObservation(env)
-    env = cast_obs(env)
+    env = cast_obs(channels_first(env))
     env.metadata = {**env.metadata, "own_spaces": own_spaces}
     return env
 

@@ -1,18 +1,20 @@
-"""A deterministic actor with an ensemble of action-value critics, on flat observations."""
+"""A deterministic actor with an ensemble of action-value critics."""
 
 from collections.abc import Sequence
+from typing import cast
 
 import gymnasium
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from research.networks.encoders import EncoderFactory
 from research.networks.mlp import MLP, Activation, EnsembleMLP, Init, Layers
 from research.ranges import PositiveInt
 
 
 class Critics(nn.Module):
-    """N action-value functions on flat observations."""
+    """N action-value functions on observations (B, O), or on their features."""
 
     def __init__(
         self,
@@ -36,14 +38,18 @@ class Critics(nn.Module):
 class ActorCritic(nn.Module):
     """``actor`` maps observations to actions in [-1, 1]; ``critics`` map both to action values.
 
+    With an encoder, both take the features that ``encoder`` makes of observations; without one,
+    ``encoder`` returns observations as they are.
+
     Args:
-        observation_space: a flat Box of floats, (O,).
+        observation_space: a flat Box of floats, (O,); or what the encoder takes.
         action_space: a Box in [-1, 1], (A,).
         hidden_dims: widths of the hidden layers of actor and critics.
         num_critics: members of the critic ensemble.
         activation: makes the activation after each hidden layer.
         layer_norm: whether hidden layers are normalised before their activation.
         init: fills the weight matrices; None for torch's own initialisation.
+        encoder: makes the encoder that actor and critics share; None for none.
 
     Raises:
         ValueError: for spaces that it cannot take.
@@ -60,12 +66,29 @@ class ActorCritic(nn.Module):
         activation: Activation,
         layer_norm: bool,
         init: Init | None,
+        encoder: EncoderFactory | None = None,
     ) -> None:
         super().__init__()
-        obs_dim, action_dim = flat_dim(observation_space), bounded_action_dim(action_space)
+        action_dim = bounded_action_dim(action_space)
+        self.encoder, obs_dim = make_encoder(encoder, observation_space)
         layers = Layers(hidden_dims, activation, layer_norm, init)
         self.actor = nn.Sequential(MLP(obs_dim, action_dim, layers), nn.Tanh())
         self.critics = Critics(num_critics, obs_dim, action_dim, layers)
+
+
+def make_encoder(encoder: EncoderFactory | None, space: gymnasium.Space) -> tuple[nn.Module, int]:
+    """The encoder for a space, and the width of its features.
+
+    None stands for ``nn.Identity``: the features are the observations themselves.
+
+    Raises:
+        ValueError: for a space that the encoder cannot take, or, without one, that is not flat.
+
+    """
+    if encoder is None:
+        return nn.Identity(), flat_dim(space)
+    made = encoder(space)
+    return cast(nn.Module, made), made.output_dim
 
 
 def flat_dim(space: gymnasium.Space) -> int:
@@ -81,9 +104,11 @@ def flat_dim(space: gymnasium.Space) -> int:
         or not np.issubdtype(space.dtype, np.floating)
     ):
         is_image = len(space.shape or ()) == 3 and space.dtype == np.uint8
+        is_dict = isinstance(space, gymnasium.spaces.Dict)
         raise ValueError(
             f"observations must be flat floats (O,), got {space}; try "
-            f"{'env.pixels=false' if is_image else 'env.flatten_obs=true'}, or a network for such "
+            f"{'env.pixels=false' if is_image else 'env.flatten_obs=true'}, "
+            f"network/encoder={'multi_input' if is_dict else 'nature'} or a network for such "
             "observations"
         )
     return space.shape[0]

@@ -1,7 +1,6 @@
 """A stochastic actor with a state-value function, for on-policy algorithms."""
 
-from collections.abc import Callable, Sequence
-from typing import Protocol, TypeAlias, cast
+from collections.abc import Sequence
 
 import gymnasium
 import torch
@@ -9,25 +8,11 @@ from gymnasium.spaces import Box, Discrete
 from torch import Tensor, nn
 
 from research.batches import Tree
-from research.networks.actor_critic import bounded_action_dim, flat_dim
+from research.networks.actor_critic import bounded_action_dim, make_encoder
 from research.networks.distributions import Categorical, Gaussian
+from research.networks.encoders import EncoderFactory
 from research.networks.mlp import MLP, Activation, Init, Layers, initialise
 from research.ranges import PositiveInt
-
-
-class Encoder(Protocol):
-    """A module that maps observations to features (B, R)."""
-
-    output_dim: int
-    """R."""
-
-    def __call__(self, obs: Tree) -> Tensor:
-        """The features."""
-        ...
-
-
-EncoderFactory: TypeAlias = Callable[[gymnasium.Space], Encoder]
-"""Makes an encoder for a space of observations."""
 
 
 class ActorValue(nn.Module):
@@ -70,12 +55,7 @@ class ActorValue(nn.Module):
         super().__init__()
         self.observation_space = observation_space
         self.action_space = action_space
-        self.encoder: nn.Module = nn.Identity()
-        if encoder is None:
-            width = flat_dim(observation_space)
-        else:
-            self.encoder = cast(nn.Module, encoder(observation_space))
-            width = cast(int, self.encoder.output_dim)
+        self.encoder, width = make_encoder(encoder, observation_space)
         layers = Layers(hidden_dims, activation, layer_norm, init)
         self.actor = MLP(width, count_parameters(action_space), layers)
         self.value = MLP(width, 1, layers)

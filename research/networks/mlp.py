@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 Activation: TypeAlias = Callable[[], nn.Module]
 Init: TypeAlias = Callable[[Tensor], Tensor]
-"""Fills a weight matrix (outputs, inputs) in place, like those of ``torch.nn.init``."""
+"""Fills weights (outputs, inputs, ...) in place, like those of ``torch.nn.init``."""
 
 
 class Layers(NamedTuple):
@@ -120,13 +120,17 @@ class MLP(nn.Sequential):
 
 @torch.no_grad()
 def initialise(module: nn.Module, init: Init | None) -> None:
-    """Set linear layers' weights by ``init`` and their biases to 0; None changes nothing."""
+    """Set the weights of linear layers and convolutions by ``init``, their biases to 0.
+
+    None changes nothing.
+    """
     if init is None:
         return
     for layer in module.modules():
-        if isinstance(layer, nn.Linear):
+        if isinstance(layer, (nn.Linear, nn.Conv2d)):
             init(layer.weight)
-            layer.bias.zero_()
+            if layer.bias is not None:
+                layer.bias.zero_()
         elif isinstance(layer, EnsembleLinear):
             for member in layer.weight:
                 member.copy_(init(torch.empty_like(member).t().contiguous()).t())

@@ -2,12 +2,15 @@
 
 import math
 from collections.abc import Sequence
+from typing import cast
 
 import gymnasium
 import numpy as np
-from gymnasium.spaces import Box, Discrete
+from gymnasium.spaces import Box, Dict, Discrete
 from torch import Tensor, nn
 
+from research.batches import Tree
+from research.networks.encoders import EncoderFactory
 from research.networks.mlp import MLP, Activation, Init, Layers
 from research.ranges import PositiveInt
 
@@ -33,15 +36,16 @@ class Predictor(nn.Module):
 
 
 class FlatMLP(Predictor):
-    """A perceptron on observations of any shape, flattened.
+    """A perceptron on observations of any shape, flattened, or on the features of an encoder.
 
     Args:
-        observation_space: a Box of floats, such as (O,) or (C, H, W).
+        observation_space: a Box of floats, such as (O,) or (C, H, W); or what the encoder takes.
         action_space: of the targets.
         hidden_dims: widths of the hidden layers.
         activation: makes the activation after each hidden layer.
         layer_norm: whether hidden layers are normalised before their activation.
         init: fills the weight matrices; None for torch's own initialisation.
+        encoder: makes the encoder; None for none.
 
     Raises:
         ValueError: for spaces that it cannot take.
@@ -57,13 +61,20 @@ class FlatMLP(Predictor):
         activation: Activation,
         layer_norm: bool,
         init: Init | None,
+        encoder: EncoderFactory | None = None,
     ) -> None:
         super().__init__(observation_space, action_space)
         layers = Layers(hidden_dims, activation, layer_norm, init)
-        self.mlp = MLP(math.prod(float_shape(observation_space)), self.output_dim, layers)
+        self.encoder: nn.Module = nn.Flatten()
+        if encoder is None:
+            width = math.prod(float_shape(observation_space))
+        else:
+            self.encoder = cast(nn.Module, encoder(observation_space))
+            width = cast(int, self.encoder.output_dim)
+        self.mlp = MLP(width, self.output_dim, layers)
 
-    def forward(self, obs: Tensor) -> Tensor:
-        return self.mlp(obs.flatten(1))
+    def forward(self, obs: Tree) -> Tensor:
+        return self.mlp(self.encoder(obs))
 
 
 def count_outputs(space: gymnasium.Space) -> int:
@@ -93,9 +104,10 @@ def float_shape(space: gymnasium.Space) -> tuple[int, ...]:
     if isinstance(space, Box) and space.shape and is_float(space):
         return space.shape
     is_image = len(space.shape or ()) == 3 and space.dtype == np.uint8
+    mend = "processor=image, network=mlp network/encoder=nature or " if is_image else ""
+    mend = "network=mlp network/encoder=multi_input or " if isinstance(space, Dict) else mend
     raise ValueError(
-        f"observations must be floats, got {space}; try "
-        f"{'processor=image' if is_image else 'a network for such observations'}"
+        f"observations must be floats, got {space}; try {mend}a network for such observations"
     )
 
 

@@ -6,7 +6,8 @@ import gymnasium
 import torch
 from torch import Tensor, nn
 
-from research.networks.actor_critic import bounded_action_dim, flat_dim
+from research.networks.actor_critic import bounded_action_dim, make_encoder
+from research.networks.encoders import EncoderFactory
 from research.networks.mlp import EnsembleLayerNorm, EnsembleLinear, initialise
 from research.networks.squashed_gaussian import SquashedGaussianActor
 from research.ranges import PositiveInt
@@ -89,7 +90,7 @@ class SimBaActorCritic(nn.Module):
     ``processor=normalise`` with ``processor.source=steps``.
 
     Args:
-        observation_space: a flat Box of floats, (O,).
+        observation_space: a flat Box of floats, (O,); or what the encoder takes.
         action_space: a Box in [-1, 1], (A,).
         actor_dim: width of the actor's blocks.
         actor_blocks: how many.
@@ -97,6 +98,7 @@ class SimBaActorCritic(nn.Module):
         critic_blocks: how many.
         num_critics: members of the critic ensemble.
         log_std_bounds: least and largest logarithm of the standard deviation before the squashing.
+        encoder: makes the encoder that actor and critics share; None for none.
 
     Raises:
         ValueError: for spaces that it cannot take, or bounds that do not rise.
@@ -114,10 +116,11 @@ class SimBaActorCritic(nn.Module):
         critic_blocks: PositiveInt,
         num_critics: PositiveInt,
         log_std_bounds: tuple[float, float],
+        encoder: EncoderFactory | None = None,
     ) -> None:
         super().__init__()
-        obs_dim, action_dim = flat_dim(observation_space), bounded_action_dim(action_space)
-        self.action_dim = action_dim
+        self.action_dim = action_dim = bounded_action_dim(action_space)
+        self.encoder, obs_dim = make_encoder(encoder, observation_space)
         actor = SimBa(obs_dim, 2 * action_dim, hidden_dim=actor_dim, num_blocks=actor_blocks)
         self.actor = SquashedGaussianActor(actor, log_std_bounds)
         in_dim = obs_dim + action_dim

@@ -8,7 +8,8 @@ import gymnasium
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from research.networks.actor_critic import Critics, bounded_action_dim, flat_dim
+from research.networks.actor_critic import Critics, bounded_action_dim, make_encoder
+from research.networks.encoders import EncoderFactory
 from research.networks.mlp import MLP, Activation, Init, Layers
 from research.ranges import PositiveInt
 
@@ -64,8 +65,11 @@ class SquashedGaussianActor(nn.Module):
 class SquashedGaussianActorCritic(nn.Module):
     """``actor`` maps observations to action distributions; ``critics`` return action values.
 
+    With an encoder, both take the features that ``encoder`` makes of observations; without one,
+    ``encoder`` returns observations as they are.
+
     Args:
-        observation_space: a flat Box of floats, (O,).
+        observation_space: a flat Box of floats, (O,); or what the encoder takes.
         action_space: a Box in [-1, 1], (A,).
         hidden_dims: widths of the hidden layers of actor and critics.
         num_critics: members of the critic ensemble.
@@ -73,6 +77,7 @@ class SquashedGaussianActorCritic(nn.Module):
         layer_norm: whether hidden layers are normalised before their activation.
         init: fills the weight matrices; None for torch's own initialisation.
         log_std_bounds: least and largest logarithm of the standard deviation before the squashing.
+        encoder: makes the encoder that actor and critics share; None for none.
 
     Raises:
         ValueError: for spaces that it cannot take, or bounds that do not rise.
@@ -90,10 +95,11 @@ class SquashedGaussianActorCritic(nn.Module):
         layer_norm: bool,
         init: Init | None,
         log_std_bounds: tuple[float, float],
+        encoder: EncoderFactory | None = None,
     ) -> None:
         super().__init__()
-        obs_dim, action_dim = flat_dim(observation_space), bounded_action_dim(action_space)
-        self.action_dim = action_dim
+        self.action_dim = action_dim = bounded_action_dim(action_space)
+        self.encoder, obs_dim = make_encoder(encoder, observation_space)
         layers = Layers(hidden_dims, activation, layer_norm, init)
         self.actor = SquashedGaussianActor(MLP(obs_dim, 2 * action_dim, layers), log_std_bounds)
         self.critics = Critics(num_critics, obs_dim, action_dim, layers)

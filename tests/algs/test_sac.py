@@ -112,7 +112,8 @@ def test_actor_climbs_the_lowest_critic_and_its_entropy(make: Make) -> None:
         q = sac.network.critics(batch.obs, action)
         return (0.3 * log_prob - torch.minimum(q[0], q[1])).mean()
 
-    assert_gradient(sac.actor_loss(batch, Noise(-noise, noise)), sac.network.actor, loss)
+    result = sac.actor_loss(batch, Noise(-noise, noise), batch.obs)
+    assert_gradient(result, sac.network.actor, loss)
 
 
 @pytest.mark.parametrize(
@@ -139,7 +140,7 @@ def test_the_temperature_descends_its_closed_form_gradient(
 def test_entropy_is_minus_the_mean_log_density_of_the_actors_actions(sac: SAC) -> None:
     batch, noise = make_batch(), torch.randn(64, 2)
     _, log_prob = sac.network.actor(batch.obs).sample(noise)
-    metrics = sac.actor_loss(batch, Noise(-noise, noise)).metrics
+    metrics = sac.actor_loss(batch, Noise(-noise, noise), batch.obs).metrics
     assert metrics["entropy"].item() == pytest.approx(-log_prob.mean().item())
 
 
@@ -156,7 +157,7 @@ def test_the_temperature_rises_while_there_is_too_little_entropy(
 def test_each_loss_trains_its_part(sac: SAC) -> None:
     trains = {objective.name: objective.trains for objective in sac.objectives()}
     assert trains == {
-        "critic": [sac.network.critics],
+        "critic": [sac.network.encoder, sac.network.critics],
         "actor": [sac.network.actor],
         "temperature": [sac.log_temperature],
     }

@@ -233,12 +233,13 @@ def test_actor_climbs_the_first_critic(make: Make) -> None:
     def loss() -> Tensor:
         return -td3.network.critics(batch.obs, td3.network.actor(batch.obs))[0].mean()
 
-    assert_gradient(td3.actor_loss(batch, noise), td3.network.actor, loss)
+    assert_gradient(td3.actor_loss(batch, noise, batch.obs), td3.network.actor, loss)
 
 
 def test_each_loss_trains_its_network(td3: TD3) -> None:
     trains = {objective.name: objective.trains for objective in td3.objectives()}
-    assert trains == {"critic": [td3.network.critics], "actor": [td3.network.actor]}
+    network = td3.network
+    assert trains == {"critic": [network.encoder, network.critics], "actor": [network.actor]}
 
 
 def test_targets_begin_equal_to_the_network(td3: TD3) -> None:

@@ -16,6 +16,10 @@ from research.hydra_versions import VERSION_BASE
 
 CONF = Path(__file__).parents[2] / "conf"
 NATIVE = ["envpool", "native"]
+NEEDS = {"gym": "gym", "envpool": "envpool", "atari": "ale_py", "minatar": "minatar"}
+"""The packages that environments need, each an extra of the environment's name."""
+FRAMES = {"atari": 4}
+"""Frames per step, where they are not one."""
 NAMES = sorted(
     path.stem
     for path in (CONF / "env").glob("*.yaml")
@@ -27,15 +31,15 @@ USER_GIVES = {
     "gym": ["env.id=MountainCarContinuous-v0"],
     "native": ["env.id=CartPole-v1"],
     "envpool": ["env.id=Pendulum-v1"],
+    "atari": ["env.game=Pong"],
+    "minatar": ["env.game=breakout"],
     "none": ["env.observation_space.shape=[17]", "env.action_space.shape=[6]"],
 }
 
 
 def compose_env(name: str, *overrides: str) -> DictConfig:
-    if name == "gym":
-        pytest.importorskip("gym", reason="needs pip install -e '.[gym]'")
-    if name == "envpool":
-        pytest.importorskip("envpool", reason="needs pip install -e '.[envpool]'")
+    if name in NEEDS:
+        pytest.importorskip(NEEDS[name], reason=f"needs pip install -e '.[{name}]'")
     with initialize_config_dir(str(CONF), **VERSION_BASE):
         return compose(f"env/{name}", [*USER_GIVES.get(name, []), *overrides]).env
 
@@ -47,10 +51,11 @@ def compose_env(name: str, *overrides: str) -> DictConfig:
 def test_every_environment_obeys_gymnasium(name: str) -> None:
     env = build(compose_env(name))
     assert isinstance(env, VectorEnv)
-    assert env.num_envs == env.metadata["action_repeat"] == 1
+    assert (env.num_envs, env.metadata["action_repeat"]) == (1, FRAMES.get(name, 1))
     assert env.metadata["autoreset_mode"] is AutoresetMode.DISABLED
     assert isinstance(env.single_observation_space, gymnasium.spaces.Box)
-    assert env.single_observation_space.dtype == np.float32
+    is_image = len(env.single_observation_space.shape) == 3
+    assert env.single_observation_space.dtype == (np.uint8 if is_image else np.float32)
     box = env.single_action_space
     if isinstance(box, gymnasium.spaces.Box):
         assert box == gymnasium.spaces.Box(-1, 1, box.shape, np.float32)
@@ -61,15 +66,12 @@ def test_every_environment_obeys_gymnasium(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_every_environment_has_the_keys_that_all_share(name: str) -> None:
     keys = compose_env(name)
-    assert (keys.num_envs, keys.subprocesses, keys.action_repeat, keys.flatten_obs) == (
-        1,
-        False,
-        1,
-        True,
-    )
+    shared = keys.num_envs, keys.subprocesses, keys.action_repeat, keys.get("flatten_obs", True)
+    assert shared == (1, False, FRAMES.get(name, 1), True)
+    assert keys.max_episode_steps is None or name == "atari"
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "atari"])
 @pytest.mark.parametrize(("limit", "action_repeat", "num_steps"), [(2, 1, 2), (3, 2, 2)])
 def test_an_episode_is_truncated_after_the_frames_asked_for(
     name: str, limit: int, action_repeat: int, num_steps: int

@@ -55,10 +55,17 @@ def test_other_answers_are_refused(space: gymnasium.Space) -> None:
 @pytest.mark.parametrize(
     ("space", "hint"),
     [
-        (Box(0, 255, (3, 8, 8), np.uint8), "try processor=image"),
+        (
+            Box(0, 255, (3, 8, 8), np.uint8),
+            "try processor=image, network=mlp network/encoder=nature or a network for such "
+            "observations",
+        ),
         (Box(0, 255, (8,), np.uint8), "try a network for such observations"),
         (Box(-1, 1, (), np.float32), "try a network for such observations"),
-        (Dict({"image": images(3, 8, 8)}), "try a network for such observations"),
+        (
+            Dict({"image": images(3, 8, 8)}),
+            "try network=mlp network/encoder=multi_input or a network for such observations",
+        ),
     ],
 )
 def test_observations_that_are_no_floats_are_refused(space: gymnasium.Space, hint: str) -> None:

@@ -1,0 +1,85 @@
+"""Images as networks take them: channels first, and the newest frames in one stack."""
+
+from collections import OrderedDict
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+from gymnasium.wrappers import FrameStackObservation, ReshapeObservation, TransformObservation
+
+MAX_CHANNELS = 4
+"""Of an image (H, W, C): grey, red, green and blue, and opacity."""
+
+
+def channels_first(env: gymnasium.Env) -> gymnasium.Env:
+    """``env`` with its uint8 images (H, W, C) as (C, H, W), also within a Dict.
+
+    They are told from images (C, H, W) by C: it is 1 to 4, and both other sides are larger.
+    """
+    space = channels_first_space(env.observation_space)
+    if space == env.observation_space:
+        return env
+    return TransformObservation(env, partial(move_channels, env.observation_space), space)
+
+
+def channels_first_space(space: spaces.Space) -> spaces.Space:
+    """The space of what ``move_channels`` returns."""
+    if isinstance(space, spaces.Dict):
+        return spaces.Dict(OrderedDict((key, channels_first_space(space[key])) for key in space))
+    if not isinstance(space, spaces.Box) or not has_channels_last(space):
+        return space
+    low, high = (np.moveaxis(bound, -1, 0) for bound in (space.low, space.high))
+    return spaces.Box(low, high, dtype=space.dtype.type)
+
+
+def move_channels(space: spaces.Space, obs: Any) -> Any:
+    """``obs`` of ``space`` with the channels of its images first."""
+    if isinstance(space, spaces.Dict):
+        return {key: move_channels(space[key], obs[key]) for key in space}
+    is_last = isinstance(space, spaces.Box) and has_channels_last(space)
+    return np.ascontiguousarray(np.moveaxis(obs, -1, 0)) if is_last else obs
+
+
+def has_channels_last(box: spaces.Box) -> bool:
+    """Whether the elements of a box are images (H, W, C)."""
+    if box.dtype != np.uint8 or len(box.shape) != 3:
+        return False
+    height, width, channels = box.shape
+    return channels <= MAX_CHANNELS and channels < min(height, width)
+
+
+def stack_frames(env: gymnasium.Env, frame_stack: int) -> gymnasium.Env:
+    """``env`` that shows its newest images in one, uint8 (frame_stack * C, H, W), oldest first.
+
+    The first image of an episode fills the stack. ``metadata["frame_stack"]`` says how many there
+    are, so that a replay buffer stores each of them once.
+
+    Raises:
+        ValueError: observations are no images, uint8 (C, H, W) or (H, W).
+
+    """
+    space = env.observation_space
+    if (
+        not isinstance(space, spaces.Box)
+        or space.dtype != np.uint8
+        or len(space.shape) not in (2, 3)
+    ):
+        raise ValueError(
+            f"frame_stack={frame_stack} needs images, uint8 (H, W, C), (C, H, W) or (H, W), got "
+            f"{space}; leave it out: env.frame_stack=null"
+        )
+    channels = space.shape[0] if len(space.shape) == 3 else 1
+    shape = (frame_stack * channels, *space.shape[-2:])
+    env = ReshapeObservation(FrameStackObservation(env, frame_stack), shape)
+    env.metadata = {**env.metadata, "frame_stack": frame_stack}
+    return env
+
+
+def stacking(frame_stack: int | None) -> Callable[[gymnasium.Env], gymnasium.Env] | None:
+    """What ``vectorize`` wraps each environment in; None for no stack, and for one of one frame."""
+    if frame_stack is None or frame_stack == 1:
+        return None
+    return partial(stack_frames, frame_stack=frame_stack)
