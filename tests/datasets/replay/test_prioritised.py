@@ -131,7 +131,8 @@ def test_values_that_are_stored_besides_come_with_the_weights() -> None:
     streams = Streams(buffer, NaiveBuffer(1, 100, 1))
     streams.infos = lambda obs: [{"twice": 2 * obs}]
     streams.extended = lambda step: step._replace(
-        extras={"half": step.action[:, 0] / 2}, next_info={"twice": 2 * step.next_obs}
+        extras={"half": step.action[:, 0] / 2},
+        next_info={"twice": 2 * step.next_obs},  # type: ignore[operator]
     )
     for _ in range(9):
         streams.step([CONTINUE])
