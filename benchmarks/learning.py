@@ -1,4 +1,4 @@
-"""Do TD3 and SAC learn as well as those of Stable-Baselines3, and DQN at all? One figure for each.
+"""Do TD3, SAC and PPO learn as well as Stable-Baselines3's, and DQN at all? One figure for each.
 
 Each run is a process of its own, ``train.py`` or ``benchmarks/sb3.py``, with the same command
 line, settings and environments. Both are scored by research.training.evaluation on the same initial
@@ -10,7 +10,7 @@ another work folder for another version of the code.
 import argparse
 import logging
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from itertools import product
 from pathlib import Path
@@ -30,9 +30,15 @@ from benchmarks.measure import (
 from research.files import write_whole
 
 SYSTEMS = {"ours": "Research Lightning", "sb3": "Stable-Baselines3"}
-TASKS = {"cheetah": "cheetah run", "walker": "walker walk", "cartpole_gym": "CartPole-v1"}
-HIGHEST = {"cartpole_gym": 500}
-"""Highest return of a task, unless it is 1000."""
+TASKS = {
+    "cheetah": "cheetah run",
+    "walker": "walker walk",
+    "cartpole_gym": "CartPole-v1",
+    "pendulum": "Pendulum-v1",
+    "Hopper-v5": "Hopper-v5",
+}
+BOUNDS = {"cartpole_gym": (0, 500), "pendulum": (-1800, 0), "Hopper-v5": (0, None)}
+"""Lowest and highest return of a task, unless they are 0 and 1000."""
 
 SCORES = {"final return": lambda curve: curve[-1], "mean over training": np.mean}
 EVAL_EPISODES = 10
@@ -41,18 +47,53 @@ log = logging.getLogger(__name__)
 
 
 class Plan(NamedTuple):
-    """What is run of an algorithm: tasks, systems, and numbers of steps."""
+    """What is run of an algorithm.
 
-    tasks: Sequence[str]
-    systems: Sequence[str]
-    total_steps: int = 50_000
-    warmup_steps: int = 10_000
+    Attributes:
+        tasks: overrides of each, by its name.
+        systems: of ``SYSTEMS``.
+        overrides: of all tasks.
 
+    """
+
+    tasks: Mapping[str, Sequence[str]]
+    systems: Sequence[str] = tuple(SYSTEMS)
+    overrides: Sequence[str] = ()
+
+
+def off_policy(warmup_steps: int) -> Sequence[str]:
+    """50,000 steps, after random ones."""
+    return [
+        f"trainer.pace.warmup_steps={warmup_steps}",
+        *("trainer.total_steps=50000", "trainer.evaluation.every=5000"),
+    ]
+
+
+def rollouts(horizon: int, count: int, every: int) -> Sequence[str]:
+    """So many rollouts with minibatches of 64, and an evaluation after every few."""
+    return [
+        *(f"trainer.pace.horizon={horizon}", f"trainer.pace.minibatches={horizon // 64}"),
+        f"trainer.total_steps={horizon * count}",
+        f"trainer.evaluation.every={horizon * every}",
+    ]
+
+
+CONTROL = {name: [f"env={name}"] for name in ("cheetah", "walker")}
+CARTPOLE = "env=cartpole_gym"
+PENDULUM = "env=pendulum", "alg.optim.lr=1e-3", "dataset.discount=0.9"
+HOPPER = "env=gymnasium", "env.id=Hopper-v5", "processor=normalise_rollout"
 
 PLANS = {
-    "td3": Plan(["cheetah", "walker"], list(SYSTEMS)),
-    "sac": Plan(["cheetah", "walker"], list(SYSTEMS)),
-    "dqn": Plan(["cartpole_gym"], ["ours"], warmup_steps=1_000),
+    "td3": Plan(CONTROL, overrides=off_policy(10_000)),
+    "sac": Plan(CONTROL, overrides=off_policy(10_000)),
+    "dqn": Plan({"cartpole_gym": [CARTPOLE]}, ["ours"], off_policy(1_000)),
+    "ppo": Plan(
+        {
+            "cartpole_gym": [CARTPOLE, *rollouts(2048, 40, every=4)],
+            "pendulum": [*PENDULUM, *rollouts(1024, 120, every=12)],
+            "Hopper-v5": [*HOPPER, *rollouts(2048, 147, every=14)],
+        }
+    ),
 }
 
 
@@ -82,8 +123,8 @@ class Job(NamedTuple):
     def rows(self) -> list[dict[str, str]]:
         """The evaluations of the whole run; none unless it is complete."""
         rows = read_rows(self.folder / "eval.csv")
-        target = next(o for o in self.overrides if o.startswith("trainer.total_steps="))
-        complete = bool(rows) and rows[-1]["step"] == target.partition("=")[2]
+        targets = [o for o in self.overrides if o.startswith("trainer.total_steps=")]
+        complete = bool(rows) and rows[-1]["step"] == targets[-1].partition("=")[2]
         return rows if complete else []
 
 
@@ -96,11 +137,9 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=ROOT / "outputs" / "learning", help="runs")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the report")
     parser.add_argument("--only", choices=SYSTEMS, help="make the runs of one system")
-    parser.add_argument("--tasks", nargs="+", help="as in env=; default: the algorithm's")
+    parser.add_argument("--tasks", nargs="+", help="some of the algorithm's, by name")
     parser.add_argument("--seeds", type=int, default=3, help="how many, from 0")
-    parser.add_argument("--steps", type=int, help="of a run; default: 50,000")
-    parser.add_argument("--eval-every", type=int, default=5_000, help="steps")
-    parser.add_argument("--warmup-steps", type=int, help="random; default: 10,000, DQN 1,000")
+    parser.add_argument("--overrides", nargs="+", default=[], help="of every run, for a trial")
     parser.add_argument("--jobs", type=int, default=2, help="processes at a time")
     parser.add_argument("--threads", type=int, default=1, help="of each process")
     arguments = parser.parse_args()
@@ -136,14 +175,9 @@ def make_jobs(arguments: argparse.Namespace) -> Iterator[Job]:
     tasks = arguments.tasks or plan.tasks
     for seed, (task, system) in product(range(arguments.seeds), product(tasks, plan.systems)):
         overrides = (
-            f"alg={arguments.alg}",
-            f"env={task}",
-            f"seed={seed}",
-            "device=cpu",
-            f"trainer.total_steps={arguments.steps or plan.total_steps}",
-            f"trainer.pace.warmup_steps={arguments.warmup_steps or plan.warmup_steps}",
-            f"trainer.evaluation.every={arguments.eval_every}",
-            f"trainer.evaluation.episodes={EVAL_EPISODES}",
+            *(f"alg={arguments.alg}", *plan.tasks[task], *plan.overrides),
+            *(f"seed={seed}", "device=cpu", f"trainer.evaluation.episodes={EVAL_EPISODES}"),
+            *arguments.overrides,
         )
         folder = arguments.work.resolve() / f"{system}_{arguments.alg}_{task}_{seed}"
         yield Job(system, task, seed, folder, overrides)
@@ -168,44 +202,49 @@ def report(jobs: Sequence[Job], folder: Path, *, alg: str, threads: int) -> None
         )
         for task, system in dict.fromkeys((job.task, job.system) for job in jobs)
     }
-    steps = np.array([int(row["step"]) for row in jobs[0].rows()])
+    steps = {job.task: np.array([int(row["step"]) for row in job.rows()]) for job in jobs}
     draw(curves, steps, folder / f"learning_{alg}.png")
-    title = f"# {alg.upper()}, {steps[-1]:,} steps, {len(curves[jobs[0].task, 'ours'])} seeds"
-    text = "\n".join([title, *summarise(curves, describe_machine(threads=threads))]) + "\n"
+    title = f"# {alg.upper()}, {len(curves[jobs[0].task, 'ours'])} seeds"
+    text = "\n".join([title, *summarise(curves, steps, describe_machine(threads=threads))]) + "\n"
     write_whole(folder / f"learning_{alg}.md", text)
     print(text)
 
 
 def summarise(
-    curves: dict[tuple[str, str], np.ndarray], facts: dict[str, str | int]
+    curves: dict[tuple[str, str], np.ndarray],
+    steps: dict[str, np.ndarray],
+    facts: dict[str, str | int],
 ) -> Iterator[str]:
     """Lines of a Markdown table: scores by task, and their differences."""
     yield ""
     tasks, systems = (list(dict.fromkeys(names)) for names in zip(*curves, strict=True))
     difference = ", for the difference Welch's" if len(systems) == 2 else ""
     yield f"Mean and 95 % interval over seeds: Student's t{difference}."
-    highest = "; ".join(
-        f"{TASKS.get(task, task)}: at most {highest_return(task)}" for task in tasks
+    bounds = "; ".join(
+        f"{TASKS.get(task, task)}: at most {highest}"
+        for task in tasks
+        if (highest := bounds_of(task)[1]) is not None
     )
-    yield f"Return of {EVAL_EPISODES} episodes without noise ({highest})."
+    yield f"Return of {EVAL_EPISODES} episodes without noise ({bounds})."
     yield ""
     columns = [*(SYSTEMS[system] for system in systems), *["difference"][: len(systems) - 1]]
-    yield f"| task | score | {' | '.join(columns)} |"
-    yield "| --- " * (2 + len(columns)) + "|"
+    yield f"| task | steps | score | {' | '.join(columns)} |"
+    yield "| --- " * (3 + len(columns)) + "|"
     for task, (name, score) in product(tasks, SCORES.items()):
         values = [np.array([score(c) for c in curves[task, system]]) for system in systems]
         cells = [with_interval(each.mean(), *t_interval(each)) for each in values]
         if len(values) == 2:
             interval = stats.ttest_ind(*values, equal_var=False).confidence_interval(0.95)
             cells.append(with_interval(values[0].mean() - values[1].mean(), *interval))
-        yield f"| {TASKS.get(task, task)} | {name} | {' | '.join(cells)} |"
+        cells = [TASKS.get(task, task), f"{steps[task][-1]:,}", name, *cells]
+        yield f"| {' | '.join(cells)} |"
     yield ""
     yield ", ".join(f"{name} {value}" for name, value in facts.items())
 
 
-def highest_return(task: str) -> int:
-    """The highest return that is possible in a task."""
-    return HIGHEST.get(task, 1000)
+def bounds_of(task: str) -> tuple[int, int | None]:
+    """The lowest and the highest return that are possible in a task; None for no bound."""
+    return BOUNDS.get(task, (0, 1000))
 
 
 def with_interval(mean: Any, low: Any, high: Any) -> str:
@@ -219,7 +258,9 @@ def t_interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return values.mean(axis=0) - half, values.mean(axis=0) + half
 
 
-def draw(curves: dict[tuple[str, str], np.ndarray], steps: np.ndarray, path: Path) -> None:
+def draw(
+    curves: dict[tuple[str, str], np.ndarray], steps: dict[str, np.ndarray], path: Path
+) -> None:
     """One panel per task: mean, interval, and each seed as a thin line."""
     from matplotlib.figure import Figure
 
@@ -228,20 +269,22 @@ def draw(curves: dict[tuple[str, str], np.ndarray], steps: np.ndarray, path: Pat
     panels = figure.subplots(1, len(tasks), squeeze=False)[0]
     styles = dict(zip(SYSTEMS, (("#0072B2", "-"), ("#D55E00", "--")), strict=True))
     for panel, task in zip(panels, tasks, strict=True):
+        thousands = steps[task] / 1000
+        lowest, highest = bounds_of(task)
         for system in (system for name, system in curves if name == task):
             color, line = styles[system]
             returns = curves[task, system]
             low, high = t_interval(returns)
             label = f"{SYSTEMS[system]} ({len(returns)} seeds)"
-            panel.plot(steps / 1000, returns.mean(axis=0), line, color=color, label=label, lw=1.8)
-            low, high = low.clip(0), high.clip(max=highest_return(task))
-            panel.fill_between(steps / 1000, low, high, color=color, alpha=0.2, lw=0)
-            panel.plot(steps / 1000, returns.T, line, color=color, lw=0.5, alpha=0.7)
+            panel.plot(thousands, returns.mean(axis=0), line, color=color, label=label, lw=1.8)
+            low, high = low.clip(min=lowest), high.clip(max=highest)
+            panel.fill_between(thousands, low, high, color=color, alpha=0.2, lw=0)
+            panel.plot(thousands, returns.T, line, color=color, lw=0.5, alpha=0.7)
         panel.set(
             title=TASKS.get(task, task), xlabel="environment steps (thousands)", ylabel="return"
         )
-        panel.set_xlim(0, steps[-1] / 1000)
-        panel.set_ylim(bottom=0)
+        panel.set_xlim(0, thousands[-1])
+        panel.set_ylim(bottom=lowest)
         panel.grid(alpha=0.3, lw=0.5)
     panels[0].legend(loc="best", fontsize=8, frameon=False)
     figure.savefig(path)

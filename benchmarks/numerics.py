@@ -244,7 +244,12 @@ def make_td3() -> Pair:
             theirs += [*actor.parameters(), *critic.parameters()]
         return ours, theirs
 
-    return Pair((FLOATS, ACTIONS), learner.learn, lambda batch: train(model, batch, 1, len(batch.reward)), weights)
+    return Pair(
+        (FLOATS, ACTIONS),
+        learner.learn,
+        lambda batch: train(model, batch, 1, len(batch.reward)),
+        weights,
+    )
 
 
 def make_sac(*, is_bridged: bool = True) -> Pair:
@@ -274,7 +279,12 @@ def make_sac(*, is_bridged: bool = True) -> Pair:
         theirs += [*model.critic.parameters(), *model.critic_target.parameters(), log_temperature]
         return ours, theirs
 
-    return Pair((FLOATS, ACTIONS), learner.learn, lambda batch: train(model, batch, 1, len(batch.reward)), weights)
+    return Pair(
+        (FLOATS, ACTIONS),
+        learner.learn,
+        lambda batch: train(model, batch, 1, len(batch.reward)),
+        weights,
+    )
 
 
 class Bound(nn.Module):

@@ -146,7 +146,9 @@ def make_sac(cfg: DictConfig, env: gymnasium.Env, settings: dict[str, Any]) -> S
     """SAC, with what the two have in common."""
     if cfg.alg.actor_every != 1:
         raise ValueError("Stable-Baselines3's SAC updates its actor every time")
-    target_entropy = "auto" if cfg.alg.target_entropy is None else cfg.alg.target_entropy
+    target_entropy: Any = cfg.alg.target_entropy
+    if target_entropy is None:
+        target_entropy = cfg.alg.entropy_per_action * env.action_space.shape[0]
     return SAC(
         "MlpPolicy",
         env,

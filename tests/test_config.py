@@ -23,7 +23,8 @@ NEEDED = {"rollout": ["trainer/pace=on_policy"]}
 """Overrides that a choice needs beside it."""
 
 UNBOUNDED = {
-    *("alg.class_weights", "alg.target_entropy", "alg.top_k", "env.camera_id"),
+    *("alg.class_weights", "alg.entropy_per_action", "alg.target_entropy", "alg.top_k"),
+    "env.camera_id",
     *("network.log_std_bounds", "processor.mean", "processor.processors[2].mean"),
 }
 """Numbers that may be any, or are checked against the data or a model."""

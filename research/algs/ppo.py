@@ -96,9 +96,7 @@ class PPO(Algorithm):
     def objectives(self) -> Sequence[Objective]:
         stop = None if self.target_kl is None else Stop("kl", above=1.5 * self.target_kl)
         network, optim = self.network, self.optim
-        return [
-            Objective(name="policy", loss=self.loss, trains=[network], optim=optim, stop=stop)
-        ]
+        return [Objective(name="policy", loss=self.loss, trains=[network], optim=optim, stop=stop)]
 
     def act_with_memory(
         self, obs: Tree, memory: Any, info: Mapping[str, Tensor], step: Tensor, explore: bool

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from research.algs.base import Algorithm, Loss, Objective, OptimFactory, PolyakCopy
 from research.algs.targets import frozen_copy
 from research.batches import Transition
+from research.networks.simba import SimBaActorCritic
 from research.networks.squashed_gaussian import SquashedGaussianActorCritic
 from research.ranges import PositiveFloat, PositiveFraction, PositiveInt
 
@@ -45,7 +46,9 @@ class SAC(Algorithm):
         optim: builds an optimizer from parameters; critics, actor and temperature have one each.
         tau: Polyak step per target update, in (0, 1].
         temperature: at the start, above 0.
-        target_entropy: entropy that the temperature aims at, in nats; None for minus A.
+        target_entropy: entropy that the temperature aims at, in nats; None for what
+            ``entropy_per_action`` says.
+        entropy_per_action: the same for each of the A components of an action.
         actor_every: critic updates per update of actor and temperature, at least 1.
         target_every: critic updates per target update, at least 1.
 
@@ -53,12 +56,13 @@ class SAC(Algorithm):
 
     def __init__(
         self,
-        network: SquashedGaussianActorCritic,
+        network: SquashedGaussianActorCritic | SimBaActorCritic,
         *,
         optim: OptimFactory,
         tau: PositiveFraction,
         temperature: PositiveFloat,
         target_entropy: float | None,
+        entropy_per_action: float,
         actor_every: PositiveInt,
         target_every: PositiveInt,
     ) -> None:
@@ -69,7 +73,9 @@ class SAC(Algorithm):
         self.log_temperature = nn.Parameter(torch.tensor(math.log(temperature), device=device))
         self.optim = optim
         self.tau = tau
-        self.target_entropy = -network.action_dim if target_entropy is None else target_entropy
+        if target_entropy is None:
+            target_entropy = entropy_per_action * network.action_dim
+        self.target_entropy = target_entropy
         self.actor_every = actor_every
         self.target_every = target_every
 

@@ -55,9 +55,10 @@ class EnsembleLinear(nn.Module):
 class EnsembleLayerNorm(nn.Module):
     """Layer normalisation with N sets of gains and offsets, on (N, B, D)."""
 
-    def __init__(self, num_members: int, dim: int) -> None:
+    def __init__(self, num_members: int, dim: int, *, epsilon: float = 1e-5) -> None:
         super().__init__()
         self.dim = dim
+        self.epsilon = epsilon
         self.weight = nn.Parameter(torch.ones(num_members, 1, dim))
         self.bias = nn.Parameter(torch.zeros(num_members, 1, dim))
 
@@ -69,7 +70,7 @@ class EnsembleLayerNorm(nn.Module):
         return torch.addcmul(self.bias[index], self.normalise(x), self.weight[index])
 
     def normalise(self, x: Tensor) -> Tensor:
-        return nn.functional.layer_norm(x, (self.dim,))
+        return nn.functional.layer_norm(x, (self.dim,), eps=self.epsilon)
 
 
 class EnsembleMLP(nn.Module):

@@ -48,10 +48,12 @@ class SquashedGaussianActor(nn.Module):
     clips it.
     """
 
-    def __init__(self, mlp: MLP, log_std_bounds: tuple[float, float]) -> None:
+    def __init__(self, mlp: nn.Module, log_std_bounds: tuple[float, float]) -> None:
         super().__init__()
-        self.mlp = mlp
         low, high = log_std_bounds
+        if low >= high:
+            raise ValueError(f"log_std_bounds must rise, got {list(log_std_bounds)}")
+        self.mlp = mlp
         self.middle, self.half_width = (low + high) / 2, (high - low) / 2
 
     def forward(self, obs: Tensor) -> SquashedGaussian:
@@ -92,8 +94,6 @@ class SquashedGaussianActorCritic(nn.Module):
         super().__init__()
         obs_dim, action_dim = flat_dim(observation_space), bounded_action_dim(action_space)
         self.action_dim = action_dim
-        if log_std_bounds[0] >= log_std_bounds[1]:
-            raise ValueError(f"log_std_bounds must rise, got {list(log_std_bounds)}")
         layers = Layers(hidden_dims, activation, layer_norm, init)
         self.actor = SquashedGaussianActor(MLP(obs_dim, 2 * action_dim, layers), log_std_bounds)
         self.critics = Critics(num_critics, obs_dim, action_dim, layers)

@@ -15,8 +15,11 @@ class Processor(nn.Module):
     Attributes:
         observation_space: of the observations after processing.
         action_space: of the actions after processing, those the algorithm acts in.
+        observes: whether ``observe`` is to be called.
 
     """
+
+    observes = False
 
     def __init__(self, observation_space: gymnasium.Space, action_space: gymnasium.Space) -> None:
         super().__init__()
@@ -38,6 +41,9 @@ class Processor(nn.Module):
     def process_obs(self, obs: Tree) -> Tree:
         """Observations (B, O) to act on; no statistics are updated."""
         return obs
+
+    def observe(self, obs: Tree) -> None:
+        """Note the observations (E, O) of one step of training, before they are acted on."""
 
     def unprocess_action(self, action: Tensor) -> Tensor:
         """The algorithm's actions (B, A) as the environment takes them."""

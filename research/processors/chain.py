@@ -53,6 +53,15 @@ class Chain(Processor):
             batch = link(batch)
         return batch
 
+    @property
+    def observes(self) -> bool:  # type: ignore[override]
+        return any(link.observes for link in self.links)
+
+    def observe(self, obs: Tree) -> None:
+        for link in self.links:
+            link.observe(obs)
+            obs = link.process_obs(obs)
+
     def process_obs(self, obs: Tree) -> Tree:
         for link in self.links:
             obs = link.process_obs(obs)

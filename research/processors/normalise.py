@@ -1,7 +1,7 @@
 """Observations shifted and scaled by their running mean and standard deviation."""
 
 from collections import OrderedDict
-from typing import Any, TypeGuard
+from typing import Any, Literal, TypeGuard
 
 import gymnasium
 import numpy as np
@@ -55,16 +55,19 @@ class RunningMoments(nn.Module):
 
 
 class NormaliseObservations(Processor):
-    """Shift and scale every float observation by the statistics of the training batches.
+    """Shift and scale every float observation by running statistics.
 
-    Statistics come from the ``obs`` of each training batch, once per update, so they follow what
-    the algorithm learns from. Entries of a Dict that are not float are left as they are.
+    Statistics of batches come from the ``obs`` of each training batch, once per update, so they
+    follow what the algorithm learns from. Those of steps come from every observation that is acted
+    on in training, once (Lee et al., 2024, https://arxiv.org/abs/2410.09754, equation 2). Entries
+    of a Dict that are not float are left as they are.
 
     Args:
         observation_space: a Box, or a Dict of such.
         action_space: left as it is.
         clip: bound on the result, in standard deviations.
         epsilon: added to the variance.
+        source: of the statistics, ``batches`` or ``steps``.
 
     Raises:
         ValueError: no part of the space is a float Box.
@@ -78,6 +81,7 @@ class NormaliseObservations(Processor):
         *,
         clip: PositiveFloat,
         epsilon: PositiveFloat,
+        source: Literal["batches", "steps"],
     ) -> None:
         parts = observation_space.spaces if isinstance(observation_space, Dict) else None
         boxes = parts or {"obs": observation_space}
@@ -93,20 +97,29 @@ class NormaliseObservations(Processor):
         self.registered = nn.ModuleList(self.moments.values())
         self.clip = clip
         self.epsilon = epsilon
+        self.observes = source == "steps"
 
     @staticmethod
     def bounded(space: gymnasium.Space, clip: float) -> gymnasium.Space:
         return Box(-clip, clip, space.shape, np.float32) if is_float(space) else space
 
     def forward(self, batch: Any) -> Any:
-        if self.training:
-            parts = batch.obs if isinstance(batch.obs, dict) else {"obs": batch.obs}
-            for key, moments in self.moments.items():
-                moments.update(parts[key])
+        if self.training and not self.observes:
+            self.update(batch.obs)
         processed = {"obs": self.process_obs(batch.obs)}
         if hasattr(batch, "next_obs"):
             processed["next_obs"] = self.process_obs(batch.next_obs)
         return batch._replace(**processed)
+
+    def observe(self, obs: Tree) -> None:
+        if self.observes:
+            self.update(obs)
+
+    def update(self, obs: Tree) -> None:
+        """Update the statistics by observations (B, O)."""
+        parts = obs if isinstance(obs, dict) else {"obs": obs}
+        for key, moments in self.moments.items():
+            moments.update(parts[key])
 
     def process_obs(self, obs: Tree) -> Tree:
         if isinstance(obs, dict):

@@ -94,6 +94,8 @@ class Collector:
 
         """
         self.step = step + self.env.num_envs
+        if self.policy.processor.observes:
+            self.policy.observe(self.obs)
         if at_random:
             self.action = self.sample_actions()
         else:

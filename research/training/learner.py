@@ -86,6 +86,7 @@ class Learner:
         ema_decay: float | None,
         execution: Literal["eager", "compile"],
     ) -> None:
+        self.rollouts = dataset if isinstance(dataset, RolloutDataset) else None
         self.preparing = dataset if isinstance(dataset, PreparingDataset) else None
         if prefetch and self.preparing is None:
             raise ValueError(
@@ -176,8 +177,8 @@ class Learner:
         self.step.fill_(step)
         if self.prioritised is not None:
             self.prioritised.anneal(self.updates / self.total_updates)
-        if isinstance(self.dataset, RolloutDataset):
-            batch = self.sample_rollout(self.dataset)
+        if self.rollouts is not None:
+            batch = self.sample_rollout(self.rollouts)
             phases.lap("sample")
         else:
             preparing = self.preparing

@@ -86,6 +86,10 @@ class Policy:
         stored = {name: value.float().cpu().numpy() for name, value in extras.items()}
         return Response(self.processor.unprocess_action(action).cpu().numpy(), memory, stored)
 
+    def observe(self, obs: Any) -> None:
+        """Let the processor take note of the observations (E, O) of a step of training."""
+        self.processor.observe(self.to_device(obs))
+
     def begin_episodes(self, memory: Any, mask: np.ndarray) -> Any:
         """The memory of E environments where those of ``mask`` (E,) begin an episode.
 
@@ -111,6 +115,8 @@ class Policy:
 
     def to_device(self, value: Any) -> Any:
         """Arrays, or a dict of them, as tensors on the device."""
+        if type(value) is np.ndarray and self.device.type == "cpu":
+            return torch.from_numpy(value)  # in a third of the time of as_tensor
         if isinstance(value, Mapping):
             return {key: torch.as_tensor(part, device=self.device) for key, part in value.items()}
         return torch.as_tensor(value, device=self.device)

@@ -16,6 +16,7 @@ from research.datasets.base import (
     find_prioritised,
 )
 from research.parallel.process_group import rank_and_count
+from research.parallel.sums import is_parallel
 from research.processors.base import Processor
 
 
@@ -48,6 +49,12 @@ def check_parts(
         raise ValueError(
             f"{type(alg).__name__} gives no priorities, by which the dataset is to draw; try "
             "dataset=replay, or alg=dqn, c51 or qrdqn"
+        )
+    if processor.observes and (not collects or is_parallel()):
+        raise ValueError(
+            "the processor takes its statistics from the steps of environments, of which "
+            f"{'only the first rank takes any' if collects else 'this run takes none'}; "
+            "set source=batches"
         )
     network = getattr(alg, "network", None)
     for name in ("observation_space", "action_space"):

@@ -1,4 +1,4 @@
-"""Learning-rate schedules: a warm-up, then a line, a cosine or steps; or a fall at every plateau."""
+"""Learning rates: a warm-up, then a line, a cosine or steps; or a fall at every plateau."""
 
 import math
 from collections.abc import Callable, Sequence

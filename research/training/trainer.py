@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, cast
 
 from gymnasium.vector import VectorEnv
 
@@ -393,8 +393,8 @@ class Trainer:
         """
         if self.pace is None:
             return step
-        assert isinstance(self.dataset, OnlineDataset)
-        return self.pace.count_updates(step) if len(self.dataset) else 0
+        # not isinstance, which takes as long as a sample: this is asked twice a step
+        return self.pace.count_updates(step) if len(cast(OnlineDataset, self.dataset)) else 0
 
     def log_training(self) -> None:
         """Log the metrics since the last row."""

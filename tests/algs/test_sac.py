@@ -28,6 +28,7 @@ NUMBERS: dict[str, Any] = {
     "tau": 0.05,
     "temperature": 0.3,
     "target_entropy": None,
+    "entropy_per_action": -1.0,
     "actor_every": 1,
     "target_every": 1,
 }
@@ -114,12 +115,19 @@ def test_actor_climbs_the_lowest_critic_and_its_entropy(make: Make) -> None:
     assert_gradient(sac.actor_loss(batch, Noise(-noise, noise)), sac.network.actor, loss)
 
 
-@pytest.mark.parametrize(("target_entropy", "aim"), [(None, -2.0), (0.7, 0.7)])
+@pytest.mark.parametrize(
+    ("changes", "aim"),
+    [
+        ({}, -2.0),
+        ({"entropy_per_action": -0.5}, -1.0),
+        ({"target_entropy": 0.7, "entropy_per_action": -0.5}, 0.7),
+    ],
+)
 def test_the_temperature_descends_its_closed_form_gradient(
-    make: Make, target_entropy: float | None, aim: float
+    make: Make, changes: dict[str, float], aim: float
 ) -> None:
     """d/d(log alpha) of alpha (entropy - target) is alpha (entropy - target)."""
-    sac = make(partial(torch.optim.SGD, lr=1.0), target_entropy=target_entropy)
+    sac = make(partial(torch.optim.SGD, lr=1.0), **changes)
     before = sac.log_temperature.item()
     metrics = make_learner(sac).learn(make_batch())
     gradient = 0.3 * (metrics["entropy"].item() - aim)

@@ -65,4 +65,4 @@ def test_a_nearly_certain_choice_has_finite_numbers(far: float) -> None:
     numbers = distribution.log_prob(torch.tensor([1])) + distribution.entropy()
     numbers.sum().backward()
     assert logits.grad is not None
-    assert numbers.isfinite().all() and logits.grad.isfinite().all()
+    assert torch.cat([numbers, logits.grad[0]]).isfinite().all()

@@ -59,7 +59,7 @@ class Append(OnObs):
         return action + 1
 
 
-NORMALISE = partial(NormaliseObservations, clip=10.0, epsilon=1e-8)
+NORMALISE = partial(NormaliseObservations, clip=10.0, epsilon=1e-8, source="batches")
 assert_same = partial(torch.testing.assert_close, rtol=0, atol=0)
 
 
@@ -144,9 +144,24 @@ def test_the_yaml_takes_a_list_of_processors(load: Load, spaces: Spaces) -> None
     identity = "{_target_: research.processors.base.Identity, _partial_: true}"
     normalise = (
         "{_target_: research.processors.normalise.NormaliseObservations, _partial_: true, "
-        "clip: 10.0, epsilon: 1e-8}"
+        "clip: 10.0, epsilon: 1e-8, source: batches}"
     )
     cfg = load("processor=chain", f"processor.processors=[{identity}, {normalise}]")
     chain = build(cfg.processor, *spaces)
     assert [type(link).__name__ for link in chain.links] == ["Identity", "NormaliseObservations"]
     assert chain.observation_space == Box(-10, 10, (3,), np.float32)
+
+
+def test_links_observe_what_those_before_make_of_it(spaces: Spaces) -> None:
+    watching = partial(NORMALISE, source="steps")
+    chain = Chain(*spaces, processors=[NORMALISE, watching])
+    assert chain.observes
+    assert not Chain(*spaces, processors=[NORMALISE]).observes
+    first, second = chain.links
+    first.update(torch.tensor([[1.0, 2.0, 3.0], [3.0, 2.0, 5.0]]))
+    obs = torch.randn(4, 3)
+    chain.observe(obs)
+    assert first.moments["obs"].count == 2
+    assert second.moments["obs"].count == 4
+    expected = first.process_obs(obs).double().mean(dim=0)
+    torch.testing.assert_close(second.moments["obs"].mean, expected)

@@ -3,7 +3,7 @@
 import io
 from collections import OrderedDict
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pytest
@@ -33,9 +33,13 @@ class Labelled(NamedTuple):
 
 
 def make(
-    space: Space = FLAT, *, clip: float = 100.0, epsilon: float = EPSILON
+    space: Space = FLAT,
+    *,
+    clip: float = 100.0,
+    epsilon: float = EPSILON,
+    source: Literal["batches", "steps"] = "batches",
 ) -> NormaliseObservations:
-    return NormaliseObservations(space, UNIT, clip=clip, epsilon=epsilon)
+    return NormaliseObservations(space, UNIT, clip=clip, epsilon=epsilon, source=source)
 
 
 def make_batch(obs: Tree, next_obs: Tree | None = None) -> Transition:
@@ -204,3 +208,30 @@ def test_statistics_move_with_the_module() -> None:
 def test_a_space_without_floats_is_refused(space: Space) -> None:
     with pytest.raises(ValueError, match="there is no float observation to normalise in"):
         make(space)
+
+
+def test_statistics_of_steps_come_from_what_is_observed_alone() -> None:
+    normalise = make(source="steps")
+    steps = torch.randn(30, 2, 3) * 3 + 1
+    for step in steps:
+        normalise.observe(step)
+        normalise(make_batch(torch.randn(4, 3) + 100))
+    (moments,) = normalise.moments.values()
+    every = steps.flatten(0, 1).double()
+    torch.testing.assert_close(moments.mean, every.mean(dim=0))
+    torch.testing.assert_close(moments.variance, every.var(dim=0, correction=0))
+    assert moments.count == 60
+
+
+def test_statistics_of_batches_do_not_come_from_what_is_observed() -> None:
+    normalise = make()
+    normalise.observe(torch.randn(4, 3))
+    (moments,) = normalise.moments.values()
+    assert moments.count == 0
+    assert not normalise.observes
+
+
+def test_without_a_bound_nothing_is_cut_off() -> None:
+    normalise = make(clip=float("inf"))
+    assert normalise.process_obs(torch.full((1, 3), 1e6)).min() > 1e5
+    assert normalise.observation_space == FLAT

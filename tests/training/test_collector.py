@@ -6,11 +6,13 @@ from typing import Any
 import numpy as np
 import pytest
 from gymnasium.vector import VectorEnv
+from torch import Tensor
 
+from research.processors.base import Identity
 from research.training.collector import Collector
-from research.training.policy import Response
+from research.training.policy import Policy, Response
 from research.training.seed import derive_seed
-from tests.training.toys import Step, Tape, Toy, make_policy, vector
+from tests.training.toys import ACTION_SPACE, OBS_SPACE, Step, Tape, Toy, make_policy, vector
 
 
 def make_collector(env: VectorEnv, *, seed: int = 0) -> tuple[Collector, Tape]:
@@ -89,6 +91,30 @@ def test_finished_episodes_are_told_once_with_their_numbers() -> None:
     for episode in told:
         length = episode["length"]
         assert episode["return"] == episode["bonus"] == length * (length + 1) / 2
+
+
+class Watching(Identity):
+    """Notes what it observes."""
+
+    observes = True
+
+    def __init__(self) -> None:
+        super().__init__(OBS_SPACE, ACTION_SPACE)
+        self.seen: list[Tensor] = []
+
+    def observe(self, obs: Any) -> None:
+        self.seen.append(obs.clone())
+
+
+def test_a_processor_observes_once_what_is_acted_on_in_every_step() -> None:
+    processor, tape = Watching(), Tape()
+    collector = Collector(vector(2), Policy(Toy(), processor), tape, 0, overlap=None)
+    collector.start()
+    for step in range(0, 40, 2):
+        take_step(collector, step, at_random=step < 20)
+    acted = [step.obs for step in sorted(tape.steps, key=lambda step: step.env)]
+    seen = [obs[env].numpy() for env in range(2) for obs in processor.seen]
+    np.testing.assert_array_equal(seen, acted)
 
 
 def collect_actions(seed: int, num_steps: int) -> list[float]:

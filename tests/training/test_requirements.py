@@ -74,3 +74,13 @@ def test_an_algorithm_of_rollouts_takes_no_other_dataset(load: Load) -> None:
     env, processor, alg, _, _ = make_parts(load("alg=ppo", "env=pendulum"))
     with pytest.raises(ValueError, match=r"PPO learns from whole rollouts, .*dataset=rollout"):
         check_parts(alg, processor, build(cfg.dataset, env, 0), env, collects=True)
+
+
+def test_statistics_of_steps_need_steps(load: Load) -> None:
+    cfg = load("alg=td3", "env=pendulum", "dataset.capacity=400", "dataset.batch_size=8")
+    env, _, alg, dataset, _ = make_parts(cfg)
+    node = load("processor=normalise", "processor.source=steps").processor
+    processor = build(node, dataset.observation_space, dataset.action_space)
+    check_parts(alg, processor, dataset, env, collects=True)
+    with pytest.raises(ValueError, match=r"this run takes none; set source=batches"):
+        check_parts(alg, processor, dataset, env, collects=False)

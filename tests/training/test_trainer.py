@@ -26,6 +26,7 @@ from torch.optim.lr_scheduler import (
 
 from research.algs.base import Algorithm, Loss, Metrics, Objective, OptimFactory
 from research.batches import Step, Transition
+from research.datasets.base import OnlineDataset
 from research.datasets.replay.buffer import ReplayBuffer
 from research.envs.spaces import DeclaredSpaces
 from research.envs.vector import vectorize
@@ -1135,3 +1136,24 @@ def test_the_policy_acts_for_the_weights_that_are_trained(tmp_path: Path) -> Non
     obs = np.ones((1, 4), np.float32)
     action = trainer.policy(obs, step=0, explore=False)
     assert action == make_policy(trainer.alg)(obs, step=0, explore=False)
+
+
+def test_no_step_asks_whether_a_part_keeps_a_protocol(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes as long as sampling a batch."""
+    kind, asked = type(OnlineDataset), []
+    is_instance = kind.__instancecheck__
+
+    def note(protocol: Any, part: Any) -> bool:
+        asked.append((protocol, part))
+        return is_instance(protocol, part)
+
+    monkeypatch.setattr(kind, "__instancecheck__", note)
+    counts = []
+    for total_steps in (20, 40):
+        asked.clear()
+        folder = tmp_path / str(total_steps)
+        make_online(folder, total_steps=total_steps, eval_every=total_steps).train()
+        counts.append(len(asked))
+    assert counts[0] == counts[1] > 0

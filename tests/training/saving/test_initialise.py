@@ -69,7 +69,7 @@ def make(spaces: Spaces) -> Make:
         )
         if not normalises:
             return Parts(alg, Processor(*spaces))
-        processor = NormaliseObservations(*spaces, clip=5.0, epsilon=1e-5)
+        processor = NormaliseObservations(*spaces, clip=5.0, epsilon=1e-5, source="batches")
         processor.moments["obs"].update(torch.randn(9, 3))
         return Parts(alg, processor)
 
