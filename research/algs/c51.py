@@ -7,7 +7,7 @@ from research.algs.base import Loss, OptimFactory
 from research.algs.q_learning import Noise, QLearning, weighted_mean
 from research.batches import Transition
 from research.networks.predictor import Predictor
-from research.ranges import Fraction, PositiveFraction, PositiveInt
+from research.ranges import FiniteFloat, Fraction, PositiveFraction, PositiveInt
 
 
 class C51(QLearning):
@@ -47,8 +47,8 @@ class C51(QLearning):
         explore_start: Fraction,
         explore_end: Fraction,
         explore_steps: PositiveInt,
-        v_min: float,
-        v_max: float,
+        v_min: FiniteFloat,
+        v_max: FiniteFloat,
     ) -> None:
         super().__init__(
             network,
