@@ -1,36 +1,38 @@
 """Values of which one is found by how much lies before it, without adding up all of them."""
 
+from itertools import pairwise
+
 import numpy as np
+
+WIDTH = 16
+"""Children of a node: few levels, since a level takes about as long for one place as for many."""
 
 
 class SumTree:
-    """N values of at least 0, with the sums of neighbouring pairs, the sums of these, and so on.
+    """N values of at least 0, the sums of ``WIDTH`` neighbours each, the sums of these, and so on.
 
-    Every sum is computed from the two below it, and never changed by a difference. So the sums
-    depend on the values alone, to the bit, in whatever order these were set.
+    Every sum is computed from what lies below it, always in the same order, and never changed by a
+    difference. So the sums depend on the values alone, to the bit, however these were set.
 
     Attributes:
-        values: (N,) or one more, float64; to be changed by ``set`` alone.
+        values: (N,) or a few more, float64; what is changed in place needs an ``update``.
 
     """
 
-    bytes_per_value = 16
-    """Memory per value, in bytes."""
+    bytes_per_value = 9
+    """Memory per value, in bytes: its own and its share of the sums, rounded up."""
 
     def __init__(self, size: int) -> None:
-        widths = [size + size % 2]
-        while widths[-1] > 1:
-            half = widths[-1] // 2
-            widths.append(half + half % 2 if half > 1 else 1)
-        levels = [np.zeros(width) for width in widths]
-        self.values, self._root = levels[0], levels[-1]
-        self._pairs = [(level[::2], level[1::2]) for level in levels[:-1]]
-        self._sums = levels[1:]
+        self._levels: list[np.ndarray] = []
+        while not self._levels or len(self._levels[-1]) > 1:
+            size = -(-size // WIDTH)
+            self._levels.append(np.zeros((size, WIDTH)))
+        self.values = self._levels[0].reshape(-1)
 
     @property
     def total(self) -> float:
         """The sum of all values."""
-        return self._root.item()
+        return self._levels[-1].cumsum()[-1].item()
 
     def set(self, places: np.ndarray, values: np.ndarray | float) -> None:
         """Set the values (K,) at ``places`` (K,); of a place that occurs twice, the last counts."""
@@ -39,22 +41,23 @@ class SumTree:
 
     def update(self, places: np.ndarray) -> None:
         """Compute the sums that the values at ``places`` (K,) are part of."""
-        for (left, right), sums in zip(self._pairs, self._sums, strict=True):
-            places = places >> 1
-            sums[places] = left[places] + right[places]
+        for level, sums in pairwise(self._levels):
+            places = places // WIDTH
+            sums.reshape(-1)[places] = level[places].cumsum(axis=1)[:, -1]
 
     def find(self, before: np.ndarray) -> np.ndarray:
         """The places (K,) whose values contain ``before`` (K,), if all values lie side by side.
 
         Args:
             before: distances from the start, in [0, total). A place whose value is 0 is never
-                found, however these are rounded.
+                found, however these are rounded, unless all are.
 
         """
-        places = np.zeros(len(before), np.int64)
-        for left, right in reversed(self._pairs):
-            sums = left[places]
-            is_right = (before >= sums) & (right[places] > 0)
-            before = np.where(is_right, before - sums, before)
-            places = 2 * places + is_right
+        places, row = np.zeros(len(before), np.int64), np.arange(len(before))
+        for level in reversed(self._levels):
+            edges = level[places].cumsum(axis=1)
+            before = np.minimum(before, np.nextafter(edges[:, -1], 0))  # if it was rounded up
+            child = (edges > before[:, None]).argmax(axis=1)
+            before = before - np.where(child > 0, edges[row, child - 1], 0)
+            places = places * WIDTH + child
         return places

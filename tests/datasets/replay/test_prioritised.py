@@ -199,8 +199,8 @@ def test_a_state_without_priorities_is_refused(tmp_path: Path) -> None:
 
 
 def test_priorities_count_as_memory() -> None:
-    assert make(capacity=1000).memory_bytes - make_buffer(capacity=1000).memory_bytes == 1001 * 16
-    assert PrioritisedRows.bytes_per_row - RowSet.bytes_per_row == 16
+    assert make(capacity=1000).memory_bytes - make_buffer(capacity=1000).memory_bytes == 1001 * 9
+    assert PrioritisedRows.bytes_per_row - RowSet.bytes_per_row == 9
 
 
 def test_several_ranks_are_refused() -> None:
