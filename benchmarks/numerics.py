@@ -1,15 +1,16 @@
 """Do our updates compute what other implementations do? All weights after 200, in float64.
 
-TD3, SAC, DQN and PPO beside those of Stable-Baselines3, whose own ``train`` runs as it is, DrQ-v2
-beside benchmarks/drqv2_plain.py. Both begin with the same weights and learn from the same batches;
-the global generator is seeded alike before each update, so that both draw the same noise by
-themselves.
+TD3, SAC, DQN and PPO beside those of Stable-Baselines3, QR-DQN beside sb3-contrib's, whose own
+``train`` runs as it is, DrQ-v2 beside benchmarks/drqv2_plain.py. Both begin with the same weights
+and learn from the same batches; the global generator is seeded alike before each update, so that
+both draw the same noise by themselves.
 
 What differs by intent is bridged from outside, on the side of Stable-Baselines3 where possible:
 
 =====  ============================================================================================
 all    it casts observations to float32: here they stay as they are
 DQN    it counts environment steps until the target moves: here one per update, after it
+QRDQN  as DQN; and its quantiles' levels are float32, as is what it computes from them: float64
 SAC    it halves the critics' loss: their gradients are doubled
 SAC    it clips log-std to [-20, 2], we bound it by a tanh: its actor gets our bound
 SAC    it adds 1e-6 within log(1 - tanh(x)^2), we nothing: 0
@@ -27,6 +28,7 @@ the learning rate over 1e-8.
 import argparse
 import copy
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple, TypeAlias
@@ -315,6 +317,35 @@ def make_dqn() -> Pair:
     return Pair(spaces, learner.learn, learn_theirs, weights)
 
 
+def make_qrdqn() -> Pair:
+    """QR-DQN beside sb3-contrib's, with a target that moves every 7 updates."""
+    from sb3_contrib.common.utils import quantile_huber_loss
+
+    spaces = WIDE, Discrete(5)
+    cfg = compose_config("alg=qrdqn", "alg.target_every=7", "dataset.n_step=1")
+    alg, learner = make_ours(cfg, *spaces)
+    cfg.trainer.pace.steps_per_update = 1
+    model = make_theirs(cfg, *spaces)
+    loss = partial(quantile_huber_loss, cum_prob=alg.levels.view(1, -1, 1))
+
+    def learn_theirs(batch: Transition) -> None:
+        with mock.patch("sb3_contrib.qrdqn.qrdqn.quantile_huber_loss", loss):
+            train(model, batch, 1, len(batch.reward))
+        model._on_step()
+
+    def list_quantiles(network: Any) -> list[Tensor]:
+        """Weights and biases, those of the last layer by quantiles, then actions."""
+        *hidden, weight, bias = network.parameters()
+        last = (part.unflatten(0, (5, -1)).transpose(0, 1).flatten(0, 1) for part in (weight, bias))
+        return [*hidden, *last]
+
+    def weights() -> Weights:
+        ours = [*list_quantiles(alg.network), *list_quantiles(alg.target)]
+        return ours, [*model.quantile_net.parameters(), *model.quantile_net_target.parameters()]
+
+    return Pair(spaces, learner.learn, learn_theirs, weights)
+
+
 def make_ppo(actions: gymnasium.Space = ACTIONS, *overrides: str) -> Pair:
     """PPO beside Stable-Baselines3's, on steps that a policy of before has taken."""
     spaces = FLOATS, actions
@@ -401,6 +432,7 @@ PAIRS: dict[str, Callable[[], Pair]] = {
     "SAC: Stable-Baselines3": make_sac,
     "SAC: Stable-Baselines3, not bridged": lambda: make_sac(is_bridged=False),
     "DQN: Stable-Baselines3": make_dqn,
+    "QR-DQN: sb3-contrib": make_qrdqn,
     "PPO: Stable-Baselines3": make_ppo,
     "PPO, discrete, value and divergence bounded: Stable-Baselines3": make_bounded_ppo,
     "DrQ-v2: `benchmarks/drqv2_plain.py`": make_drqv2,

@@ -1,4 +1,4 @@
-"""TD3, SAC, DQN and PPO of Stable-Baselines3.
+"""TD3, SAC, DQN and PPO of Stable-Baselines3, and QR-DQN of its contributors.
 
 Raffin et al., 2021, https://jmlr.org/papers/v22/20-1364.html.
 
@@ -8,9 +8,9 @@ It takes the command line of train.py and reads every setting from the config th
 
 Environment and evaluation are ours, so both are the same for the two; ``FOLDER/eval.csv`` has the
 columns of ours. What remains of its own: uniformly random warm-up actions of TD3 get exploration
-noise too, only the first episode of training is seeded, SAC's log-std is clipped to [-20, 2], DQN's
-target is that of plain Q-learning (``alg.double=false``), and ``processor=normalise_rollout`` is
-its VecNormalize, whose statistics move with every step.
+noise too, only the first episode of training is seeded, SAC's log-std is clipped to [-20, 2], the
+targets of DQN and QR-DQN are those of plain Q-learning (``alg.double=false``), and
+``processor=normalise_rollout`` is its VecNormalize, whose statistics move with every step.
 """
 
 import argparse
@@ -105,7 +105,7 @@ def make_model(cfg: DictConfig, env: gymnasium.Env) -> BaseAlgorithm:
     name = cfg.alg._target_.rpartition(".")[2]
     if name == "PPO":
         return make_ppo(cfg, env)
-    make = {"TD3": make_td3, "SAC": make_sac, "DQN": make_dqn}[name]
+    make = {"TD3": make_td3, "SAC": make_sac, "DQN": make_dqn, "QRDQN": make_qrdqn}[name]
     pace = build(cfg.trainer.pace)
     pace.begin(cfg.trainer.total_steps, 1)
     settings = {
@@ -122,7 +122,7 @@ def make_model(cfg: DictConfig, env: gymnasium.Env) -> BaseAlgorithm:
         "seed": cfg.seed,
         "device": cfg.device,
     }
-    if name != "DQN":
+    if name in ("TD3", "SAC"):
         settings["policy_kwargs"]["n_critics"] = cfg.network.num_critics
     return make(cfg, env, settings)
 
@@ -159,9 +159,24 @@ def make_sac(cfg: DictConfig, env: gymnasium.Env, settings: dict[str, Any]) -> S
     )
 
 
-def make_dqn(cfg: DictConfig, env: gymnasium.Env, settings: dict[str, Any]) -> DQN:
-    """DQN, with what the two have in common."""
-    model = DQN(
+def make_qrdqn(cfg: DictConfig, env: gymnasium.Env, settings: dict[str, Any]) -> BaseAlgorithm:
+    """QR-DQN, with what the two have in common."""
+    from sb3_contrib import QRDQN
+
+    if cfg.alg.kappa != 1 or cfg.network.dueling or cfg.network.noise_scale is not None:
+        raise ValueError("its QR-DQN has kappa=1 and a plain network")
+    settings["policy_kwargs"] |= {
+        "n_quantiles": cfg.network.num_atoms,
+        "optimizer_class": torch.optim.Adam,  # with its own epsilon, unlike the default here
+    }
+    return make_dqn(cfg, env, settings, QRDQN)
+
+
+def make_dqn(
+    cfg: DictConfig, env: gymnasium.Env, settings: dict[str, Any], make: Any = DQN
+) -> BaseAlgorithm:
+    """DQN, or what explores and moves its target as it does, with what the two have in common."""
+    model = make(
         "MlpPolicy",
         env,
         target_update_interval=cfg.alg.target_every * settings["train_freq"],

@@ -2,12 +2,13 @@
 
 import pytest
 
-PAIRS = ["make_td3", "make_sac", "make_dqn", "make_ppo", "make_bounded_ppo"]
+PAIRS = ["make_td3", "make_sac", "make_dqn", "make_qrdqn", "make_ppo", "make_bounded_ppo"]
 
 
 @pytest.mark.parametrize("make", PAIRS)
 def test_updates_are_those_of_stable_baselines3(make: str) -> None:
-    pytest.importorskip("stable_baselines3", reason="needs pip install -e '.[benchmarks]'")
+    peer = "sb3_contrib" if make == "make_qrdqn" else "stable_baselines3"
+    pytest.importorskip(peer, reason="needs pip install -e '.[benchmarks]'")
     from benchmarks import numerics
 
     differences, moved = numerics.compare(getattr(numerics, make)(), points=[8])
