@@ -1,20 +1,23 @@
 """Do our updates compute what other implementations do? All weights after 200, in float64.
 
-TD3, SAC, DQN and PPO beside those of Stable-Baselines3, whose own ``train`` runs as it is, DrQ-v2
-beside benchmarks/drqv2_plain.py. Both begin with the same weights and learn from the same batches; the
-global generator is seeded alike before each update, so that both draw the same noise by themselves.
+TD3, SAC, DQN and PPO beside those of Stable-Baselines3, TQC beside that of sb3-contrib,
+whose own ``train`` runs as it is, DrQ-v2 beside benchmarks/drqv2_plain.py. Both begin with the same
+weights and learn from the same batches; the global generator is seeded alike before each update, so
+that both draw the same noise by themselves.
 
 What differs by intent is bridged from outside, on the side of Stable-Baselines3 where possible:
 
-=====  ============================================================================================
-all    it casts observations to float32: here they stay as they are
-DQN    it counts environment steps until the target moves: here one per update, after it
-SAC    it halves the critics' loss: their gradients are doubled
-SAC    it clips log-std to [-20, 2], we bound it by a tanh: its actor gets our bound
-SAC    it adds 1e-6 within log(1 - tanh(x)^2), we nothing: 0
-SAC    its temperature's loss is linear in log(alpha), ours in alpha: the gradient is made ours
-SAC    it draws the actor's noise before the target's: ours are swapped
-=====  ============================================================================================
+======  ===========================================================================================
+all     it casts observations to float32: here they stay as they are
+DQN     it counts environment steps until the target moves: here one per update, after it
+SAC     it halves the critics' loss: their gradients are doubled
+SAC     it clips log-std to [-20, 2], we bound it by a tanh: its actor gets our bound
+SAC     it adds 1e-6 within log(1 - tanh(x)^2), we nothing: 0
+SAC     its temperature's loss is linear in log(alpha), ours in alpha: the gradient is made ours
+SAC     it draws the actor's noise before the target's: ours are swapped
+TQC     as SAC; but it averages the critics' losses: their gradients are multiplied by their number
+TQC     its quantiles' probabilities are float32: it gets them in float64
+======  ===========================================================================================
 
 TD3 needs none but the first. SAC is compared without these bridges, too: the figures would tell.
 What needs none: it steps the temperature first and we last, both with the log-densities and for the
@@ -25,6 +28,7 @@ the learning rate over 1e-8.
 
 import argparse
 import copy
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -48,7 +52,6 @@ from research.batches import Transition
 from research.config import build
 from research.files import write_whole
 from research.hydra_versions import VERSION_BASE
-from research.networks.actor_critic import Critics
 from research.networks.mlp import EnsembleLinear
 from research.networks.squashed_gaussian import SquashedGaussianActor
 from research.training.learner import Learner
@@ -241,7 +244,12 @@ def make_td3() -> Pair:
             theirs += [*actor.parameters(), *critic.parameters()]
         return ours, theirs
 
-    return Pair((FLOATS, ACTIONS), learner.learn, lambda batch: train(model, batch, 1, len(batch.reward)), weights)
+    return Pair(
+        (FLOATS, ACTIONS),
+        learner.learn,
+        lambda batch: train(model, batch, 1, len(batch.reward)),
+        weights,
+    )
 
 
 def make_sac(*, is_bridged: bool = True) -> Pair:
@@ -249,29 +257,74 @@ def make_sac(*, is_bridged: bool = True) -> Pair:
     cfg = compose_config("alg=sac")
     alg, learner = make_ours(cfg, FLOATS, ACTIONS)
     model = make_theirs(cfg, FLOATS, ACTIONS)
-    actor, log_temperature = model.actor, model.log_ent_coef
-    log_temperature.data = log_temperature.data.double()
-    means = list(actor.mu.parameters())
-    log_stds = list(actor.log_std.parameters())
+    model.log_ent_coef.data = model.log_ent_coef.data.double()
     if is_bridged:
-        draw = alg.draw
-        alg.draw = lambda batch, step: Noise(*reversed(draw(batch, step)))
-        actor.log_std = nn.Sequential(actor.log_std, Bound(alg.network.actor))
-        actor.action_dist.epsilon = 0.0
-        log_temperature.register_hook(lambda gradient: gradient * log_temperature.detach().exp())
-        for parameter in model.critic.parameters():
-            parameter.register_hook(lambda gradient: 2 * gradient)
+        bridge_entropy(alg, model, factor=2)
+        swap_noise(alg)
 
     def weights() -> Weights:
-        *hidden, weight, bias = alg.network.actor.parameters()
-        mean, log_std = zip(weight.chunk(2), bias.chunk(2), strict=True)
-        critics = list_members(alg.network.critics), list_members(alg.target_critics)
-        ours = [*hidden, *mean, *log_std, *critics[0], *critics[1], alg.log_temperature.view(1)]
-        theirs = [*actor.latent_pi.parameters(), *means, *log_stds]
-        theirs += [*model.critic.parameters(), *model.critic_target.parameters(), log_temperature]
-        return ours, theirs
+        ours, theirs = list_actors(alg, model)
+        ours += [*list_members(alg.network.critics), *list_members(alg.target_critics)]
+        return ours, [*theirs, *model.critic.parameters(), *model.critic_target.parameters()]
 
-    return Pair((FLOATS, ACTIONS), learner.learn, lambda batch: train(model, batch, 1, len(batch.reward)), weights)
+    return Pair(
+        (FLOATS, ACTIONS),
+        learner.learn,
+        lambda batch: train(model, batch, 1, len(batch.reward)),
+        weights,
+    )
+
+
+def make_tqc() -> Pair:
+    """TQC beside sb3-contrib's, with three critics."""
+    from sb3_contrib.tqc import tqc
+
+    sizes = "network.num_critics=3", "network.critic_hidden_dims=[64,64]"
+    cfg = compose_config("alg=tqc", *sizes)
+    alg, learner = make_ours(cfg, FLOATS, ACTIONS)
+    model = make_theirs(cfg, FLOATS, ACTIONS)
+    model.log_ent_coef.data = model.log_ent_coef.data.double()
+    bridge_entropy(alg, model, factor=3)
+    swap_noise(alg)
+    midpoints = (torch.arange(25, dtype=torch.float64).view(1, 1, -1, 1) + 0.5) / 25
+    loss = functools.partial(tqc.quantile_huber_loss, cum_prob=midpoints)
+
+    def learn_theirs(batch: Transition) -> None:
+        with mock.patch.object(tqc, "quantile_huber_loss", loss):
+            train(model, batch, 1, len(batch.reward))
+
+    def weights() -> Weights:
+        ours, theirs = list_actors(alg, model)
+        ours += [*list_members(alg.network.critics), *list_members(alg.target_critics)]
+        return ours, [*theirs, *model.critic.parameters(), *model.critic_target.parameters()]
+
+    return Pair((FLOATS, ACTIONS), learner.learn, learn_theirs, weights)
+
+
+def bridge_entropy(alg: Any, model: Any, *, factor: float) -> None:
+    """Give a model our log-std, density and temperature, and multiply its critics' gradients."""
+    log_temperature = model.log_ent_coef
+    model.actor.log_std = nn.Sequential(model.actor.log_std, Bound(alg.network.actor))
+    model.actor.action_dist.epsilon = 0.0
+    log_temperature.register_hook(lambda gradient: gradient * log_temperature.detach().exp())
+    for parameter in model.critic.parameters():
+        parameter.register_hook(lambda gradient: factor * gradient)
+
+
+def swap_noise(alg: Any) -> None:
+    """Let our algorithm draw the actor's noise before the target's."""
+    draw = alg.draw
+    alg.draw = lambda batch, step: Noise(*reversed(draw(batch, step)))
+
+
+def list_actors(alg: Any, model: Any) -> tuple[list[Tensor], list[Tensor]]:
+    """The weights of our actor and theirs, and the temperatures."""
+    *hidden, weight, bias = alg.network.actor.parameters()
+    mean, log_std = zip(weight.chunk(2), bias.chunk(2), strict=True)
+    actor = model.actor
+    theirs = [*actor.latent_pi.parameters(), *actor.mu.parameters(), *actor.log_std.parameters()]
+    ours = [*hidden, *mean, *log_std, alg.log_temperature.view(1)]
+    return ours, [*theirs, model.log_ent_coef]
 
 
 class Bound(nn.Module):
@@ -374,21 +427,21 @@ def make_drqv2() -> Pair:
     return Pair((IMAGES, ACTIONS), learn_ours, lambda batch: plain.update(batch, 50), weights)
 
 
-def list_members(critics: Critics) -> list[Tensor]:
-    """Weights and biases of one critic after the other, as of ``torch.nn.Linear``."""
-    layers = [layer for layer in critics.ensemble.layers if isinstance(layer, EnsembleLinear)]
-    return [
-        weight
-        for member in range(critics.ensemble.num_members)
-        for layer in layers
-        for weight in (layer.weight[member].t(), layer.bias[member, 0])
-    ]
+def list_members(critics: Any) -> list[Tensor]:
+    """Weights and biases of one critic after the other, as of layers of torch's own."""
+    weights = []
+    for member in range(critics.ensemble.num_members):
+        for layer in critics.ensemble.layers:
+            if isinstance(layer, EnsembleLinear):
+                weights += [layer.weight[member].t(), layer.bias[member, 0]]
+    return weights
 
 
 PAIRS: dict[str, Callable[[], Pair]] = {
     "TD3: Stable-Baselines3": make_td3,
     "SAC: Stable-Baselines3": make_sac,
     "SAC: Stable-Baselines3, not bridged": lambda: make_sac(is_bridged=False),
+    "TQC: sb3-contrib": make_tqc,
     "DQN: Stable-Baselines3": make_dqn,
     "PPO: Stable-Baselines3": make_ppo,
     "PPO, discrete, value and divergence bounded: Stable-Baselines3": make_bounded_ppo,

@@ -1,4 +1,4 @@
-"""TD3, SAC, DQN and PPO of Stable-Baselines3.
+"""TD3, SAC, DQN and PPO of Stable-Baselines3, TQC of its contrib package.
 
 Raffin et al., 2021, https://jmlr.org/papers/v22/20-1364.html.
 
@@ -8,7 +8,8 @@ It takes the command line of train.py and reads every setting from the config th
 
 Environment and evaluation are ours, so both are the same for the two; ``FOLDER/eval.csv`` has the
 columns of ours. What remains of its own: uniformly random warm-up actions of TD3 get exploration
-noise too, only the first episode of training is seeded, SAC's log-std is clipped to [-20, 2], DQN's
+noise too, only the first episode of training is seeded, the log-std of SAC and TQC is
+clipped to [-20, 2], DQN's
 target is that of plain Q-learning (``alg.double=false``), and ``processor=normalise_rollout`` is
 its VecNormalize, whose statistics move with every step.
 """
@@ -105,7 +106,7 @@ def make_model(cfg: DictConfig, env: gymnasium.Env) -> BaseAlgorithm:
     name = cfg.alg._target_.rpartition(".")[2]
     if name == "PPO":
         return make_ppo(cfg, env)
-    make = {"TD3": make_td3, "SAC": make_sac, "DQN": make_dqn}[name]
+    make = {"TD3": make_td3, "SAC": make_sac, "DQN": make_dqn, "TQC": make_tqc}[name]
     pace = build(cfg.trainer.pace)
     pace.begin(cfg.trainer.total_steps, 1)
     settings = {
@@ -118,13 +119,20 @@ def make_model(cfg: DictConfig, env: gymnasium.Env) -> BaseAlgorithm:
         "train_freq": pace.steps_per_update,
         "gradient_steps": pace.updates_per_step,
         "n_steps": cfg.dataset.n_step,
-        "policy_kwargs": {"net_arch": list(cfg.network.hidden_dims)},
+        "policy_kwargs": {"net_arch": make_arch(cfg.network)},
         "seed": cfg.seed,
         "device": cfg.device,
     }
     if name != "DQN":
         settings["policy_kwargs"]["n_critics"] = cfg.network.num_critics
     return make(cfg, env, settings)
+
+
+def make_arch(network: DictConfig) -> Any:
+    """Widths of the hidden layers, of the actor and of the critics if they have their own."""
+    if "hidden_dims" in network:
+        return list(network.hidden_dims)
+    return {"pi": list(network.actor_hidden_dims), "qf": list(network.critic_hidden_dims)}
 
 
 def make_td3(cfg: DictConfig, env: gymnasium.Env, settings: dict[str, Any]) -> TD3:
@@ -146,15 +154,31 @@ def make_sac(cfg: DictConfig, env: gymnasium.Env, settings: dict[str, Any]) -> S
     """SAC, with what the two have in common."""
     if cfg.alg.actor_every != 1:
         raise ValueError("Stable-Baselines3's SAC updates its actor every time")
-    target_entropy = "auto" if cfg.alg.target_entropy is None else cfg.alg.target_entropy
-    return SAC(
+    every = cfg.alg.target_every
+    return SAC("MlpPolicy", env, target_update_interval=every, **entropy(cfg), **settings)
+
+
+def make_tqc(cfg: DictConfig, env: gymnasium.Env, settings: dict[str, Any]) -> BaseAlgorithm:
+    """TQC, with what the two have in common."""
+    from sb3_contrib import TQC
+
+    if cfg.alg.actor_every != 1:
+        raise ValueError("sb3-contrib's TQC updates its actor every time")
+    settings["policy_kwargs"]["n_quantiles"] = cfg.network.num_quantiles
+    return TQC(
         "MlpPolicy",
         env,
-        ent_coef=f"auto_{cfg.alg.temperature}",
-        target_entropy=target_entropy,
+        top_quantiles_to_drop_per_net=cfg.alg.dropped_quantiles,
         target_update_interval=cfg.alg.target_every,
+        **entropy(cfg),
         **settings,
     )
+
+
+def entropy(cfg: DictConfig) -> dict[str, Any]:
+    """Settings of the temperature."""
+    target_entropy = "auto" if cfg.alg.target_entropy is None else cfg.alg.target_entropy
+    return {"ent_coef": f"auto_{cfg.alg.temperature}", "target_entropy": target_entropy}
 
 
 def make_dqn(cfg: DictConfig, env: gymnasium.Env, settings: dict[str, Any]) -> DQN:

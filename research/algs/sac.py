@@ -1,34 +1,20 @@
 """Soft Actor-Critic: Haarnoja et al., 2018, https://arxiv.org/abs/1812.05905."""
 
-import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from research.algs.base import Algorithm, Loss, Objective, OptimFactory, PolyakCopy
+from research.algs.base import Loss, OptimFactory, PolyakCopy
+from research.algs.maximum_entropy import MaximumEntropy, Noise
 from research.algs.targets import frozen_copy
 from research.batches import Transition
-from research.networks.squashed_gaussian import SquashedGaussianActorCritic
+from research.networks.actor_critic import StochasticActorCritic
 from research.ranges import PositiveFloat, PositiveFraction, PositiveInt
 
 
-class Noise(NamedTuple):
-    """Standard noise (B, A) of an update.
-
-    Attributes:
-        target: of the next actions, in the target.
-        actor: of the actions that the actor is trained on.
-
-    """
-
-    target: Tensor
-    actor: Tensor
-
-
-class SAC(Algorithm):
+class SAC(MaximumEntropy):
     """Stochastic actor, twin critics, and a temperature that holds the entropy (Algorithm 1).
 
     Actions lie in [-1, 1].
@@ -53,7 +39,7 @@ class SAC(Algorithm):
 
     def __init__(
         self,
-        network: SquashedGaussianActorCritic,
+        network: StochasticActorCritic,
         *,
         optim: OptimFactory,
         tau: PositiveFraction,
@@ -62,44 +48,20 @@ class SAC(Algorithm):
         actor_every: PositiveInt,
         target_every: PositiveInt,
     ) -> None:
-        super().__init__()
-        self.network = network
+        super().__init__(
+            network,
+            optim=optim,
+            temperature=temperature,
+            target_entropy=target_entropy,
+            actor_every=actor_every,
+        )
         self.target_critics = frozen_copy(network.critics)
-        device = next(network.parameters()).device
-        self.log_temperature = nn.Parameter(torch.tensor(math.log(temperature), device=device))
-        self.optim = optim
         self.tau = tau
-        self.target_entropy = -network.action_dim if target_entropy is None else target_entropy
-        self.actor_every = actor_every
         self.target_every = target_every
-
-    def objectives(self) -> Sequence[Objective]:
-        actor, critics, optim = self.network.actor, self.network.critics, self.optim
-        delayed = {"optim": optim, "every": self.actor_every}
-        return [
-            Objective(name="critic", loss=self.critic_loss, trains=[critics], optim=optim),
-            Objective(name="actor", loss=self.actor_loss, trains=[actor], **delayed),
-            Objective(
-                name="temperature",
-                loss=self.temperature_loss,
-                trains=[self.log_temperature],
-                reuses="actor",
-                **delayed,
-            ),
-        ]
 
     def copies(self) -> Sequence[PolyakCopy]:
         critics = self.network.critics
         return [PolyakCopy(self.target_critics, critics, self.tau, every=self.target_every)]
-
-    def act(self, obs: Tensor, step: Tensor, explore: bool) -> Tensor:
-        distribution = self.network.actor(obs)
-        if not explore:
-            return distribution.center()
-        return distribution.sample(torch.randn_like(distribution.mean))[0]
-
-    def draw(self, batch: Transition, step: Tensor) -> Noise:
-        return Noise(torch.randn_like(batch.action), torch.randn_like(batch.action))
 
     def critic_loss(self, batch: Transition, noise: Noise) -> Loss:
         """Squared distance of every critic to the soft target (equation 5)."""
@@ -117,18 +79,9 @@ class SAC(Algorithm):
         metrics = {"entropy": -log_prob.mean(), "temperature": temperature}
         return Loss(loss, metrics, result=log_prob)
 
-    def temperature_loss(self, batch: Transition, noise: Noise, log_prob: Tensor) -> Loss:
-        """The loss that raises the temperature while the entropy is below its target (eq. 18)."""
-        return Loss(self.temperature * (-log_prob.mean() - self.target_entropy))
-
     @torch.no_grad()
     def compute_target(self, batch: Transition, noise: Tensor) -> Tensor:
         """Bootstrapped soft return, (B,); ``noise`` is standard, (B, A)."""
         action, log_prob = self.network.actor(batch.next_obs).sample(noise)
         next_q = self.target_critics(batch.next_obs, action).amin(dim=0)
         return batch.reward + batch.discount * (next_q - self.temperature * log_prob)
-
-    @property
-    def temperature(self) -> Tensor:
-        """The weight of the entropy, alpha."""
-        return self.log_temperature.exp()

@@ -8,7 +8,12 @@ import gymnasium
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from research.networks.actor_critic import Critics, bounded_action_dim, flat_dim
+from research.networks.actor_critic import (
+    Critics,
+    StochasticActorCritic,
+    bounded_action_dim,
+    flat_dim,
+)
 from research.networks.mlp import MLP, Activation, Init, Layers
 from research.ranges import PositiveInt
 
@@ -46,20 +51,30 @@ class SquashedGaussianActor(nn.Module):
 
     A tanh keeps it there, as in pytorch_sac (https://github.com/denisyarats/pytorch_sac); the paper
     clips it.
+
+    Raises:
+        ValueError: for bounds that do not rise.
+
     """
 
-    def __init__(self, mlp: MLP, log_std_bounds: tuple[float, float]) -> None:
+    def __init__(self, mlp: nn.Module, log_std_bounds: tuple[float, float]) -> None:
         super().__init__()
         self.mlp = mlp
         low, high = log_std_bounds
+        if low >= high:
+            raise ValueError(f"log_std_bounds must rise, got {list(log_std_bounds)}")
         self.middle, self.half_width = (low + high) / 2, (high - low) / 2
 
     def forward(self, obs: Tensor) -> SquashedGaussian:
-        mean, raw = self.mlp(obs).chunk(2, dim=-1)
+        return self.distribution(self.mlp(obs))
+
+    def distribution(self, output: Tensor) -> SquashedGaussian:
+        """The distributions that the perceptron's ``output`` (B, 2 A) stands for."""
+        mean, raw = output.chunk(2, dim=-1)
         return SquashedGaussian(mean, self.middle + self.half_width * raw.tanh())
 
 
-class SquashedGaussianActorCritic(nn.Module):
+class SquashedGaussianActorCritic(StochasticActorCritic):
     """``actor`` maps observations to action distributions; ``critics`` return action values.
 
     Args:
@@ -92,8 +107,6 @@ class SquashedGaussianActorCritic(nn.Module):
         super().__init__()
         obs_dim, action_dim = flat_dim(observation_space), bounded_action_dim(action_space)
         self.action_dim = action_dim
-        if log_std_bounds[0] >= log_std_bounds[1]:
-            raise ValueError(f"log_std_bounds must rise, got {list(log_std_bounds)}")
         layers = Layers(hidden_dims, activation, layer_norm, init)
         self.actor = SquashedGaussianActor(MLP(obs_dim, 2 * action_dim, layers), log_std_bounds)
         self.critics = Critics(num_critics, obs_dim, action_dim, layers)
