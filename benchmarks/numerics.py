@@ -1,6 +1,6 @@
 """Do our updates compute what other implementations do? All weights after 200, in float64.
 
-TD3, SAC, DQN and PPO beside those of Stable-Baselines3, TQC beside that of sb3-contrib,
+TD3, SAC, DQN and PPO beside those of Stable-Baselines3, TQC and CrossQ beside those of sb3-contrib,
 whose own ``train`` runs as it is, DrQ-v2 beside benchmarks/drqv2_plain.py. Both begin with the same
 weights and learn from the same batches; the global generator is seeded alike before each update, so
 that both draw the same noise by themselves.
@@ -17,6 +17,9 @@ SAC     its temperature's loss is linear in log(alpha), ours in alpha: the gradi
 SAC     it draws the actor's noise before the target's: ours are swapped
 TQC     as SAC; but it averages the critics' losses: their gradients are multiplied by their number
 TQC     its quantiles' probabilities are float32: it gets them in float64
+CrossQ  as SAC, without the last
+CrossQ  a batch's variance is unbiased, ours, as in the authors' code, is not: its is made ours
+CrossQ  its temperature's Adam has other betas than the others: it gets theirs
 ======  ===========================================================================================
 
 TD3 needs none but the first. SAC is compared without these bridges, too: the figures would tell.
@@ -52,6 +55,7 @@ from research.batches import Transition
 from research.config import build
 from research.files import write_whole
 from research.hydra_versions import VERSION_BASE
+from research.networks.batch_renorm import BatchRenorm
 from research.networks.mlp import EnsembleLinear
 from research.networks.squashed_gaussian import SquashedGaussianActor
 from research.training.learner import Learner
@@ -301,6 +305,36 @@ def make_tqc() -> Pair:
     return Pair((FLOATS, ACTIONS), learner.learn, learn_theirs, weights)
 
 
+def make_crossq() -> Pair:
+    """CrossQ beside sb3-contrib's, with norms that are warm after one batch."""
+    sizes = "network.warmup=1", "network.critic_hidden_dims=[256,256]"
+    cfg = compose_config("alg=crossq", *sizes)
+    alg, learner = make_ours(cfg, FLOATS, ACTIONS)
+    model = make_theirs(cfg, FLOATS, ACTIONS)
+    model.log_ent_coef.data = model.log_ent_coef.data.double()
+    bridge_entropy(alg, model, factor=2)
+    model.ent_coef_optimizer.param_groups[0]["betas"] = tuple(cfg.alg.optim.betas)
+    biased = functools.partialmethod(Tensor.var, correction=0)
+
+    def learn_theirs(batch: Transition) -> None:
+        with mock.patch.object(Tensor, "var", biased):
+            train(model, batch, 1, len(batch.reward))
+
+    def weights() -> Weights:
+        ours, theirs = list_actors(alg, model)
+        ours += list_members(alg.network.critics)
+        theirs += model.critic.parameters()
+        for norms, others in (
+            (alg.network.actor, model.actor),
+            (alg.network.critics, model.critic),
+        ):
+            ours += list_statistics(norms)
+            theirs += [buffer for name, buffer in others.named_buffers() if "ra_" in name]
+        return ours, theirs
+
+    return Pair((FLOATS, ACTIONS), learner.learn, learn_theirs, weights)
+
+
 def bridge_entropy(alg: Any, model: Any, *, factor: float) -> None:
     """Give a model our log-std, density and temperature, and multiply its critics' gradients."""
     log_temperature = model.log_ent_coef
@@ -434,7 +468,21 @@ def list_members(critics: Any) -> list[Tensor]:
         for layer in critics.ensemble.layers:
             if isinstance(layer, EnsembleLinear):
                 weights += [layer.weight[member].t(), layer.bias[member, 0]]
+            elif isinstance(layer, BatchRenorm):
+                dim = layer.shape[-1]
+                weights += [part.view(-1, dim)[member] for part in (layer.weight, layer.bias)]
     return weights
+
+
+def list_statistics(network: nn.Module) -> list[Tensor]:
+    """Running means and variances of one member after the other."""
+    norms = [layer for layer in network.modules() if isinstance(layer, BatchRenorm)]
+    return [
+        part.view(-1, layer.shape[-1])[member]
+        for member in range(norms[0].shape[0])
+        for layer in norms
+        for part in (layer.running_mean, layer.running_var)
+    ]
 
 
 PAIRS: dict[str, Callable[[], Pair]] = {
@@ -442,6 +490,7 @@ PAIRS: dict[str, Callable[[], Pair]] = {
     "SAC: Stable-Baselines3": make_sac,
     "SAC: Stable-Baselines3, not bridged": lambda: make_sac(is_bridged=False),
     "TQC: sb3-contrib": make_tqc,
+    "CrossQ: sb3-contrib": make_crossq,
     "DQN: Stable-Baselines3": make_dqn,
     "PPO: Stable-Baselines3": make_ppo,
     "PPO, discrete, value and divergence bounded: Stable-Baselines3": make_bounded_ppo,

@@ -1,4 +1,4 @@
-"""TD3, SAC, DQN and PPO of Stable-Baselines3, TQC of its contrib package.
+"""TD3, SAC, DQN and PPO of Stable-Baselines3, TQC and CrossQ of its contrib package.
 
 Raffin et al., 2021, https://jmlr.org/papers/v22/20-1364.html.
 
@@ -8,8 +8,8 @@ It takes the command line of train.py and reads every setting from the config th
 
 Environment and evaluation are ours, so both are the same for the two; ``FOLDER/eval.csv`` has the
 columns of ours. What remains of its own: uniformly random warm-up actions of TD3 get exploration
-noise too, only the first episode of training is seeded, the log-std of SAC and TQC is
-clipped to [-20, 2], DQN's
+noise too, only the first episode of training is seeded, the log-std of SAC, TQC and CrossQ is
+clipped to [-20, 2], CrossQ's running variances are unbiased, DQN's
 target is that of plain Q-learning (``alg.double=false``), and ``processor=normalise_rollout`` is
 its VecNormalize, whose statistics move with every step.
 """
@@ -106,7 +106,8 @@ def make_model(cfg: DictConfig, env: gymnasium.Env) -> BaseAlgorithm:
     name = cfg.alg._target_.rpartition(".")[2]
     if name == "PPO":
         return make_ppo(cfg, env)
-    make = {"TD3": make_td3, "SAC": make_sac, "DQN": make_dqn, "TQC": make_tqc}[name]
+    makes = {"TD3": make_td3, "SAC": make_sac, "DQN": make_dqn, "TQC": make_tqc}
+    make = (makes | {"CrossQ": make_crossq})[name]
     pace = build(cfg.trainer.pace)
     pace.begin(cfg.trainer.total_steps, 1)
     settings = {
@@ -114,7 +115,7 @@ def make_model(cfg: DictConfig, env: gymnasium.Env) -> BaseAlgorithm:
         "buffer_size": cfg.dataset.capacity,
         "learning_starts": pace.warmup_steps,
         "batch_size": cfg.dataset.batch_size,
-        "tau": cfg.alg.tau,
+        "tau": cfg.alg.get("tau"),
         "gamma": cfg.dataset.discount,
         "train_freq": pace.steps_per_update,
         "gradient_steps": pace.updates_per_step,
@@ -173,6 +174,20 @@ def make_tqc(cfg: DictConfig, env: gymnasium.Env, settings: dict[str, Any]) -> B
         **entropy(cfg),
         **settings,
     )
+
+
+def make_crossq(cfg: DictConfig, env: gymnasium.Env, settings: dict[str, Any]) -> BaseAlgorithm:
+    """CrossQ, with what the two have in common."""
+    from sb3_contrib import CrossQ
+
+    del settings["tau"]
+    settings["policy_kwargs"] |= {
+        "batch_norm_momentum": cfg.network.momentum,
+        "renorm_warmup_steps": cfg.network.warmup - 1,  # it warms up for one batch more
+        "optimizer_kwargs": {"betas": tuple(cfg.alg.optim.betas)},
+    }
+    every = cfg.alg.actor_every
+    return CrossQ("MlpPolicy", env, policy_delay=every, **entropy(cfg), **settings)
 
 
 def entropy(cfg: DictConfig) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import pytest
 
 PAIRS = ["make_td3", "make_sac", "make_dqn", "make_ppo", "make_bounded_ppo"]
-CONTRIB = ["make_tqc"]
+CONTRIB = ["make_tqc", "make_crossq"]
 
 
 @pytest.mark.parametrize("make", [*PAIRS, *CONTRIB])
@@ -14,4 +14,4 @@ def test_updates_are_those_of_stable_baselines3(make: str) -> None:
 
     differences, moved = numerics.compare(getattr(numerics, make)(), points=[8])
     assert moved > 1e-3
-    assert differences[8] < 1e-10
+    assert differences[8] < 1e-9
