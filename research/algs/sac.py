@@ -10,7 +10,7 @@ from research.algs.base import Loss, OptimFactory, PolyakCopy
 from research.algs.maximum_entropy import MaximumEntropy, Noise
 from research.algs.targets import frozen_copy
 from research.batches import Transition
-from research.networks.actor_critic import StochasticActorCritic
+from research.networks.squashed_gaussian import SquashedGaussianActorCritic
 from research.ranges import PositiveFloat, PositiveFraction, PositiveInt
 
 
@@ -39,7 +39,7 @@ class SAC(MaximumEntropy):
 
     def __init__(
         self,
-        network: StochasticActorCritic,
+        network: SquashedGaussianActorCritic,
         *,
         optim: OptimFactory,
         tau: PositiveFraction,

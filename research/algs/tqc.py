@@ -1,17 +1,19 @@
 """Truncated Quantile Critics: Kuznetsov et al., 2020, https://arxiv.org/abs/2005.04269."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from research.algs.base import Loss, OptimFactory
-from research.algs.maximum_entropy import Noise
-from research.algs.sac import SAC
+from research.algs.base import Loss, OptimFactory, PolyakCopy
+from research.algs.maximum_entropy import MaximumEntropy, Noise
+from research.algs.targets import frozen_copy
 from research.batches import Transition
 from research.networks.quantile_critics import QuantileActorCritic
 from research.ranges import NonNegativeInt, PositiveFloat, PositiveFraction, PositiveInt
 
 
-class TQC(SAC):
+class TQC(MaximumEntropy):
     """SAC with critics of quantiles, the highest of which are left out of the target (Algorithm 1).
 
     Actions lie in [-1, 1].
@@ -56,19 +58,24 @@ class TQC(SAC):
         num_quantiles = network.critics.num_quantiles
         if dropped_quantiles >= num_quantiles:
             raise ValueError(
-                f"alg.dropped_quantiles must be below network.num_quantiles={num_quantiles}, got "
+                f"dropped_quantiles must be below network.num_quantiles={num_quantiles}, got "
                 f"{dropped_quantiles}"
             )
         super().__init__(
             network,
             optim=optim,
-            tau=tau,
             temperature=temperature,
             target_entropy=target_entropy,
             actor_every=actor_every,
-            target_every=target_every,
         )
+        self.target_critics = frozen_copy(network.critics)
+        self.tau = tau
+        self.target_every = target_every
         self.dropped_quantiles = dropped_quantiles
+
+    def copies(self) -> Sequence[PolyakCopy]:
+        critics = self.network.critics
+        return [PolyakCopy(self.target_critics, critics, self.tau, every=self.target_every)]
 
     def critic_loss(self, batch: Transition, noise: Noise) -> Loss:
         """Quantile Huber loss of every critic on the truncated target."""

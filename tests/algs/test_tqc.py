@@ -189,7 +189,7 @@ def test_targets_move_a_share_tau_towards_the_updated_critics(tqc: TQC) -> None:
 
 
 def test_leaving_out_every_quantile_is_refused_with_both_numbers(make: Make) -> None:
-    match = r"^alg\.dropped_quantiles must be below network\.num_quantiles=3, got 3$"
+    match = r"^dropped_quantiles must be below network\.num_quantiles=3, got 3$"
     with pytest.raises(ValueError, match=match):
         make(dropped_quantiles=3)
 
