@@ -345,8 +345,13 @@ class LossOf(nn.Module):
 
 
 def test_a_loss_is_a_function_of_parameters_batch_and_noise_alone(cfg: DictConfig) -> None:
-    """So another way of running may swap the parameters; its gradient is the step's to the bit."""
+    """So another way of running may swap the parameters; its gradient is the step's to the bit.
+
+    Buffers, such as running statistics, pass from one objective to the next.
+    """
     parts = make(cfg)
+    parts.learner.copies = []
+    buffers = {f"alg.{name}": value.clone() for name, value in parts.alg.named_buffers()}
     batch, before, descents = parts.sample(), {}, parts.learner.make_optimizers()
     for descent in descents.values():
         for group in descent.optim.param_groups:
@@ -362,13 +367,14 @@ def test_a_loss_is_a_function_of_parameters_batch_and_noise_alone(cfg: DictConfi
         reused = [results[objective.reuses]] if objective.reuses else []
 
         def compute(values: dict[str, Tensor]) -> tuple[Tensor, Any]:
-            buffers = {name: value.clone() for name, value in function.named_buffers()}  # noqa: B023
-            value, *rest = functional_call(function, (values, buffers), (*inputs, *reused))  # noqa: B023
-            return value, [each for each in rest if each is not None]
+            own = {name: value.clone() for name, value in buffers.items()}  # noqa: B023
+            value, *rest = functional_call(function, (values, own), (*inputs, *reused))  # noqa: B023
+            return value, (own, [each for each in rest if each is not None])
 
         trained = parts.name(descents[objective.name].parameters)
         values = {f"alg.{name}": each.detach().clone() for name, each in trained.items()}
-        gradients, (value, (metrics, *result)) = grad_and_value(compute, has_aux=True)(values)
+        function_of_values = grad_and_value(compute, has_aux=True)
+        gradients, (value, (buffers, (metrics, *result))) = function_of_values(values)
         for name, each in trained.items():
             expected = torch.zeros_like(each) if each.grad is None else each.grad
             assert torch.equal(gradients[f"alg.{name}"], expected), name
@@ -377,6 +383,8 @@ def test_a_loss_is_a_function_of_parameters_batch_and_noise_alone(cfg: DictConfi
             assert torch.equal(each, logged[key]), key
         results[objective.name] = map_tensors(Tensor.detach, result[0]) if result else None
     torch.testing.assert_close(dict(parts.alg.named_parameters()), before[0], rtol=0, atol=0)
+    for name, value in parts.alg.named_buffers():
+        assert torch.equal(buffers[f"alg.{name}"], value), name
     assert torch.equal(torch.get_rng_state(), before[1])
 
 
