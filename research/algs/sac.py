@@ -43,6 +43,8 @@ class SAC(MaximumEntropy):
 
     """
 
+    network: SquashedGaussianActorCritic | SimBaActorCritic
+
     def __init__(
         self,
         network: SquashedGaussianActorCritic | SimBaActorCritic,

@@ -63,6 +63,7 @@ class SquashedGaussianActor(nn.Module):
         low, high = log_std_bounds
         if low >= high:
             raise ValueError(f"log_std_bounds must rise, got {list(log_std_bounds)}")
+        self.mlp = mlp
         self.middle, self.half_width = (low + high) / 2, (high - low) / 2
 
     def forward(self, obs: Tensor) -> SquashedGaussian:
