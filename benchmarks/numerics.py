@@ -1,21 +1,27 @@
 """Do our updates compute what other implementations do? All weights after 200, in float64.
 
-TD3, SAC, DQN and PPO beside those of Stable-Baselines3, whose own ``train`` runs as it is, DrQ-v2
-beside benchmarks/drqv2_plain.py. Both begin with the same weights and learn from the same batches;
-the global generator is seeded alike before each update, so that both draw the same noise by
-themselves.
+TD3, SAC, DQN and PPO beside those of Stable-Baselines3, TQC, CrossQ and QR-DQN beside those of
+sb3-contrib, whose own ``train`` runs as it is, DrQ-v2 beside benchmarks/drqv2_plain.py. Both begin
+with the same weights and learn from the same batches; the global generator is seeded alike before
+each update, so that both draw the same noise by themselves.
 
 What differs by intent is bridged from outside, on the side of Stable-Baselines3 where possible:
 
-=====  ============================================================================================
-all    it casts observations to float32: here they stay as they are
-DQN    it counts environment steps until the target moves: here one per update, after it
-SAC    it halves the critics' loss: their gradients are doubled
-SAC    it clips log-std to [-20, 2], we bound it by a tanh: its actor gets our bound
-SAC    it adds 1e-6 within log(1 - tanh(x)^2), we nothing: 0
-SAC    its temperature's loss is linear in log(alpha), ours in alpha: the gradient is made ours
-SAC    it draws the actor's noise before the target's: ours are swapped
-=====  ============================================================================================
+======  ===========================================================================================
+all     it casts observations to float32: here they stay as they are
+DQN     it counts environment steps until the target moves: here one per update, after it
+QR-DQN  as DQN; and its quantiles' levels are float32, as is what it computes from them: float64
+SAC     it halves the critics' loss: their gradients are doubled
+SAC     it clips log-std to [-20, 2], we bound it by a tanh: its actor gets our bound
+SAC     it adds 1e-6 within log(1 - tanh(x)^2), we nothing: 0
+SAC     its temperature's loss is linear in log(alpha), ours in alpha: the gradient is made ours
+SAC     it draws the actor's noise before the target's: ours are swapped
+TQC     as SAC; but it averages the critics' losses: their gradients are multiplied by their number
+TQC     its quantiles' probabilities are float32: it gets them in float64
+CrossQ  as SAC, without the last
+CrossQ  a batch's variance is unbiased, ours, as in the authors' code, is not: its is made ours
+CrossQ  its temperature's Adam has other betas than the others: it gets theirs
+======  ===========================================================================================
 
 TD3 needs none but the first. SAC is compared without these bridges, too: the figures would tell.
 What needs none: it steps the temperature first and we last, both with the log-densities and for the
@@ -27,6 +33,7 @@ the learning rate over 1e-8.
 import argparse
 import copy
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial, partialmethod
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple, TypeAlias
@@ -49,7 +56,7 @@ from research.batches import Transition
 from research.config import build
 from research.files import write_whole
 from research.hydra_versions import VERSION_BASE
-from research.networks.actor_critic import Critics
+from research.networks.batch_renorm import BatchRenorm
 from research.networks.mlp import EnsembleLinear
 from research.networks.squashed_gaussian import SquashedGaussianActor
 from research.training.learner import Learner
@@ -255,27 +262,15 @@ def make_sac(*, is_bridged: bool = True) -> Pair:
     cfg = compose_config("alg=sac")
     alg, learner = make_ours(cfg, FLOATS, ACTIONS)
     model = make_theirs(cfg, FLOATS, ACTIONS)
-    actor, log_temperature = model.actor, model.log_ent_coef
-    log_temperature.data = log_temperature.data.double()
-    means = list(actor.mu.parameters())
-    log_stds = list(actor.log_std.parameters())
+    model.log_ent_coef.data = model.log_ent_coef.data.double()
     if is_bridged:
-        draw = alg.draw
-        alg.draw = lambda batch, step: Noise(*reversed(draw(batch, step)))
-        actor.log_std = nn.Sequential(actor.log_std, Bound(alg.network.actor))
-        actor.action_dist.epsilon = 0.0
-        log_temperature.register_hook(lambda gradient: gradient * log_temperature.detach().exp())
-        for parameter in model.critic.parameters():
-            parameter.register_hook(lambda gradient: 2 * gradient)
+        bridge_entropy(alg, model, factor=2)
+        swap_noise(alg)
 
     def weights() -> Weights:
-        *hidden, weight, bias = alg.network.actor.parameters()
-        mean, log_std = zip(weight.chunk(2), bias.chunk(2), strict=True)
-        critics = list_members(alg.network.critics), list_members(alg.target_critics)
-        ours = [*hidden, *mean, *log_std, *critics[0], *critics[1], alg.log_temperature.view(1)]
-        theirs = [*actor.latent_pi.parameters(), *means, *log_stds]
-        theirs += [*model.critic.parameters(), *model.critic_target.parameters(), log_temperature]
-        return ours, theirs
+        ours, theirs = list_actors(alg, model)
+        ours += [*list_members(alg.network.critics), *list_members(alg.target_critics)]
+        return ours, [*theirs, *model.critic.parameters(), *model.critic_target.parameters()]
 
     return Pair(
         (FLOATS, ACTIONS),
@@ -283,6 +278,88 @@ def make_sac(*, is_bridged: bool = True) -> Pair:
         lambda batch: train(model, batch, 1, len(batch.reward)),
         weights,
     )
+
+
+def make_tqc() -> Pair:
+    """TQC beside sb3-contrib's, with three critics."""
+    from sb3_contrib.tqc import tqc
+
+    sizes = "network.num_critics=3", "network.critic_hidden_dims=[64,64]"
+    cfg = compose_config("alg=tqc", *sizes)
+    alg, learner = make_ours(cfg, FLOATS, ACTIONS)
+    model = make_theirs(cfg, FLOATS, ACTIONS)
+    model.log_ent_coef.data = model.log_ent_coef.data.double()
+    bridge_entropy(alg, model, factor=3)
+    swap_noise(alg)
+    midpoints = (torch.arange(25, dtype=torch.float64).view(1, 1, -1, 1) + 0.5) / 25
+    loss = partial(tqc.quantile_huber_loss, cum_prob=midpoints)
+
+    def learn_theirs(batch: Transition) -> None:
+        with mock.patch.object(tqc, "quantile_huber_loss", loss):
+            train(model, batch, 1, len(batch.reward))
+
+    def weights() -> Weights:
+        ours, theirs = list_actors(alg, model)
+        ours += [*list_members(alg.network.critics), *list_members(alg.target_critics)]
+        return ours, [*theirs, *model.critic.parameters(), *model.critic_target.parameters()]
+
+    return Pair((FLOATS, ACTIONS), learner.learn, learn_theirs, weights)
+
+
+def make_crossq() -> Pair:
+    """CrossQ beside sb3-contrib's, with norms that are warm after one batch."""
+    sizes = "network.warmup=1", "network.critic_hidden_dims=[256,256]"
+    cfg = compose_config("alg=crossq", *sizes)
+    alg, learner = make_ours(cfg, FLOATS, ACTIONS)
+    model = make_theirs(cfg, FLOATS, ACTIONS)
+    model.log_ent_coef.data = model.log_ent_coef.data.double()
+    bridge_entropy(alg, model, factor=2)
+    model.ent_coef_optimizer.param_groups[0]["betas"] = tuple(cfg.alg.optim.betas)
+    biased = partialmethod(Tensor.var, correction=0)
+
+    def learn_theirs(batch: Transition) -> None:
+        with mock.patch.object(Tensor, "var", biased):
+            train(model, batch, 1, len(batch.reward))
+
+    def weights() -> Weights:
+        ours, theirs = list_actors(alg, model)
+        ours += list_members(alg.network.critics)
+        theirs += model.critic.parameters()
+        for norms, others in (
+            (alg.network.actor, model.actor),
+            (alg.network.critics, model.critic),
+        ):
+            ours += list_statistics(norms)
+            theirs += [buffer for name, buffer in others.named_buffers() if "ra_" in name]
+        return ours, theirs
+
+    return Pair((FLOATS, ACTIONS), learner.learn, learn_theirs, weights)
+
+
+def bridge_entropy(alg: Any, model: Any, *, factor: float) -> None:
+    """Give a model our log-std, density and temperature, and multiply its critics' gradients."""
+    log_temperature = model.log_ent_coef
+    model.actor.log_std = nn.Sequential(model.actor.log_std, Bound(alg.network.actor))
+    model.actor.action_dist.epsilon = 0.0
+    log_temperature.register_hook(lambda gradient: gradient * log_temperature.detach().exp())
+    for parameter in model.critic.parameters():
+        parameter.register_hook(lambda gradient: factor * gradient)
+
+
+def swap_noise(alg: Any) -> None:
+    """Let our algorithm draw the actor's noise before the target's."""
+    draw = alg.draw
+    alg.draw = lambda batch, step: Noise(*reversed(draw(batch, step)))
+
+
+def list_actors(alg: Any, model: Any) -> tuple[list[Tensor], list[Tensor]]:
+    """The weights of our actor and theirs, and the temperatures."""
+    *hidden, weight, bias = alg.network.actor.parameters()
+    mean, log_std = zip(weight.chunk(2), bias.chunk(2), strict=True)
+    actor = model.actor
+    theirs = [*actor.latent_pi.parameters(), *actor.mu.parameters(), *actor.log_std.parameters()]
+    ours = [*hidden, *mean, *log_std, alg.log_temperature.view(1)]
+    return ours, [*theirs, model.log_ent_coef]
 
 
 class Bound(nn.Module):
@@ -311,6 +388,35 @@ def make_dqn() -> Pair:
     def weights() -> Weights:
         ours = [*alg.network.parameters(), *alg.target.parameters()]
         return ours, [*model.q_net.parameters(), *model.q_net_target.parameters()]
+
+    return Pair(spaces, learner.learn, learn_theirs, weights)
+
+
+def make_qrdqn() -> Pair:
+    """QR-DQN beside sb3-contrib's, with a target that moves every 7 updates."""
+    from sb3_contrib.common.utils import quantile_huber_loss
+
+    spaces = WIDE, Discrete(5)
+    cfg = compose_config("alg=qrdqn", "alg.target_every=7", "dataset.n_step=1")
+    alg, learner = make_ours(cfg, *spaces)
+    cfg.trainer.pace.steps_per_update = 1
+    model = make_theirs(cfg, *spaces)
+    loss = partial(quantile_huber_loss, cum_prob=alg.levels.view(1, -1, 1))
+
+    def learn_theirs(batch: Transition) -> None:
+        with mock.patch("sb3_contrib.qrdqn.qrdqn.quantile_huber_loss", loss):
+            train(model, batch, 1, len(batch.reward))
+        model._on_step()
+
+    def list_quantiles(network: Any) -> list[Tensor]:
+        """Weights and biases, those of the last layer by quantiles, then actions."""
+        *hidden, weight, bias = network.parameters()
+        last = (part.unflatten(0, (5, -1)).transpose(0, 1).flatten(0, 1) for part in (weight, bias))
+        return [*hidden, *last]
+
+    def weights() -> Weights:
+        ours = [*list_quantiles(alg.network), *list_quantiles(alg.target)]
+        return ours, [*model.quantile_net.parameters(), *model.quantile_net_target.parameters()]
 
     return Pair(spaces, learner.learn, learn_theirs, weights)
 
@@ -385,14 +491,27 @@ def make_drqv2() -> Pair:
     return Pair((IMAGES, ACTIONS), learn_ours, lambda batch: plain.update(batch, 50), weights)
 
 
-def list_members(critics: Critics) -> list[Tensor]:
-    """Weights and biases of one critic after the other, as of ``torch.nn.Linear``."""
-    layers = [layer for layer in critics.ensemble.layers if isinstance(layer, EnsembleLinear)]
+def list_members(critics: Any) -> list[Tensor]:
+    """Weights and biases of one critic after the other, as of layers of torch's own."""
+    weights = []
+    for member in range(critics.ensemble.num_members):
+        for layer in critics.ensemble.layers:
+            if isinstance(layer, EnsembleLinear):
+                weights += [layer.weight[member].t(), layer.bias[member, 0]]
+            elif isinstance(layer, BatchRenorm):
+                dim = layer.shape[-1]
+                weights += [part.view(-1, dim)[member] for part in (layer.weight, layer.bias)]
+    return weights
+
+
+def list_statistics(network: nn.Module) -> list[Tensor]:
+    """Running means and variances of one member after the other."""
+    norms = [layer for layer in network.modules() if isinstance(layer, BatchRenorm)]
     return [
-        weight
-        for member in range(critics.ensemble.num_members)
-        for layer in layers
-        for weight in (layer.weight[member].t(), layer.bias[member, 0])
+        part.view(-1, layer.shape[-1])[member]
+        for member in range(norms[0].shape[0])
+        for layer in norms
+        for part in (layer.running_mean, layer.running_var)
     ]
 
 
@@ -400,7 +519,10 @@ PAIRS: dict[str, Callable[[], Pair]] = {
     "TD3: Stable-Baselines3": make_td3,
     "SAC: Stable-Baselines3": make_sac,
     "SAC: Stable-Baselines3, not bridged": lambda: make_sac(is_bridged=False),
+    "TQC: sb3-contrib": make_tqc,
+    "CrossQ: sb3-contrib": make_crossq,
     "DQN: Stable-Baselines3": make_dqn,
+    "QR-DQN: sb3-contrib": make_qrdqn,
     "PPO: Stable-Baselines3": make_ppo,
     "PPO, discrete, value and divergence bounded: Stable-Baselines3": make_bounded_ppo,
     "DrQ-v2: `benchmarks/drqv2_plain.py`": make_drqv2,

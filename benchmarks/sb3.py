@@ -1,4 +1,4 @@
-"""TD3, SAC, DQN and PPO of Stable-Baselines3.
+"""TD3, SAC, DQN and PPO of Stable-Baselines3, and TQC, CrossQ and QR-DQN of its contributors.
 
 Raffin et al., 2021, https://jmlr.org/papers/v22/20-1364.html.
 
@@ -8,9 +8,10 @@ It takes the command line of train.py and reads every setting from the config th
 
 Environment and evaluation are ours, so both are the same for the two; ``FOLDER/eval.csv`` has the
 columns of ours. What remains of its own: uniformly random warm-up actions of TD3 get exploration
-noise too, only the first episode of training is seeded, SAC's log-std is clipped to [-20, 2], DQN's
-target is that of plain Q-learning (``alg.double=false``), and ``processor=normalise_rollout`` is
-its VecNormalize, whose statistics move with every step.
+noise too, only the first episode of training is seeded, the log-std of SAC, TQC and CrossQ is
+clipped to [-20, 2], CrossQ's running variances are unbiased, the targets of DQN and QR-DQN are
+those of plain Q-learning (``alg.double=false``), and ``processor=normalise_rollout`` is its
+VecNormalize, whose statistics move with every step.
 """
 
 import argparse
@@ -105,7 +106,8 @@ def make_model(cfg: DictConfig, env: gymnasium.Env) -> BaseAlgorithm:
     name = cfg.alg._target_.rpartition(".")[2]
     if name == "PPO":
         return make_ppo(cfg, env)
-    make = {"TD3": make_td3, "SAC": make_sac, "DQN": make_dqn}[name]
+    makes = {"TD3": make_td3, "SAC": make_sac, "DQN": make_dqn, "QRDQN": make_qrdqn}
+    make = (makes | {"TQC": make_tqc, "CrossQ": make_crossq})[name]
     pace = build(cfg.trainer.pace)
     pace.begin(cfg.trainer.total_steps, 1)
     settings = {
@@ -113,18 +115,25 @@ def make_model(cfg: DictConfig, env: gymnasium.Env) -> BaseAlgorithm:
         "buffer_size": cfg.dataset.capacity,
         "learning_starts": pace.warmup_steps,
         "batch_size": cfg.dataset.batch_size,
-        "tau": cfg.alg.tau,
+        "tau": cfg.alg.get("tau"),
         "gamma": cfg.dataset.discount,
         "train_freq": pace.steps_per_update,
         "gradient_steps": pace.updates_per_step,
         "n_steps": cfg.dataset.n_step,
-        "policy_kwargs": {"net_arch": list(cfg.network.hidden_dims)},
+        "policy_kwargs": {"net_arch": make_arch(cfg.network)},
         "seed": cfg.seed,
         "device": cfg.device,
     }
-    if name != "DQN":
+    if name in ("TD3", "SAC"):
         settings["policy_kwargs"]["n_critics"] = cfg.network.num_critics
     return make(cfg, env, settings)
+
+
+def make_arch(network: DictConfig) -> Any:
+    """Widths of the hidden layers, of the actor and of the critics if they have their own."""
+    if "hidden_dims" in network:
+        return list(network.hidden_dims)
+    return {"pi": list(network.actor_hidden_dims), "qf": list(network.critic_hidden_dims)}
 
 
 def make_td3(cfg: DictConfig, env: gymnasium.Env, settings: dict[str, Any]) -> TD3:
@@ -146,22 +155,67 @@ def make_sac(cfg: DictConfig, env: gymnasium.Env, settings: dict[str, Any]) -> S
     """SAC, with what the two have in common."""
     if cfg.alg.actor_every != 1:
         raise ValueError("Stable-Baselines3's SAC updates its actor every time")
-    target_entropy: Any = cfg.alg.target_entropy
-    if target_entropy is None:
-        target_entropy = cfg.alg.entropy_per_action * env.action_space.shape[0]
-    return SAC(
+    every = cfg.alg.target_every
+    return SAC("MlpPolicy", env, target_update_interval=every, **entropy(cfg, env), **settings)
+
+
+def make_tqc(cfg: DictConfig, env: gymnasium.Env, settings: dict[str, Any]) -> BaseAlgorithm:
+    """TQC, with what the two have in common."""
+    from sb3_contrib import TQC
+
+    if cfg.alg.actor_every != 1:
+        raise ValueError("sb3-contrib's TQC updates its actor every time")
+    settings["policy_kwargs"]["n_quantiles"] = cfg.network.num_quantiles
+    return TQC(
         "MlpPolicy",
         env,
-        ent_coef=f"auto_{cfg.alg.temperature}",
-        target_entropy=target_entropy,
+        top_quantiles_to_drop_per_net=cfg.alg.dropped_quantiles,
         target_update_interval=cfg.alg.target_every,
+        **entropy(cfg, env),
         **settings,
     )
 
 
-def make_dqn(cfg: DictConfig, env: gymnasium.Env, settings: dict[str, Any]) -> DQN:
-    """DQN, with what the two have in common."""
-    model = DQN(
+def make_crossq(cfg: DictConfig, env: gymnasium.Env, settings: dict[str, Any]) -> BaseAlgorithm:
+    """CrossQ, with what the two have in common."""
+    from sb3_contrib import CrossQ
+
+    del settings["tau"]
+    settings["policy_kwargs"] |= {
+        "batch_norm_momentum": cfg.network.momentum,
+        "renorm_warmup_steps": cfg.network.warmup - 1,  # it warms up for one batch more
+        "optimizer_kwargs": {"betas": tuple(cfg.alg.optim.betas)},
+    }
+    every = cfg.alg.actor_every
+    return CrossQ("MlpPolicy", env, policy_delay=every, **entropy(cfg, env), **settings)
+
+
+def entropy(cfg: DictConfig, env: gymnasium.Env) -> dict[str, Any]:
+    """Settings of the temperature."""
+    target_entropy: Any = cfg.alg.target_entropy
+    if target_entropy is None:
+        target_entropy = cfg.alg.get("entropy_per_action", -1.0) * env.action_space.shape[0]
+    return {"ent_coef": f"auto_{cfg.alg.temperature}", "target_entropy": target_entropy}
+
+
+def make_qrdqn(cfg: DictConfig, env: gymnasium.Env, settings: dict[str, Any]) -> BaseAlgorithm:
+    """QR-DQN, with what the two have in common."""
+    from sb3_contrib import QRDQN
+
+    if cfg.alg.kappa != 1 or cfg.network.dueling or cfg.network.noise_scale is not None:
+        raise ValueError("its QR-DQN has kappa=1 and a plain network")
+    settings["policy_kwargs"] |= {
+        "n_quantiles": cfg.network.num_atoms,
+        "optimizer_class": torch.optim.Adam,  # with its own epsilon, unlike the default here
+    }
+    return make_dqn(cfg, env, settings, QRDQN)
+
+
+def make_dqn(
+    cfg: DictConfig, env: gymnasium.Env, settings: dict[str, Any], make: Any = DQN
+) -> BaseAlgorithm:
+    """DQN, or what explores and moves its target as it does, with what the two have in common."""
+    model = make(
         "MlpPolicy",
         env,
         target_update_interval=cfg.alg.target_every * settings["train_freq"],

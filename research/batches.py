@@ -84,6 +84,27 @@ class ExtendedTransition(NamedTuple):
     next_info: dict[str, Tensor]
 
 
+class WeightedTransition(NamedTuple):
+    """Steps that were not drawn with equal probability, as by prioritised replay.
+
+    Attributes:
+        obs, action, reward, discount, next_obs, extras, info, next_info: as in
+            ``ExtendedTransition``; without values that are stored besides, these three are empty.
+        weight: (B,), factor of the loss of each that corrects the bias.
+
+    """
+
+    obs: Any
+    action: Tensor
+    reward: Tensor
+    discount: Tensor
+    next_obs: Any
+    extras: dict[str, Tensor]
+    info: dict[str, Tensor]
+    next_info: dict[str, Tensor]
+    weight: Tensor
+
+
 class Rollout(NamedTuple):
     """T steps of each of E environments by one policy; B is T * E, the environments of a step
     are neighbours.
@@ -171,6 +192,12 @@ def list_tensors(batch: Any) -> list[Tensor]:
 
     map_tensors(note, batch)
     return found
+
+
+def add_weight(batch: Transition | ExtendedTransition, weight: Tensor) -> WeightedTransition:
+    """The batch with the weight (B,) of each of its steps."""
+    held = batch[5:] if isinstance(batch, ExtendedTransition) else ({}, {}, {})
+    return WeightedTransition(*batch[:5], *held, weight)
 
 
 def count_rows(batch: Any) -> int:

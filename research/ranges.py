@@ -3,6 +3,7 @@
 ``research.config`` checks them before anything is built; constructors do not check them again.
 """
 
+import math
 from typing import Annotated, TypeAlias
 
 from annotated_types import Ge, Gt, Interval
@@ -17,3 +18,4 @@ OpenFraction: TypeAlias = Annotated[float, Interval(gt=0, lt=1)]
 Decay: TypeAlias = OpenFraction
 Seed: TypeAlias = Annotated[int, Interval(ge=0, le=2**63 - 1)]
 FractionBelowOne: TypeAlias = Annotated[float, Interval(ge=0, lt=1)]
+FiniteFloat: TypeAlias = Annotated[float, Interval(gt=-math.inf, lt=math.inf)]

@@ -25,7 +25,12 @@ NEEDED = {"rollout": ["trainer/pace=on_policy"]}
 UNBOUNDED = {
     *("alg.class_weights", "alg.entropy_per_action", "alg.target_entropy", "alg.top_k"),
     "env.camera_id",
-    *("network.log_std_bounds", "processor.mean", "processor.processors[2].mean"),
+    *(
+        "network.log_std",
+        "network.log_std_bounds",
+        "processor.mean",
+        "processor.processors[2].mean",
+    ),
 }
 """Numbers that may be any, or are checked against the data or a model."""
 PARTS = ("alg", "network", "dataset", "processor", "trainer", "logger")

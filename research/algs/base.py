@@ -24,12 +24,14 @@ class Loss(NamedTuple):
         value: to be minimised, without dimensions; a mean over the batch.
         metrics: other means over the batch, to be logged.
         result: tensors (B, ...) for an objective that reuses them, which gets them detached.
+        priority: (B,), how wrong each example's prediction is; a prioritised dataset draws by it.
 
     """
 
     value: Tensor
     metrics: Mapping[str, Tensor] = {}
     result: Any = None
+    priority: Tensor | None = None
 
 
 class Stop(NamedTuple):
@@ -61,6 +63,7 @@ class Objective:
             argument of ``loss``; None for no third argument.
         stop: what ends its steps until the next rollout; None for nothing. It makes the learner
             wait for the device in every update.
+        prioritises: whether ``Loss.priority`` is there, in one objective at most.
 
     """
 
@@ -71,6 +74,7 @@ class Objective:
     every: int = 1
     reuses: str | None = None
     stop: Stop | None = None
+    prioritises: bool = False
 
 
 class PolyakCopy(NamedTuple):

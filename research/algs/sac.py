@@ -1,14 +1,14 @@
 """Soft Actor-Critic: Haarnoja et al., 2018, https://arxiv.org/abs/1812.05905."""
 
-import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from research.algs.base import Algorithm, Loss, Objective, OptimFactory, PolyakCopy
+from research.algs.base import Loss, Objective, OptimFactory, PolyakCopy
+from research.algs.maximum_entropy import MaximumEntropy, Noise
 from research.algs.targets import frozen_copy
 from research.batches import Transition, Tree
 from research.networks.simba import SimBaActorCritic
@@ -16,20 +16,7 @@ from research.networks.squashed_gaussian import SquashedGaussianActorCritic
 from research.ranges import PositiveFloat, PositiveFraction, PositiveInt
 
 
-class Noise(NamedTuple):
-    """Standard noise (B, A) of an update.
-
-    Attributes:
-        target: of the next actions, in the target.
-        actor: of the actions that the actor is trained on.
-
-    """
-
-    target: Tensor
-    actor: Tensor
-
-
-class SAC(Algorithm):
+class SAC(MaximumEntropy):
     """Stochastic actor, twin critics, and a temperature that holds the entropy (Algorithm 1).
 
     Actions lie in [-1, 1].
@@ -56,6 +43,8 @@ class SAC(Algorithm):
 
     """
 
+    network: SquashedGaussianActorCritic | SimBaActorCritic
+
     def __init__(
         self,
         network: SquashedGaussianActorCritic | SimBaActorCritic,
@@ -68,45 +57,24 @@ class SAC(Algorithm):
         actor_every: PositiveInt,
         target_every: PositiveInt,
     ) -> None:
-        super().__init__()
-        self.network = network
-        self.target_encoder = frozen_copy(network.encoder)
-        self.target_critics = frozen_copy(network.critics)
-        device = next(network.parameters()).device
-        self.log_temperature = nn.Parameter(torch.tensor(math.log(temperature), device=device))
-        self.optim = optim
-        self.tau = tau
         if target_entropy is None:
             target_entropy = entropy_per_action * network.action_dim
-        self.target_entropy = target_entropy
-        self.actor_every = actor_every
+        super().__init__(
+            network,
+            optim=optim,
+            temperature=temperature,
+            target_entropy=target_entropy,
+            actor_every=actor_every,
+        )
+        self.target_encoder = frozen_copy(network.encoder)
+        self.target_critics = frozen_copy(network.critics)
+        self.tau = tau
         self.target_every = target_every
 
     def objectives(self) -> Sequence[Objective]:
-        network, optim = self.network, self.optim
-        delayed = {"optim": optim, "every": self.actor_every}
-        return [
-            Objective(
-                name="critic",
-                loss=self.critic_loss,
-                trains=[network.encoder, network.critics],
-                optim=optim,
-            ),
-            Objective(
-                name="actor",
-                loss=self.actor_loss,
-                trains=[network.actor],
-                reuses="critic",
-                **delayed,
-            ),
-            Objective(
-                name="temperature",
-                loss=self.temperature_loss,
-                trains=[self.log_temperature],
-                reuses="actor",
-                **delayed,
-            ),
-        ]
+        critic, actor, temperature = super().objectives()
+        trains = [self.network.encoder, self.network.critics]
+        return [replace(critic, trains=trains), replace(actor, reuses="critic"), temperature]
 
     def copies(self) -> Sequence[PolyakCopy]:
         tau, every = self.tau, self.target_every
@@ -116,13 +84,7 @@ class SAC(Algorithm):
         ]
 
     def act(self, obs: Tree, step: Tensor, explore: bool) -> Tensor:
-        distribution = self.network.actor(self.network.encoder(obs))
-        if not explore:
-            return distribution.center()
-        return distribution.sample(torch.randn_like(distribution.mean))[0]
-
-    def draw(self, batch: Transition, step: Tensor) -> Noise:
-        return Noise(torch.randn_like(batch.action), torch.randn_like(batch.action))
+        return super().act(self.network.encoder(obs), step, explore)
 
     def critic_loss(self, batch: Transition, noise: Noise) -> Loss:
         """Squared distance of every critic to the soft target (equation 5)."""
@@ -141,10 +103,6 @@ class SAC(Algorithm):
         metrics = {"entropy": -log_prob.mean(), "temperature": temperature}
         return Loss(loss, metrics, result=log_prob)
 
-    def temperature_loss(self, batch: Transition, noise: Noise, log_prob: Tensor) -> Loss:
-        """The loss that raises the temperature while the entropy is below its target (eq. 18)."""
-        return Loss(self.temperature * (-log_prob.mean() - self.target_entropy))
-
     @torch.no_grad()
     def compute_target(self, batch: Transition, noise: Tensor) -> Tensor:
         """Bootstrapped soft return, (B,); ``noise`` is standard, (B, A)."""
@@ -152,8 +110,3 @@ class SAC(Algorithm):
         action, log_prob = self.network.actor(features).sample(noise)
         next_q = self.target_critics(self.target_encoder(batch.next_obs), action).amin(dim=0)
         return batch.reward + batch.discount * (next_q - self.temperature * log_prob)
-
-    @property
-    def temperature(self) -> Tensor:
-        """The weight of the entropy, alpha."""
-        return self.log_temperature.exp()

@@ -7,6 +7,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from gymnasium import Space
+from torch import Tensor
 
 from research.batches import ArrayTree, PackedBatch, Rollout, Step, Transition
 
@@ -97,6 +98,33 @@ class RolloutDataset(OnlineDataset, Protocol):
     def learn_from(self, rows: Any) -> None:
         """Draw minibatches of these rows (B, ...), one for each of the rollout's, or more."""
         ...
+
+
+@runtime_checkable
+class PrioritisedDataset(Protocol):
+    """A dataset that can draw by the errors that were made on what it draws.
+
+    Attributes:
+        is_prioritised: whether it does so; its batches then have a ``weight`` (B,).
+
+    """
+
+    is_prioritised: bool
+
+    def anneal(self, share: float) -> None:
+        """Tell, before every batch, that ``share`` of the run's updates are made, in [0, 1]."""
+        ...
+
+    def prioritise(self, errors: Tensor) -> None:
+        """Take the errors (B,) made on the last batch, on any device, without waiting for it."""
+        ...
+
+
+def find_prioritised(dataset: Any) -> PrioritisedDataset | None:
+    """The dataset, if it draws by errors."""
+    if isinstance(dataset, PrioritisedDataset) and dataset.is_prioritised:
+        return dataset
+    return None
 
 
 @runtime_checkable

@@ -76,6 +76,21 @@ class ActorCritic(nn.Module):
         self.critics = Critics(num_critics, obs_dim, action_dim, layers)
 
 
+class StochasticActorCritic(nn.Module):
+    """A network of a stochastic actor and of critics, on flat observations.
+
+    Attributes:
+        actor: maps observations (B, O) to distributions of actions.
+        critics: N action-value functions.
+        action_dim: A, or the number of discrete actions.
+
+    """
+
+    actor: nn.Module
+    critics: nn.Module
+    action_dim: int
+
+
 def make_encoder(encoder: EncoderFactory | None, space: gymnasium.Space) -> tuple[nn.Module, int]:
     """The encoder for a space, and the width of its features.
 

@@ -6,7 +6,11 @@ import gymnasium
 import torch
 from torch import Tensor, nn
 
-from research.networks.actor_critic import bounded_action_dim, make_encoder
+from research.networks.actor_critic import (
+    StochasticActorCritic,
+    bounded_action_dim,
+    make_encoder,
+)
 from research.networks.encoders import EncoderFactory
 from research.networks.mlp import EnsembleLayerNorm, EnsembleLinear, initialise
 from research.networks.squashed_gaussian import SquashedGaussianActor
@@ -83,7 +87,7 @@ class SimBaCritics(nn.Module):
         return self.ensemble(torch.cat([obs, action], dim=-1)).squeeze(-1)
 
 
-class SimBaActorCritic(nn.Module):
+class SimBaActorCritic(StochasticActorCritic):
     """``actor`` maps observations to action distributions; ``critics`` return action values.
 
     Lee et al., 2024, https://arxiv.org/abs/2410.09754, section 4. Its observation normalisation is

@@ -8,7 +8,12 @@ import gymnasium
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from research.networks.actor_critic import Critics, bounded_action_dim, make_encoder
+from research.networks.actor_critic import (
+    Critics,
+    StochasticActorCritic,
+    bounded_action_dim,
+    make_encoder,
+)
 from research.networks.encoders import EncoderFactory
 from research.networks.mlp import MLP, Activation, Init, Layers
 from research.ranges import PositiveInt
@@ -47,6 +52,10 @@ class SquashedGaussianActor(nn.Module):
 
     A tanh keeps it there, as in pytorch_sac (https://github.com/denisyarats/pytorch_sac); the paper
     clips it.
+
+    Raises:
+        ValueError: for bounds that do not rise.
+
     """
 
     def __init__(self, mlp: nn.Module, log_std_bounds: tuple[float, float]) -> None:
@@ -58,11 +67,15 @@ class SquashedGaussianActor(nn.Module):
         self.middle, self.half_width = (low + high) / 2, (high - low) / 2
 
     def forward(self, obs: Tensor) -> SquashedGaussian:
-        mean, raw = self.mlp(obs).chunk(2, dim=-1)
+        return self.distribution(self.mlp(obs))
+
+    def distribution(self, output: Tensor) -> SquashedGaussian:
+        """The distributions that the perceptron's ``output`` (B, 2 A) stands for."""
+        mean, raw = output.chunk(2, dim=-1)
         return SquashedGaussian(mean, self.middle + self.half_width * raw.tanh())
 
 
-class SquashedGaussianActorCritic(nn.Module):
+class SquashedGaussianActorCritic(StochasticActorCritic):
     """``actor`` maps observations to action distributions; ``critics`` return action values.
 
     With an encoder, both take the features that ``encoder`` makes of observations; without one,

@@ -26,11 +26,6 @@ def synchronise_batch_norm(network: nn.Module, device: torch.device) -> None:
     """
     if not has_batch_norm(network):
         return
-    if device.type != "cuda":
-        raise UserError(
-            "batch normalisation over several processes needs GPUs; set trainer.devices=1, or "
-            "choose a network without it, such as network=mlp or network=vit"
-        )
     for module in network.modules():
         package = type(module).__module__.partition(".")[0]
         if isinstance(module, _BatchNorm) and package not in ("torch", "timm"):
@@ -38,6 +33,11 @@ def synchronise_batch_norm(network: nn.Module, device: torch.device) -> None:
                 f"{type(module).__name__} is a batch norm of its own, whose statistics cannot be "
                 "those of all ranks; use torch's, or set trainer.devices=1"
             )
+    if device.type != "cuda":
+        raise UserError(
+            "batch normalisation over several processes needs GPUs; set trainer.devices=1, or "
+            "choose a network without it, such as network=mlp or network=vit"
+        )
     if "timm" in sys.modules:  # its norms may hold an activation, which torch's function drops
         from timm.layers.norm_act import convert_sync_batchnorm
     else:

@@ -12,7 +12,12 @@ from torch import Tensor, nn
 from research.algs.base import Algorithm, Loss, Objective, PolyakCopy
 from research.algs.targets import polyak_update
 from research.batches import count_rows, map_tensors, to_device
-from research.datasets.base import Dataset, PreparingDataset, RolloutDataset
+from research.datasets.base import (
+    Dataset,
+    PreparingDataset,
+    RolloutDataset,
+    find_prioritised,
+)
 from research.errors import UserError
 from research.parallel.batch_norm import has_batch_norm, synchronise_batch_norm
 from research.parallel.sums import count_examples, is_parallel
@@ -56,10 +61,12 @@ class Learner:
 
     Attributes:
         average: the algorithm with averaged weights, or None.
+        priorities: of the parts of the last batch, if its loss gave any.
 
     Raises:
-        ValueError: for ``prefetch`` if the dataset does not support it, objectives that do not go
-            together, or settings that an algorithm with an update of its own cannot have.
+        ValueError: for ``prefetch`` if the dataset does not support it or is prioritised,
+            objectives that do not go together, or settings that an algorithm with an update of its
+            own cannot have.
 
     """
 
@@ -85,7 +92,14 @@ class Learner:
             raise ValueError(
                 f"prefetch is true, but a {type(dataset).__name__} prepares no batches"
             )
-        if prefetch is False or (prefetch is None and device.type != "cuda"):
+        self.prioritised = find_prioritised(dataset)
+        if prefetch and self.prioritised is not None:
+            raise ValueError(
+                "prefetch gathers a batch before the errors of the one before are known, by which "
+                "a prioritised dataset draws; set trainer.prefetch=null, or dataset=replay"
+            )
+        is_wanted = device.type == "cuda" if prefetch is None else prefetch
+        if not is_wanted or self.prioritised is not None:
             self.preparing = None
         self.has_own_update = type(alg).update is not Algorithm.update
         if self.has_own_update:
@@ -109,6 +123,7 @@ class Learner:
         self.updates = 0
         self.step = make_step(device)
         self.metrics = Metrics("train")
+        self.priorities: list[Tensor] = []
         self.descents: dict[str, Descent] | None = None
 
     def make_optimizers(self) -> dict[str, Descent]:
@@ -160,6 +175,8 @@ class Learner:
 
         """
         self.step.fill_(step)
+        if self.prioritised is not None:
+            self.prioritised.anneal(self.updates / self.total_updates)
         if self.rollouts is not None:
             batch = self.sample_rollout(self.rollouts)
             phases.lap("sample")
@@ -171,6 +188,8 @@ class Learner:
             phases.lap("sample")
             batch = self.processor(to_device(batch, self.device))
         self.metrics.add(self.learn(batch), step)
+        if self.prioritised is not None and self.priorities:
+            self.prioritised.prioritise(torch.cat(self.priorities))
         phases.lap("update")
 
     def sample_rollout(self, dataset: RolloutDataset) -> Any:
@@ -214,6 +233,7 @@ class Learner:
         metrics: dict[str, Tensor] = {}
         taken: dict[str, bool] = {}
         results: dict[str, list[Any]] = {}
+        self.priorities = []
         for objective in self.objectives:
             descent = descents[objective.name]
             if self.updates % objective.every or descent.is_stopped:
@@ -256,6 +276,8 @@ class Learner:
                 term = weigh(value.detach(), share)
                 metrics[key] = metrics[key] + term if key in metrics else term
             own.append(None if loss.result is None else map_tensors(Tensor.detach, loss.result))
+            if objective.prioritises and loss.priority is not None:
+                self.priorities.append(loss.priority.detach())
         return metrics, own
 
     def count_examples(self, own: int) -> int | Tensor:
@@ -290,7 +312,7 @@ class Learner:
         if self.precision == "fp32":
             return loss
         metrics = {name: value.float() for name, value in loss.metrics.items()}
-        return Loss(loss.value.float(), metrics, loss.result)
+        return loss._replace(value=loss.value.float(), metrics=metrics)
 
     def take_score(self, score: float) -> None:
         """Step the schedules that wait for a plateau with an evaluation's ``score``."""
@@ -329,7 +351,8 @@ def check_objectives(objectives: Sequence[Objective]) -> Sequence[Objective]:
     """The objectives, if they go together.
 
     Raises:
-        ValueError: two have one name, or one reuses what no earlier one computes every time.
+        ValueError: two have one name or give priorities, or one reuses what no earlier one computes
+            every time.
 
     """
     earlier: dict[str, int] = {}
@@ -343,6 +366,9 @@ def check_objectives(objectives: Sequence[Objective]) -> Sequence[Objective]:
                 f"objective with a step in all of its updates; earlier ones: {list(earlier)}"
             )
         earlier[name] = objective.every
+    prioritising = [objective.name for objective in objectives if objective.prioritises]
+    if len(prioritising) > 1:
+        raise ValueError(f"one objective may give priorities, but these do: {prioritising}")
     return objectives
 
 

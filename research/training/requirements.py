@@ -13,6 +13,7 @@ from research.datasets.base import (
     RolloutDataset,
     ShareableDataset,
     ValidationDataset,
+    find_prioritised,
 )
 from research.parallel.process_group import rank_and_count
 from research.parallel.sums import is_parallel
@@ -33,7 +34,8 @@ def check_parts(
 
     Raises:
         ValueError: there is nothing to collect from or to evaluate on, the dataset cannot be
-            filled, or environment, dataset and network have different spaces.
+            filled or lacks priorities to draw by, or environment, dataset and network have
+            different spaces.
 
     """
     learns_from_rollouts = type(alg).prepare is not Algorithm.prepare
@@ -41,6 +43,12 @@ def check_parts(
         raise ValueError(
             f"{type(alg).__name__} learns from whole rollouts, which a {type(dataset).__name__} "
             "does not give; try dataset=rollout and trainer/pace=on_policy"
+        )
+    needs_priorities = find_prioritised(dataset) is not None
+    if needs_priorities and not any(each.prioritises for each in alg.objectives()):
+        raise ValueError(
+            f"{type(alg).__name__} gives no priorities, by which the dataset is to draw; try "
+            "dataset=replay, or alg=dqn, c51 or qrdqn"
         )
     if processor.observes and (not collects or is_parallel()):
         raise ValueError(

@@ -64,9 +64,8 @@ class Parts(NamedTuple):
 
     def collect(self, steps: Sequence[Mapping[str, Any]]) -> None:
         """Put recorded steps into the dataset, with what the algorithm stores beside them."""
-        if isinstance(self.dataset, RolloutDataset):
-            steps = steps[: len(steps) // self.dataset.horizon * self.dataset.horizon]
-        for step in steps:
+        horizon = getattr(self.dataset, "horizon", 1)
+        for step in steps[: len(steps) // horizon * horizon]:
             if step["begun"].any():
                 self.dataset.start_episodes(step["first"], step["begun"])
             stored = {}
@@ -75,7 +74,7 @@ class Parts(NamedTuple):
                 extras = act(self.alg, obs, explore=True).extras
                 stored = {name: value.detach().numpy() for name, value in extras.items()}
             names = "action", "reward", "ended", "cut", "obs"
-            self.dataset.add(Step(*(step[name] for name in names), stored))
+            self.dataset.add(Step(*(step[name] for name in names), extras=stored))
 
     def update(self, count: int = 1) -> list[dict[str, Tensor]]:
         """Make ``count`` updates."""
@@ -125,7 +124,7 @@ def make(
     parts = Parts(env, processor, alg, dataset, make_learner(alg, **settings))
     if collects(cfg):
         if alg.extras:
-            dataset.hold(alg.extras, {})
+            parts.dataset.hold(alg.extras, {})
         parts.collect(recorded(cfg, env, seed))
     return parts
 
@@ -346,8 +345,13 @@ class LossOf(nn.Module):
 
 
 def test_a_loss_is_a_function_of_parameters_batch_and_noise_alone(cfg: DictConfig) -> None:
-    """So another way of running may swap the parameters; its gradient is the step's to the bit."""
+    """So another way of running may swap the parameters; its gradient is the step's to the bit.
+
+    Buffers, such as running statistics, pass from one objective to the next.
+    """
     parts = make(cfg)
+    parts.learner.copies = []
+    buffers = {f"alg.{name}": value.clone() for name, value in parts.alg.named_buffers()}
     batch, before, descents = parts.sample(), {}, parts.learner.make_optimizers()
     for descent in descents.values():
         for group in descent.optim.param_groups:
@@ -363,13 +367,14 @@ def test_a_loss_is_a_function_of_parameters_batch_and_noise_alone(cfg: DictConfi
         reused = [results[objective.reuses]] if objective.reuses else []
 
         def compute(values: dict[str, Tensor]) -> tuple[Tensor, Any]:
-            buffers = {name: value.clone() for name, value in function.named_buffers()}  # noqa: B023
-            value, *rest = functional_call(function, (values, buffers), (*inputs, *reused))  # noqa: B023
-            return value, [each for each in rest if each is not None]
+            own = {name: value.clone() for name, value in buffers.items()}  # noqa: B023
+            value, *rest = functional_call(function, (values, own), (*inputs, *reused))  # noqa: B023
+            return value, (own, [each for each in rest if each is not None])
 
         trained = parts.name(descents[objective.name].parameters)
         values = {f"alg.{name}": each.detach().clone() for name, each in trained.items()}
-        gradients, (value, (metrics, *result)) = grad_and_value(compute, has_aux=True)(values)
+        function_of_values = grad_and_value(compute, has_aux=True)
+        gradients, (value, (buffers, (metrics, *result))) = function_of_values(values)
         for name, each in trained.items():
             expected = torch.zeros_like(each) if each.grad is None else each.grad
             assert torch.equal(gradients[f"alg.{name}"], expected), name
@@ -378,6 +383,8 @@ def test_a_loss_is_a_function_of_parameters_batch_and_noise_alone(cfg: DictConfi
             assert torch.equal(each, logged[key]), key
         results[objective.name] = map_tensors(Tensor.detach, result[0]) if result else None
     torch.testing.assert_close(dict(parts.alg.named_parameters()), before[0], rtol=0, atol=0)
+    for name, value in parts.alg.named_buffers():
+        assert torch.equal(buffers[f"alg.{name}"], value), name
     assert torch.equal(torch.get_rng_state(), before[1])
 
 

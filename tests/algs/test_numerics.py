@@ -3,13 +3,15 @@
 import pytest
 
 PAIRS = ["make_td3", "make_sac", "make_dqn", "make_ppo", "make_bounded_ppo"]
+CONTRIB = ["make_tqc", "make_crossq", "make_qrdqn"]
 
 
-@pytest.mark.parametrize("make", PAIRS)
+@pytest.mark.parametrize("make", [*PAIRS, *CONTRIB])
 def test_updates_are_those_of_stable_baselines3(make: str) -> None:
-    pytest.importorskip("stable_baselines3", reason="needs pip install -e '.[benchmarks]'")
+    package = "sb3_contrib" if make in CONTRIB else "stable_baselines3"
+    pytest.importorskip(package, reason="needs pip install -e '.[benchmarks]'")
     from benchmarks import numerics
 
     differences, moved = numerics.compare(getattr(numerics, make)(), points=[8])
     assert moved > 1e-3
-    assert differences[8] < 1e-10
+    assert differences[8] < 1e-9

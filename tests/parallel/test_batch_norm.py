@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from research.errors import UserError
+from research.networks.batch_renorm import BatchRenorm
 from research.parallel.batch_norm import synchronise_batch_norm
 from tests.commands import start
 
@@ -41,13 +42,20 @@ def test_a_network_without_it_is_left_alone() -> None:
     assert isinstance(network[1], nn.LayerNorm)
 
 
-def test_a_norm_with_a_forward_of_its_own_is_refused() -> None:
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_norm_with_a_forward_of_its_own_is_refused_wherever_it_is(device: str) -> None:
     class Own(nn.BatchNorm1d):
         def forward(self, input: Tensor) -> Tensor:
             return super().forward(input).relu()
 
     with pytest.raises(UserError, match=r"^Own is a batch norm of its own.*trainer\.devices=1$"):
-        synchronise_batch_norm(nn.Sequential(nn.Linear(3, 4), Own(4)), GPU)
+        synchronise_batch_norm(nn.Sequential(nn.Linear(3, 4), Own(4)), torch.device(device))
+
+
+def test_batch_renormalisation_is_refused() -> None:
+    norm = BatchRenorm(4, None, momentum=0.1, warmup=0)
+    with pytest.raises(UserError, match=r"^BatchRenorm is a batch norm of its own"):
+        synchronise_batch_norm(nn.Sequential(nn.Linear(3, 4), norm), torch.device("cpu"))
 
 
 def test_timms_norms_keep_their_activation() -> None:

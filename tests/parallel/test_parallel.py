@@ -300,3 +300,21 @@ def test_statistics_of_observations_are_those_of_all_ranks(tmp_path: Path) -> No
         moments.append(torch.load(path, weights_only=True)["processor"])
     for name, value in moments[0].items():
         torch.testing.assert_close(moments[1][name], value)
+
+
+def test_minibatches_of_a_rollout_are_shared_and_normalised_as_a_whole(tmp_path: Path) -> None:
+    """The advantages' statistics are those of the whole minibatch, also where it is uneven."""
+    rollout = ("trainer.pace.horizon=61", "trainer.pace.minibatches=3", "trainer.pace.epochs=2")
+    overrides = (
+        *("alg=ppo", "env=pendulum", "env.num_envs=2", "trainer.total_steps=122", "device=cpu"),
+        *("trainer.evaluation.every=122", "trainer.evaluation.episodes=1", "trainer.log_every=122"),
+        *("network.hidden_dims=[32]", "~alg.optim.eps", *SGD, *rollout),
+        *("alg.value_weight=0.001", "trainer.max_grad_norm=null"),  # values would hide advantages
+    )
+    for devices in (1, 2):
+        finish(tmp_path / str(devices), *overrides, f"trainer.devices={devices}")
+    one, two = (weights(tmp_path / name) for name in ("1", "2"))
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, rtol=1e-4, atol=1e-5)
+    logged = [float(rows(tmp_path / name, "train")[-1]["loss"]) for name in ("1", "2")]
+    assert logged[0] == pytest.approx(logged[1], rel=1e-4)

@@ -25,7 +25,8 @@ def make_rollout(reward: np.ndarray, over: np.ndarray) -> Rollout:
     env = torch.arange(reward.shape[1]).repeat(len(reward))
     obs = torch.zeros(reward.size, 1)
     rows: Any = obs, obs, torch.from_numpy(reward).flatten(), torch.ones(reward.size), obs
-    return Rollout(*rows, torch.from_numpy(over).flatten(), env, {}, {}, {})
+    ended = torch.from_numpy(over).flatten()
+    return Rollout(*rows, over=ended, env=env, extras={}, info={}, next_info={})
 
 
 def draw(seed: int, horizon: int, num_envs: int) -> tuple[np.ndarray, np.ndarray]:

@@ -1143,7 +1143,7 @@ def test_no_step_asks_whether_a_part_keeps_a_protocol(
 ) -> None:
     """It takes as long as sampling a batch."""
     kind, asked = type(OnlineDataset), []
-    is_instance = kind.__instancecheck__
+    is_instance: Any = kind.__instancecheck__
 
     def note(protocol: Any, part: Any) -> bool:
         asked.append((protocol, part))

@@ -11,12 +11,15 @@ import torch
 from gymnasium import Space, spaces
 from torch import Tensor
 
-from research.batches import ArrayTree, PackedBatch, Step
+from research.batches import ArrayTree, PackedBatch, Step, add_weight
 from research.datasets.replay.frames import FrameStacks
 from research.datasets.replay.journal import Block, Journal
+from research.datasets.replay.prioritised_rows import PrioritisedRows, PrioritisedRowsFactory
 from research.datasets.replay.reader import EpisodeRows, ReaderFactory
 from research.datasets.replay.rings import EpisodeRings, RingSizes
+from research.datasets.replay.row_set import RowSet
 from research.datasets.replay.storage import Leaf, RowStorage, compute_row_bytes, leaf_of
+from research.datasets.replay.sum_tree import SumTree
 from research.datasets.replay.transitions import Transitions
 from research.errors import DamagedFile, UserError
 from research.machine.device import data_device
@@ -45,7 +48,9 @@ NO_DICT = "the environment's observations are a dict, but its observation_space 
 
 
 class ReplayBuffer:
-    """The newest steps of E environments; a batch is drawn uniformly from all their samples.
+    """The newest steps of E environments; a batch is drawn from all their samples.
+
+    It is drawn uniformly, or by ``priorities``; batches are then ``WeightedTransition``s.
 
     What a sample is, by default a transition of up to ``n_step`` steps, is up to the reader.
 
@@ -72,14 +77,18 @@ class ReplayBuffer:
             files in the folder for temporary files ($TMPDIR), deleted when the process ends.
         device: where rows are kept and batches returned; it does not affect which are drawn.
         reader: makes what reads batches from rows; given ``n_step`` and ``discount``.
+        priorities: makes the set of the rows where samples may start, from which they are drawn by
+            their priorities; None to draw uniformly.
 
     Attributes:
         observation_space: of one environment.
         action_space: of one environment.
         memory_bytes: host memory that the full buffer takes.
+        is_prioritised: whether it has priorities.
 
     Raises:
-        ValueError: for a capacity out of range, an unsupported space, or rows that do not fit.
+        ValueError: for a capacity out of range, an unsupported space, rows that do not fit, or
+            priorities of other samples than transitions.
 
     """
 
@@ -97,6 +106,7 @@ class ReplayBuffer:
         storage: Literal["ram", "disk"],
         device: str,
         reader: ReaderFactory = Transitions,
+        priorities: PrioritisedRowsFactory | None = None,
     ) -> None:
         self.capacity = capacity
         self.batch_size = batch_size
@@ -106,6 +116,13 @@ class ReplayBuffer:
             raise ValueError("storage=disk keeps rows on the host, which needs device=cpu")
         frame_stack = env.metadata.get("frame_stack", 1)
         read = self._reader = reader(n_step, discount)
+        self._make_starts = priorities or RowSet
+        self.is_prioritised = priorities is not None
+        if self.is_prioritised and not isinstance(read, Transitions):
+            raise ValueError(
+                f"priorities are those of transitions, but the reader is a {type(read).__name__}; "
+                "set dataset.priorities=null"
+            )
         check_sizes(capacity, env.num_envs, read.max_steps, frame_stack)
         ring_rows = capacity // env.num_envs
         self._sizes = RingSizes(
@@ -162,9 +179,15 @@ class ReplayBuffer:
         """Hand out a rank's share of every batch; all ranks must store the same steps.
 
         Raises:
-            ValueError: a batch has fewer samples than there are ranks.
+            ValueError: a batch has fewer samples than there are ranks, or is drawn by priorities,
+                of which each rank would know its own alone.
 
         """
+        if num_ranks > 1 and self.is_prioritised:
+            raise ValueError(
+                f"priorities cannot be shared by {num_ranks} ranks; set trainer.devices=1, or "
+                "dataset=replay"
+            )
         if self.batch_size < num_ranks:
             raise ValueError(
                 f"batch_size={self.batch_size} is too small for {num_ranks} ranks; raise "
@@ -232,7 +255,7 @@ class ReplayBuffer:
         self._reader.follow(None)
 
     def sample(self) -> Any:  # what the reader makes
-        """B samples, each equally likely, with replacement.
+        """B samples with replacement, each equally likely unless there are priorities.
 
         Observations of stacked frames may share memory with each other.
 
@@ -246,7 +269,8 @@ class ReplayBuffer:
     def sample_packed(self) -> PackedBatch[Any]:
         """The batch that ``sample`` would return, in memory copied to a device as a whole."""
         if self._prepared is None:
-            return self._reader.read(self._draw(), pinned=False)
+            batch = self._reader.read(self._draw(), pinned=False)
+            return self._weigh(batch) if self.is_prioritised else batch
         batch, self._prepared = self._prepared.result(), None
         return batch
 
@@ -262,9 +286,21 @@ class ReplayBuffer:
             UserError: there is no sample yet.
 
         """
+        assert not self.is_prioritised, "the errors of the batch before may not be known"
         if self._prepared is None:
             self._state_before_draw = self._generator.get_state()
             self._prepared = self._thread.submit(self._reader.read, self._draw(), pinned=pinned)
+
+    def anneal(self, share: float) -> None:
+        """Tell the priorities, before a batch, that ``share`` of the run is over, in [0, 1]."""
+        self._priorities.anneal(share)
+
+    def prioritise(self, errors: Tensor) -> None:
+        """Set the priorities of the samples of the last batch by their errors (B,).
+
+        It does not wait for the device of ``errors``. A sample that was overwritten since has none.
+        """
+        self._priorities.prioritise(errors)
 
     def save(self, folder: Path) -> dict[str, Any]:
         """Tensors and plain values from which the same samples follow.
@@ -287,6 +323,7 @@ class ReplayBuffer:
         return {
             "layout": self._layout(),
             "rings": self._rings.state_dict(),
+            **({"priorities": self._priorities.state_dict()} if self.is_prioritised else {}),
             "journal": self._journal.state_dict(),
             "files": [segment.name for segment in self._journal.segments],
             "generator": (
@@ -308,6 +345,8 @@ class ReplayBuffer:
             )
         self._discard_prepared()
         self._rings.load_state_dict(state["rings"])
+        if self.is_prioritised:
+            self._priorities.load_state_dict(state["priorities"])
         journal = self._make_journal(folder)
         journal.load_state_dict(state["journal"])
         if journal.stops != self._rings.num_written:
@@ -326,7 +365,7 @@ class ReplayBuffer:
     @cached_property
     def _rows(self) -> EpisodeRows:
         """The rows, allocated when they are first needed."""
-        rings = EpisodeRings(self._sizes)
+        rings = EpisodeRings(self._sizes, self._make_starts(self._sizes.num_rows))
         storage = RowStorage(
             self._leaves,
             num_rows=self._sizes.num_rows,
@@ -352,6 +391,12 @@ class ReplayBuffer:
         return self._rows.rings
 
     @property
+    def _priorities(self) -> PrioritisedRows:
+        starts = self._rings.starts
+        assert isinstance(starts, PrioritisedRows), "this buffer draws uniformly"
+        return starts
+
+    @property
     def _storage(self) -> RowStorage:
         return self._rows.storage
 
@@ -371,7 +416,8 @@ class ReplayBuffer:
         """Check that the rows fit; returns the bytes of host memory that they will take."""
         num_rows = self._sizes.num_rows
         row_bytes = num_rows * compute_row_bytes(self._leaves.values())
-        index_bytes = self._sizes.bookkeeping_bytes + num_rows * self._reader.bytes_per_row
+        per_row = self._reader.bytes_per_row + SumTree.bytes_per_value * self.is_prioritised
+        index_bytes = self._sizes.bookkeeping_bytes + num_rows * per_row
         what, way_out = f"a replay buffer of {self.capacity:,} rows", "lower dataset.capacity"
         on_host = self.device.type == "cpu" and not self.on_disk
         if self.on_disk:
@@ -391,6 +437,14 @@ class ReplayBuffer:
             )
         starts = self._rings.starts.draw(self.batch_size, self._generator)
         return starts.tensor_split(self._num_ranks)[self._rank] if self._num_ranks > 1 else starts
+
+    def _weigh(self, batch: PackedBatch[Any]) -> PackedBatch[Any]:
+        """The batch with the importance weights of the rows that were drawn for it."""
+        weight = self._priorities.weights().to(self.device)
+        return PackedBatch(
+            [*batch.memory, weight],
+            lambda memory: add_weight(batch.unpack(memory[:-1]), memory[-1]),
+        )
 
     def _discard_prepared(self) -> None:
         """Undo ``prepare``; to be called before anything changes."""
@@ -443,6 +497,7 @@ class ReplayBuffer:
             "n_step": self._sizes.max_steps,
             **({"min_steps": self._sizes.min_steps} if self._sizes.min_steps > 1 else {}),
             **({"frame_stack": self._sizes.frame_stack} if self._stacks else {}),
+            **({"prioritised": True} if self.is_prioritised else {}),
             **{
                 kind: {n: list(leaf.shape) for n, leaf in values.items()}
                 for kind, values in held.items()

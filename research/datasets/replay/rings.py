@@ -69,12 +69,16 @@ class EpisodeRings:
     The ring of environment e starts at row ``e * (R + W)``; its first W = n + S - 1 rows are
     repeated after its last, so that no such window has to wrap.
 
+    Args:
+        sizes: of the rings.
+        starts: an empty set of ``sizes.num_rows`` rows, which gets those where samples may start.
+
     """
 
-    def __init__(self, sizes: RingSizes) -> None:
+    def __init__(self, sizes: RingSizes, starts: RowSet) -> None:
         num_envs, ring_rows, min_steps, max_steps, frame_stack = sizes
         self.sizes = sizes
-        self.starts = RowSet(sizes.num_rows)
+        self.starts = starts
         # int32 like the members of the set; empty where all values would be equal.
         varies = min_steps < max_steps
         self._num_steps = torch.empty(sizes.num_rows * varies, dtype=torch.int32)

@@ -143,11 +143,16 @@ def check_parts(parts: Sequence[str], names: Iterable[str]) -> None:
 
 
 def select(weights: Weights, parts: Sequence[str] | None) -> Weights:
-    """The weights that lie in ``parts``; None for all."""
-    if parts is None:
-        return weights
-    prefixes = tuple(f"{part}." for part in parts)
-    return {name: value for name, value in weights.items() if f"{name}.".startswith(prefixes)}
+    """The weights that lie in ``parts``; None for all.
+
+    The extra state of a module (``nn.Module.get_extra_state``) is of the run, and no weight.
+    """
+    prefixes = ("",) if parts is None else tuple(f"{part}." for part in parts)
+    return {
+        name: value
+        for name, value in weights.items()
+        if f"{name}.".startswith(prefixes) and not name.endswith("._extra_state")
+    }
 
 
 def fits(value: Tensor, own: Tensor) -> bool:

@@ -15,6 +15,7 @@ from research.errors import UserError
 from research.networks.actor_critic import ActorCritic
 from research.processors.base import Processor
 from research.processors.normalise import NormaliseObservations
+from research.processors.normalise_rewards import NormaliseRewards
 from research.status import Status
 from research.training.run import Run
 from research.training.saving.initialise import initialise, select
@@ -336,3 +337,23 @@ def test_a_source_without_weights_is_named(
     line = assert_unchanged_by(lambda: begin(tmp_path, parts, tmp_path / name), parts)
     assert words in line
     assert name in line
+
+
+def test_open_episodes_of_the_other_run_are_not_taken_over(
+    make: Make, tmp_path: Path, spaces: Spaces
+) -> None:
+    """Their sums of rewards, of another number of environments, are extra state."""
+
+    def with_rewards() -> Parts:
+        processor = NormaliseRewards(*spaces, discount=0.9, clip=10.0, epsilon=1e-8)
+        return Parts(make().alg, processor)
+
+    other, into = with_rewards(), with_rewards()
+    assert isinstance(other.processor, NormaliseRewards)
+    assert isinstance(into.processor, NormaliseRewards)
+    other.processor.sums = torch.rand(4)
+    other.processor.moments.variance.fill_(4.0)
+    save(tmp_path / "source/checkpoints/last", other.weights())
+    begin(tmp_path / "run", into, tmp_path / "source")
+    assert into.processor.moments.variance == 4
+    assert len(into.processor.sums) == 0

@@ -1,0 +1,127 @@
+"""Truncated Quantile Critics: Kuznetsov et al., 2020, https://arxiv.org/abs/2005.04269."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from research.algs.base import Loss, OptimFactory, PolyakCopy
+from research.algs.maximum_entropy import MaximumEntropy, Noise
+from research.algs.targets import frozen_copy
+from research.batches import Transition
+from research.networks.quantile_critics import QuantileActorCritic
+from research.ranges import NonNegativeInt, PositiveFloat, PositiveFraction, PositiveInt
+
+
+class TQC(MaximumEntropy):
+    """SAC with critics of quantiles, the highest of which are left out of the target (Algorithm 1).
+
+    Actions lie in [-1, 1].
+
+    Deviations:
+        The log-std is bounded by a tanh, as in SAC here, where the authors' code clips it.
+        The critics' losses are summed, where the authors' code averages them; for Adam the scale of
+        a loss makes no difference, except for its epsilon.
+        The temperature's loss is linear in the temperature, as in SAC here and in its paper, where
+        the authors' code has its logarithm.
+        An episode cut by a time limit bootstraps from its real final observation.
+
+    Args:
+        network: ``actor`` maps (B, O) to distributions, ``critics`` (B, O) and (B, A) to M
+            quantiles of N critics, (N, B, M).
+        optim: builds an optimizer from parameters; critics, actor and temperature have one each.
+        tau: Polyak step per target update, in (0, 1].
+        temperature: at the start, above 0.
+        target_entropy: entropy that the temperature aims at, in nats; None for minus A.
+        dropped_quantiles: d of the paper: of the N M quantiles of all critics, the N d highest are
+            left out of the target; at least 0 and below M.
+        actor_every: critic updates per update of actor and temperature, at least 1.
+        target_every: critic updates per target update, at least 1.
+
+    Raises:
+        ValueError: no quantile would be left.
+
+    """
+
+    def __init__(
+        self,
+        network: QuantileActorCritic,
+        *,
+        optim: OptimFactory,
+        tau: PositiveFraction,
+        temperature: PositiveFloat,
+        target_entropy: float | None,
+        dropped_quantiles: NonNegativeInt,
+        actor_every: PositiveInt,
+        target_every: PositiveInt,
+    ) -> None:
+        num_quantiles = network.critics.num_quantiles
+        if dropped_quantiles >= num_quantiles:
+            raise ValueError(
+                f"dropped_quantiles must be below network.num_quantiles={num_quantiles}, got "
+                f"{dropped_quantiles}"
+            )
+        super().__init__(
+            network,
+            optim=optim,
+            temperature=temperature,
+            target_entropy=target_entropy,
+            actor_every=actor_every,
+        )
+        self.target_critics = frozen_copy(network.critics)
+        self.tau = tau
+        self.target_every = target_every
+        self.dropped_quantiles = dropped_quantiles
+
+    def copies(self) -> Sequence[PolyakCopy]:
+        critics = self.network.critics
+        return [PolyakCopy(self.target_critics, critics, self.tau, every=self.target_every)]
+
+    def critic_loss(self, batch: Transition, noise: Noise) -> Loss:
+        """Quantile Huber loss of every critic on the truncated target."""
+        target = self.compute_target(batch, noise.target)
+        quantiles = self.network.critics(batch.obs, batch.action)
+        loss = quantile_huber_loss(quantiles, target).sum(dim=0).mean()
+        return Loss(loss, {"q": quantiles.mean(), "target_q": target.mean()})
+
+    def actor_loss(self, batch: Transition, noise: Noise) -> Loss:
+        """Minus the mean of all quantiles, none left out, and the entropy."""
+        action, log_prob = self.network.actor(batch.obs).sample(noise.actor)
+        q = self.network.critics(batch.obs, action).mean(dim=(0, 2))
+        temperature = self.temperature.detach()
+        loss = (temperature * log_prob - q).mean()
+        metrics = {"entropy": -log_prob.mean(), "temperature": temperature}
+        return Loss(loss, metrics, result=log_prob)
+
+    @torch.no_grad()
+    def compute_target(self, batch: Transition, noise: Tensor) -> Tensor:
+        """The N (M - d) lowest atoms of the soft return, (B, K); ``noise`` is standard, (B, A)."""
+        action, log_prob = self.network.actor(batch.next_obs).sample(noise)
+        quantiles = self.target_critics(batch.next_obs, action)
+        num_kept = len(quantiles) * (quantiles.shape[-1] - self.dropped_quantiles)
+        kept = quantiles.transpose(0, 1).flatten(1).sort(dim=1).values[:, :num_kept]
+        soft = kept - (self.temperature * log_prob)[:, None]
+        return batch.reward[:, None] + batch.discount[:, None] * soft
+
+
+def quantile_huber_loss(quantiles: Tensor, target: Tensor) -> Tensor:
+    """How far quantiles are from a distribution, with the Huber loss of threshold 1.
+
+    Dabney et al., 2018, https://arxiv.org/abs/1710.10044, equations 9 and 10; a mean over both
+    quantiles and atoms, as in the authors' code.
+
+    Args:
+        quantiles: (..., B, M), of the probabilities (m + 0.5) / M.
+        target: atoms (B, K), all of the same probability.
+
+    Returns:
+        (..., B).
+
+    """
+    num_quantiles = quantiles.shape[-1]
+    midpoints = torch.arange(num_quantiles, dtype=quantiles.dtype, device=quantiles.device) + 0.5
+    error = target[:, None, :] - quantiles[..., None]
+    size = error.abs()
+    huber = torch.where(size > 1, size - 0.5, 0.5 * error.square())
+    weight = (midpoints[:, None] / num_quantiles - (error < 0).to(error.dtype)).abs()
+    return (weight * huber).mean(dim=(-2, -1))

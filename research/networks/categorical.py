@@ -1,0 +1,78 @@
+"""An actor that chooses among discrete actions, with critics that rate all of them."""
+
+from collections.abc import Sequence
+
+import gymnasium
+from gymnasium.spaces import Discrete
+from torch import Tensor, nn
+
+from research.networks.actor_critic import StochasticActorCritic, flat_dim
+from research.networks.distributions import Categorical
+from research.networks.mlp import MLP, Activation, EnsembleMLP, Init, Layers
+from research.ranges import PositiveInt
+
+
+class CategoricalActor(nn.Module):
+    """(B, O) to a ``Categorical`` of K actions."""
+
+    def __init__(self, mlp: MLP) -> None:
+        super().__init__()
+        self.mlp = mlp
+
+    def forward(self, obs: Tensor) -> Categorical:
+        return Categorical(self.mlp(obs))
+
+
+class CategoricalActorCritic(StochasticActorCritic):
+    """``actor`` maps observations to distributions, ``critics`` to the values of all actions.
+
+    The critics' output is (N, B, K).
+
+    Args:
+        observation_space: a flat Box of floats, (O,).
+        action_space: Discrete, K actions from 0 on.
+        hidden_dims: widths of the hidden layers of actor and critics.
+        num_critics: N.
+        activation: makes the activation after each hidden layer.
+        layer_norm: whether hidden layers are normalised before their activation.
+        init: fills the weight matrices; None for torch's own initialisation.
+
+    Raises:
+        ValueError: for spaces that it cannot take.
+
+    """
+
+    def __init__(
+        self,
+        observation_space: gymnasium.Space,
+        action_space: gymnasium.Space,
+        *,
+        hidden_dims: Sequence[PositiveInt],
+        num_critics: PositiveInt,
+        activation: Activation,
+        layer_norm: bool,
+        init: Init | None,
+    ) -> None:
+        super().__init__()
+        obs_dim, self.action_dim = flat_dim(observation_space), count_actions(action_space)
+        self.observation_space, self.action_space = observation_space, action_space
+        layers = Layers(hidden_dims, activation, layer_norm, init)
+        self.actor = CategoricalActor(MLP(obs_dim, self.action_dim, layers))
+        self.critics = EnsembleMLP(num_critics, obs_dim, self.action_dim, layers)
+
+
+def count_actions(space: gymnasium.Space) -> int:
+    """The number of discrete actions.
+
+    Raises:
+        ValueError: for any other space than actions from 0 on.
+
+    """
+    if not isinstance(space, Discrete):
+        raise ValueError(
+            f"actions must be discrete, got {space}; try alg=sac, or an env with discrete actions, "
+            "such as env=cartpole_gym"
+        )
+    if space.start != 0:
+        raise ValueError(f"discrete actions must begin at 0, got {space}")
+    return int(space.n)
