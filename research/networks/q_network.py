@@ -9,7 +9,7 @@ import gymnasium
 import torch
 from torch import Tensor, nn
 
-from research.networks.actor_value import EncoderFactory
+from research.networks.encoders import EncoderFactory
 from research.networks.mlp import Activation
 from research.networks.predictor import Predictor, float_shape
 from research.ranges import PositiveFloat, PositiveInt
