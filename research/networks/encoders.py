@@ -32,7 +32,7 @@ EncoderFactory: TypeAlias = Callable[[gymnasium.Space], Encoder]
 
 
 class ImageEncoder(nn.Module):
-    """Convolutions without padding, then a linear layer, each followed by a ReLU.
+    """Convolutions without padding, then maybe a linear layer, each followed by a ReLU.
 
     That of Mnih et al., 2015, https://www.nature.com/articles/nature14236, is
     ``network/encoder=nature``; that of Young and Tian, 2019, https://arxiv.org/abs/1903.03176, is
@@ -44,7 +44,8 @@ class ImageEncoder(nn.Module):
         channels: outputs of each convolution, of which there is at least one.
         kernels: width of each convolution, pixels.
         strides: of each convolution, pixels.
-        feature_dim: R, outputs of the linear layer.
+        feature_dim: R, outputs of the linear layer; None for no such layer, but the outputs of the
+            last convolution, flattened.
         init: fills the weights; None for torch's own initialisation.
 
     Raises:
@@ -60,7 +61,7 @@ class ImageEncoder(nn.Module):
         channels: Sequence[PositiveInt],
         kernels: Sequence[PositiveInt],
         strides: Sequence[PositiveInt],
-        feature_dim: PositiveInt,
+        feature_dim: PositiveInt | None,
         init: Init | None,
     ) -> None:
         super().__init__()
@@ -81,9 +82,11 @@ class ImageEncoder(nn.Module):
         for widths, kernel, stride in sizes:
             layers += [nn.Conv2d(*widths, kernel, stride), nn.ReLU()]
         num_features = channels[-1] * math.prod(sides_after(shape[1:], kernels, strides))
-        layers += [nn.Flatten(), nn.Linear(num_features, feature_dim), nn.ReLU()]
+        layers.append(nn.Flatten())
+        if feature_dim is not None:
+            layers += [nn.Linear(num_features, feature_dim), nn.ReLU()]
         self.layers = nn.Sequential(*layers)
-        self.output_dim = feature_dim
+        self.output_dim = feature_dim or num_features
         initialise(self, init)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  faster on CPUs
 

@@ -9,6 +9,7 @@ import gymnasium
 import torch
 from torch import Tensor, nn
 
+from research.batches import Tree
 from research.networks.encoders import EncoderFactory
 from research.networks.mlp import Activation
 from research.networks.predictor import Predictor, float_shape
@@ -141,7 +142,7 @@ class QNetwork(Predictor):
         streams = [self.advantage] if self.value is None else [self.advantage, self.value]
         self.noise_dims = [sum(stream.noise_dims) for stream in streams]
 
-    def forward(self, obs: Tensor, noise: Tensor | None = None) -> Tensor:
+    def forward(self, obs: Tree, noise: Tensor | None = None) -> Tensor:
         """Values (B, K) or atoms (B, K, M); ``noise`` is of ``draw_noise``, None for the mean."""
         features = self.encoder(obs)
         parts = [None, None] if noise is None else [*noise.split(self.noise_dims, dim=1)]

@@ -101,6 +101,16 @@ def test_integers_are_scaled_by_the_spaces_largest_and_floats_are_not() -> None:
     torch.testing.assert_close(planes(images), floats(images.float()))
 
 
+def test_without_a_linear_layer_features_are_those_of_the_last_convolution() -> None:
+    space, linear = Box(0, 255, (2, 9, 8), np.uint8), make(Box(0, 255, (2, 9, 8), np.uint8))
+    encoder = make(space, feature_dim=None)
+    encoder.load_state_dict(linear.state_dict(), strict=False)
+    images = sample(space)
+    assert encoder(images).shape == (5, encoder.output_dim) == (5, 5)
+    expected = linear.layers[:-2](images.float() / 255)
+    torch.testing.assert_close(encoder(images), expected)
+
+
 @pytest.mark.parametrize("choice", ["actor_value", "actor_value_cnn"])
 def test_weights_begin_as_those_of_the_rest_of_the_network(load: Load, choice: str) -> None:
     encoder = build_encoder(load, PLANES, f"network={choice}", "network/encoder=minatar")

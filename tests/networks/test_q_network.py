@@ -9,7 +9,9 @@ import torch
 from gymnasium.spaces import Box, Discrete, Space
 from torch import Tensor, nn
 
+from research.config import build
 from research.networks.q_network import NoisyLinear, QNetwork
+from tests.conftest import Load
 
 OBS, ACTIONS = Box(-1, 1, (3,), np.float32), Discrete(4)
 
@@ -149,3 +151,22 @@ def test_observations_of_any_shape_are_flattened_unless_an_encoder_takes_them() 
     assert any(name.startswith("encoder.0") for name, _ in network.named_parameters())
     with pytest.raises(ValueError, match="observations must be floats"):
         make(images)
+
+
+def test_rainbow_has_the_published_network(load: Load) -> None:
+    """Hessel et al., 2018, appendix: three convolutions, then streams of 512 and noisy outputs."""
+    images = "network/encoder=nature", "network.encoder.feature_dim=null"
+    cfg = load("experiment=rainbow", *images)
+    network = build(cfg.network, Box(0, 255, (4, 84, 84), np.uint8), Discrete(18))
+    shapes = {name: tuple(each.shape) for name, each in network.named_parameters()}
+    assert [shape for name, shape in shapes.items() if "encoder" in name and len(shape) == 4] == [
+        (32, 4, 8, 8), (64, 32, 4, 4), (64, 64, 3, 3)
+    ]  # fmt: skip
+    streams = {name: shape for name, shape in shapes.items() if name.endswith("weight_noise")}
+    assert streams == {
+        "advantage.layers.0.weight_noise": (512, 3136),
+        "advantage.layers.2.weight_noise": (18 * 51, 512),
+        "value.layers.0.weight_noise": (512, 3136),
+        "value.layers.2.weight_noise": (51, 512),
+    }
+    assert sum(each.numel() for each in network.encoder.parameters()) == 77_984
