@@ -75,8 +75,13 @@ def collects(cfg: DictConfig) -> bool:
 
 
 def small(alg: str, folder: Path, *, batch_size: int, capacity: int) -> list[str]:
-    """An algorithm's companions at these sizes, as far as they have any; files go to ``folder``."""
+    """An algorithm's companions at these sizes, as far as they have any; files go to ``folder``.
+
+    Critics that are wider than actors are not.
+    """
     cfg, overrides = alone(alg), choosing(alg)
+    if "critic_hidden_dims" in cfg.network:
+        overrides.append("network.critic_hidden_dims=[32,32]")
     if "batch_size" in cfg.dataset:
         overrides.append(f"dataset.batch_size={batch_size}")
     if "capacity" in cfg.dataset:

@@ -100,7 +100,7 @@ class Parts(NamedTuple):
 def cfg(
     request: pytest.FixtureRequest, load: Load, tmp_path_factory: pytest.TempPathFactory
 ) -> DictConfig:
-    """What an algorithm alone composes to, but for the sizes of its dataset and of its images."""
+    """What an algorithm alone composes to, but for the sizes of dataset, images, wide critics."""
     folder = tmp_path_factory.mktemp("data")
     return load(*small(request.param, folder, batch_size=16, capacity=400))
 
