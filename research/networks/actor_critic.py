@@ -138,7 +138,8 @@ def bounded_action_dim(space: gymnasium.Space) -> int:
     """
     if not isinstance(space, gymnasium.spaces.Box) or len(space.shape) != 1:
         raise ValueError(
-            f"actions must be continuous (A,), got {space}; choose an env with a Box action space"
+            f"actions must be continuous (A,), got {space}; try alg=dqn or alg=ppo, or an env with "
+            "a Box action space"
         )
     if not (np.all(space.low == -1) and np.all(space.high == 1)):
         raise ValueError(f"actions must lie in [-1, 1], got {space}")

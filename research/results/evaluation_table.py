@@ -52,7 +52,7 @@ def return_columns(returns: Sequence[Mapping[str, Any] | None]) -> list[Column]:
         Column("median", texts["median"]),
         Column("IQM", texts["iqm"]),
         Column(
-            "95 % interval", ["-" if "-" in pair else f"{pair[0]} to {pair[1]}" for pair in pairs]
+            "95 % of IQM", ["-" if "-" in pair else f"{pair[0]} to {pair[1]}" for pair in pairs]
         ),
     ]
 

@@ -20,6 +20,7 @@ from research.envs.wrappers import cast_to, scale_to
 from research.errors import DamagedFile, Misfit, UserError, message_of
 from research.machine.device import choose_device
 from research.results.runs import StoredRun, read_run
+from research.status import read_status
 from research.training.policy import Policy
 from research.training.saving.checkpoint import load_file
 from research.training.saving.retention import read_manifest
@@ -209,7 +210,10 @@ def find_checkpoint(run_dir: Path, name: CheckpointName) -> Path:
         raise UserError(f"checkpoint={name} is not a choice; allowed: best, last")
     link = run_dir / "checkpoints" / name
     if not os.path.lexists(link):
-        raise UserError(f"{run_dir} has no {name} checkpoint yet")
+        status = read_status(run_dir) or {}
+        has_failed = status.get("state") == "failed"
+        why = f": it failed, {status['exit_reason']}" if has_failed else " yet"
+        raise UserError(f"{run_dir} has no {name} checkpoint{why}")
     folder = Path(os.path.realpath(link))
     if not folder.name.rstrip("+").isdigit():
         raise DamagedFile(f"{link} is damaged: it links to {folder.name}")

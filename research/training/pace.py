@@ -115,7 +115,8 @@ class OnPolicy:
             raise ValueError(
                 f"trainer.total_steps={total_steps} is less than a rollout of "
                 f"trainer.pace.horizon={self.horizon} steps in each of {num_envs} environments, so "
-                "that nothing would be learned"
+                f"that nothing would be learned; give the run at least {self.rollout_steps}, or "
+                f"set trainer.pace.horizon={max(1, total_steps // (8 * num_envs))}"
             )
 
     def count_updates(self, step: int) -> int:

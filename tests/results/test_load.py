@@ -21,6 +21,7 @@ from research.algs.base import Acted
 from research.envs.wrappers import scale_to
 from research.errors import UserError
 from research.results.load import LoadedPolicy, load, scale_from
+from research.status import Status
 from research.training.saving.spaces import Spaces, from_plain, to_plain
 from tests.commands import train
 from tests.conftest import TOYS
@@ -197,8 +198,10 @@ def spoil(run: Path, kind: str) -> None:
         (best / "manifest.json").write_text('{"version": 99}')
     if kind == "width":
         config.write_text(config.read_text().replace("- 16", "- 17"))
-    if kind == "new":
+    if kind in ("new", "failed"):
         shutil.rmtree(run / "checkpoints")
+    if kind == "failed":
+        Status(run).end("failed", "the disk is full")
     if kind == "config":
         config.unlink()
 
@@ -211,6 +214,7 @@ def spoil(run: Path, kind: str) -> None:
         ("version", "is of version 99; this code reads version 1"),
         ("width", "does not fit this code or config"),
         ("new", "has no best checkpoint yet"),
+        ("failed", "has no best checkpoint: it failed, the disk is full"),
         ("config", "is no run: it has no .hydra/config.yaml"),
     ],
 )
