@@ -35,12 +35,14 @@ def channels_first_space(space: spaces.Space) -> spaces.Space:
     return spaces.Box(low, high, dtype=space.dtype.type)
 
 
-def move_channels(space: spaces.Space, obs: Any) -> Any:
-    """``obs`` of ``space`` with the channels of its images first."""
+def move_channels(space: spaces.Space | None, obs: Any) -> Any:
+    """Observations of ``space``, one or several, with the channels of their images first."""
     if isinstance(space, spaces.Dict):
         return {key: move_channels(space[key], obs[key]) for key in space}
-    is_last = isinstance(space, spaces.Box) and has_channels_last(space)
-    return np.ascontiguousarray(np.moveaxis(obs, -1, 0)) if is_last else obs
+    if not isinstance(space, spaces.Box) or not has_channels_last(space):
+        return obs
+    is_last = np.shape(obs)[-3:] == space.shape
+    return np.ascontiguousarray(np.moveaxis(obs, -1, -3)) if is_last else obs
 
 
 def has_channels_last(box: spaces.Box) -> bool:

@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from research.config import build, build_env
+from research.envs.images import move_channels
 from research.envs.wrappers import cast_to, scale_to
 from research.errors import DamagedFile, Misfit, UserError, message_of
 from research.machine.device import choose_device
@@ -103,6 +104,8 @@ class LoadedPolicy:
         is_flat = isinstance(obs, np.ndarray) and obs.shape[-1:] == space.shape
         if isinstance(space, Box) and not (own is None or isinstance(own, Box) or is_flat):
             obs = flatten(own, obs)
+        elif isinstance(own, Dict) == isinstance(obs, Mapping):
+            obs = move_channels(own, obs)
         obs = cast_to(space, obs)
         name, array, shape = first_array(space, obs)
         if array.shape == shape:

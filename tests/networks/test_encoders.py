@@ -14,7 +14,7 @@ from research.config import build
 from research.networks.encoders import ImageEncoder, MultiInput
 from research.networks.mlp import initialise
 from research.networks.predictor import FlatMLP
-from tests.conftest import Load
+from tests.conftest import CONF, Load, options
 
 FRAMES = Box(0, 255, (4, 84, 84), np.uint8)
 PLANES = Box(0, 1, (4, 10, 10), np.uint8)
@@ -209,6 +209,22 @@ def test_the_yaml_chooses_the_encoder_of_the_images(load: Load, image: str) -> N
     network = build(cfg.network, Dict(a=FRAMES, b=vector(3)), Discrete(6))
     width = {"nature": 512, "minatar": 128}[image]
     assert network.mlp[0].in_features == width + 3
+
+
+WITH_ENCODER = [
+    name
+    for name in options("network")
+    if "\nencoder: null" in (CONF / "network" / f"{name}.yaml").read_text()
+]
+
+
+@pytest.mark.parametrize("name", WITH_ENCODER)
+def test_every_network_with_an_encoder_gets_the_one_chosen(load: Load, name: str) -> None:
+    cfg = load(f"network={name}", "network/encoder=minatar")
+    is_discrete = name in ("actor_value", "mlp", "q_network")
+    network = build(cfg.network, PLANES, Discrete(3) if is_discrete else ACTIONS)
+    assert isinstance(network.encoder, ImageEncoder)
+    assert network.encoder(sample(PLANES)).shape == (5, 128)
 
 
 class Mean(nn.Module):

@@ -3,22 +3,25 @@
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import gymnasium
 import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from gymnasium.spaces import Box, Dict
 from hypothesis import given
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
 from torch import Tensor
 
 from research.algs.base import Acted
 from research.envs.wrappers import scale_to
 from research.errors import UserError
-from research.results.load import load, scale_from
-from research.training.saving.spaces import from_plain, to_plain
+from research.results.load import LoadedPolicy, load, scale_from
+from research.training.saving.spaces import Spaces, from_plain, to_plain
 from tests.commands import train
 from tests.conftest import TOYS
 from tests.training.toys import Toy
@@ -156,6 +159,24 @@ def test_an_info_that_the_algorithm_acts_on_is_asked_for(runs: Path, tmp_path: P
     with pytest.raises(ValueError, match="the policy acts on the info 'action_mask'"):
         policy(np.zeros(4))
     assert policy(np.zeros(4), {"action_mask": [1, 1]}) in (0, 1)
+
+
+@pytest.mark.parametrize("lead", [(), (5,)])
+def test_images_may_be_as_the_environment_gives_them_or_as_they_were_standardised(
+    lead: tuple[int, ...],
+) -> None:
+    own = Dict(image=Box(0, 255, (9, 8, 3), np.uint8), sign=Box(-1, 1, (1,), np.float32))
+    standard = Dict(image=Box(0, 255, (3, 9, 8), np.uint8), sign=own["sign"])
+    config = OmegaConf.create({"trainer": {"infos": None}})
+    actions = Box(-1, 1, (1,), np.float32)
+    run: Any = SimpleNamespace(config=config)
+    policy = LoadedPolicy(run, cast(Any, None), Spaces(standard, actions, own, actions), 0)
+    image = np.random.default_rng(0).integers(256, size=(*lead, 9, 8, 3), dtype=np.uint8)
+    first = np.moveaxis(image, -1, -3)
+    for shown in (image, first):
+        batch, is_single = policy.to_batch({"image": shown, "sign": np.ones((*lead, 1))})
+        np.testing.assert_array_equal(batch["image"], first.reshape(-1, 3, 9, 8))
+        assert is_single == (lead == ())
 
 
 def test_an_observation_of_another_shape_is_refused(runs: Path) -> None:
