@@ -93,7 +93,7 @@ def test_observations_that_are_not_flat_floats_are_refused(
 @pytest.mark.parametrize(
     ("space", "message"),
     [
-        (Discrete(4), "actions must be continuous (A,), got Discrete(4); choose an env"),
+        (Discrete(4), "actions must be continuous (A,), got Discrete(4); try alg=dqn or alg=ppo"),
         (Dict({"a": UNIT}), "actions must be continuous (A,), got Dict("),
         (Box(-1, 1, (2, 2)), "actions must be continuous (A,), got Box("),
         (Box(-2, 2, (2,)), "actions must lie in [-1, 1], got Box(-2.0, 2.0, (2,), float32)"),
