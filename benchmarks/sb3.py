@@ -124,7 +124,7 @@ def make_model(cfg: DictConfig, env: gymnasium.Env) -> BaseAlgorithm:
         "seed": cfg.seed,
         "device": cfg.device,
     }
-    if name in ("TD3", "SAC"):
+    if "num_critics" in cfg.network:
         settings["policy_kwargs"]["n_critics"] = cfg.network.num_critics
     return make(cfg, env, settings)
 

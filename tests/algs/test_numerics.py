@@ -14,4 +14,5 @@ def test_updates_are_those_of_stable_baselines3(make: str) -> None:
 
     differences, moved = numerics.compare(getattr(numerics, make)(), points=[8])
     assert moved > 1e-3
-    assert differences[8] < 1e-9
+    # where a gradient is about its epsilon, Adam magnifies what CrossQ's norms round otherwise
+    assert differences[8] < (1e-9 if make == "make_crossq" else 1e-10)
