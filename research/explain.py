@@ -5,15 +5,16 @@ import logging
 import re
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, MissingConfigException
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from research.config import explain_move
@@ -168,9 +169,25 @@ def explain_override(key: str) -> str:
         node = OmegaConf.select(cfg, parent) if parent else cfg
     known = [str(choice) for choice in node if not str(choice).startswith("_")]
     place = f"{parent}: allowed are" if parent else "allowed are"
-    return (
-        f"{key} is not a known key; {place} {', '.join(sorted(known))}{did_you_mean(name, known)}"
-    )
+    deeper = list(keys_that_end(cfg, parent, key.rpartition(".")[2]))
+    guess = f"; did you mean '{deeper[0]}'?" if len(deeper) == 1 else did_you_mean(name, known)
+    return f"{key} is not a known key; {place} {', '.join(sorted(known))}{guess}"
+
+
+def keys_that_end(cfg: DictConfig, parent: str, name: str) -> Iterator[str]:
+    """The keys below ``parent`` whose last part is ``name``, but for Hydra's own."""
+
+    def search(node: Any, path: str) -> Iterator[str]:
+        for key, value in node.items() if isinstance(node, dict) else ():
+            inner = f"{path}.{key}" if path else str(key)
+            if key == name and f"{inner}.".startswith(f"{parent}." if parent else ""):
+                yield inner
+            yield from search(value, inner)
+
+    plain = OmegaConf.to_container(cfg, resolve=False)
+    assert isinstance(plain, dict), "the root is a dict"
+    plain.pop("hydra", None)
+    return search(plain, "")
 
 
 def first_value(override: Override) -> str:

@@ -172,6 +172,9 @@ def test_another_config_is_refused_with_the_difference(cli: Cli, tmp_path: Path)
         (["env=chetah"], ["env=chetah", "allowed", "did you mean 'cheetah'?"]),
         (["alg.ltau=3"], ["alg.ltau", "did you mean 'tau'?"]),
         (["+alg.ltau=3"], ["alg.ltau", "did you mean 'tau'?"]),
+        (["lr=1e-3"], ["lr is not a known key", "did you mean 'alg.optim.lr'?"]),
+        (["alg.lr=1e-3"], ["alg.lr is not a known key", "did you mean 'alg.optim.lr'?"]),
+        (["total_steps=10"], ["did you mean 'trainer.total_steps'?"]),
         (["alg=drqv2", "env=pendulum"], ["env.pixels is not a known key", "; '~env.pixels' takes"]),
         *(
             ([f"{sign}{old}"], [f"{old.partition('=')[0]} is not a known key any more; use {new}"])
