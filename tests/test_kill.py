@@ -17,6 +17,7 @@ from research.config import build
 from research.datasets.examples.dataset import Examples
 from research.datasets.replay.buffer import ReplayBuffer
 from research.training.saving.checkpoint import load_checkpoint
+from tests.algs.test_contract import make_alg
 from tests.commands import train
 from tests.conftest import Load, algs, alone, choice, collects, small
 
@@ -113,6 +114,9 @@ def contents(folder: Path, load: Load, overrides: Sequence[str]) -> dict[str, An
     """
     cfg = load(*overrides)
     dataset = build(cfg.dataset, build(cfg.env), 0)
+    spaces = dataset.observation_space, dataset.action_space
+    if extras := make_alg(cfg, build(cfg.processor, *spaces)).extras:
+        dataset.hold(extras, {})
     state = load_checkpoint(folder / "checkpoints" / "last").state["dataset"]
     dataset.load(state, folder / "checkpoints" / "data")
     stored = {}
