@@ -47,6 +47,6 @@ def test_under_slurm_too_when_a_job_is_killed_or_the_command_typed_twice(
     tmp_path: Path, cluster: Cluster
 ) -> None:
     round_ = Round(slurm_sweep(cluster.environ), tmp_path / "sweep")
-    round_.run([blow("job", 16), blow("twin", 4)])
+    round_.run([blow("job", 16), blow("twin", 1)])  # one job is left to be done again
     assert round_.problems == []
     assert round_.blows == ["job", "twin"]
