@@ -277,7 +277,7 @@ def draw(
             low, high = t_interval(returns)
             label = f"{SYSTEMS[system]} ({len(returns)} seeds)"
             panel.plot(thousands, returns.mean(axis=0), line, color=color, label=label, lw=1.8)
-            low, high = low.clip(min=lowest), high.clip(max=highest)
+            low, high = low.clip(min=lowest), high.clip(max=np.inf if highest is None else highest)
             panel.fill_between(thousands, low, high, color=color, alpha=0.2, lw=0)
             panel.plot(thousands, returns.T, line, color=color, lw=0.5, alpha=0.7)
         panel.set(

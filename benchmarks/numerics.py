@@ -282,6 +282,7 @@ def make_sac(*, is_bridged: bool = True) -> Pair:
 
 def make_tqc() -> Pair:
     """TQC beside sb3-contrib's, with three critics."""
+    from sb3_contrib.common.utils import quantile_huber_loss
     from sb3_contrib.tqc import tqc
 
     sizes = "network.num_critics=3", "network.critic_hidden_dims=[64,64]"
@@ -292,7 +293,7 @@ def make_tqc() -> Pair:
     bridge_entropy(alg, model, factor=3)
     swap_noise(alg)
     midpoints = (torch.arange(25, dtype=torch.float64).view(1, 1, -1, 1) + 0.5) / 25
-    loss = partial(tqc.quantile_huber_loss, cum_prob=midpoints)
+    loss = partial(quantile_huber_loss, cum_prob=midpoints)
 
     def learn_theirs(batch: Transition) -> None:
         with mock.patch.object(tqc, "quantile_huber_loss", loss):

@@ -101,7 +101,7 @@ def train(cfg: DictConfig, folder: Path) -> None:
         print(f"step {step:,}: return {metrics['return']:.1f} after {clock.seconds:.0f} s")
 
 
-def make_model(cfg: DictConfig, env: gymnasium.Env) -> BaseAlgorithm:
+def make_model(cfg: DictConfig, env: gymnasium.Env) -> Any:
     """The model for our config; its own DummyVecEnv and Monitor go around ``env``."""
     name = cfg.alg._target_.rpartition(".")[2]
     if name == "PPO":
@@ -194,7 +194,8 @@ def entropy(cfg: DictConfig, env: gymnasium.Env) -> dict[str, Any]:
     """Settings of the temperature."""
     target_entropy: Any = cfg.alg.target_entropy
     if target_entropy is None:
-        target_entropy = cfg.alg.get("entropy_per_action", -1.0) * env.action_space.shape[0]
+        num_actions = gymnasium.spaces.flatdim(env.action_space)
+        target_entropy = cfg.alg.get("entropy_per_action", -1.0) * num_actions
     return {"ent_coef": f"auto_{cfg.alg.temperature}", "target_entropy": target_entropy}
 
 
