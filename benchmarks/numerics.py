@@ -402,7 +402,8 @@ def make_qrdqn() -> Pair:
     alg, learner = make_ours(cfg, *spaces)
     cfg.trainer.pace.steps_per_update = 1
     model = make_theirs(cfg, *spaces)
-    loss = partial(quantile_huber_loss, cum_prob=alg.levels.view(1, -1, 1))
+    levels = (torch.arange(alg.num_atoms, dtype=torch.float64) + 0.5) / alg.num_atoms
+    loss = partial(quantile_huber_loss, cum_prob=levels.view(1, -1, 1))
 
     def learn_theirs(batch: Transition) -> None:
         with mock.patch("sb3_contrib.qrdqn.qrdqn.quantile_huber_loss", loss):

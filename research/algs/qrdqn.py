@@ -1,11 +1,11 @@
 """Quantile regression DQN: Dabney et al., 2018, https://arxiv.org/abs/1710.10044."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from research.algs.base import Loss, OptimFactory
 from research.algs.q_learning import Noise, QLearning, weighted_mean
+from research.algs.quantiles import quantile_huber_loss
 from research.batches import Transition
 from research.networks.predictor import Predictor
 from research.ranges import Fraction, PositiveFloat, PositiveFraction, PositiveInt
@@ -30,7 +30,6 @@ class QRDQN(QLearning):
     """
 
     min_atoms = 1
-    levels: Tensor
 
     def __init__(
         self,
@@ -56,9 +55,6 @@ class QRDQN(QLearning):
             explore_steps=explore_steps,
         )
         self.kappa = kappa
-        num_atoms, device = self.num_atoms, next(network.parameters()).device
-        levels = (torch.arange(num_atoms, device=device) + 0.5) / num_atoms
-        self.register_buffer("levels", levels, persistent=False)
 
     def values(self, output: Tensor) -> Tensor:
         """The means (B, K), or (B,), of these quantiles."""
@@ -66,12 +62,10 @@ class QRDQN(QLearning):
 
     def loss(self, batch: Transition, noise: Noise | None) -> Loss:
         """Quantile Huber loss of all quantiles with all of the target (equation 10)."""
-        target = self.compute_target(batch, noise)[:, None, :]
+        target = self.compute_target(batch, noise)
         quantiles = self.taken_output(batch, noise)
-        predicted, target = torch.broadcast_tensors(quantiles[:, :, None], target)
-        huber = F.huber_loss(predicted, target, reduction="none", delta=self.kappa)
-        is_below = (target < predicted.detach()).to(huber.dtype)
-        errors = ((self.levels[:, None] - is_below).abs() * huber).sum(dim=1).mean(dim=1)
+        # the paper's is a sum over the quantiles
+        errors = self.num_atoms * quantile_huber_loss(quantiles, target, self.kappa)
         metrics = {"q": quantiles.mean(), "target_q": target.mean()}
         return Loss(weighted_mean(errors, batch), metrics, priority=errors)
 

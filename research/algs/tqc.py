@@ -7,6 +7,7 @@ from torch import Tensor
 
 from research.algs.base import Loss, OptimFactory, PolyakCopy
 from research.algs.maximum_entropy import MaximumEntropy, Noise
+from research.algs.quantiles import quantile_huber_loss
 from research.algs.targets import frozen_copy
 from research.batches import Transition
 from research.networks.quantile_critics import QuantileActorCritic
@@ -102,26 +103,3 @@ class TQC(MaximumEntropy):
         kept = quantiles.transpose(0, 1).flatten(1).sort(dim=1).values[:, :num_kept]
         soft = kept - (self.temperature * log_prob)[:, None]
         return batch.reward[:, None] + batch.discount[:, None] * soft
-
-
-def quantile_huber_loss(quantiles: Tensor, target: Tensor) -> Tensor:
-    """How far quantiles are from a distribution, with the Huber loss of threshold 1.
-
-    Dabney et al., 2018, https://arxiv.org/abs/1710.10044, equations 9 and 10; a mean over both
-    quantiles and atoms, as in the authors' code.
-
-    Args:
-        quantiles: (..., B, M), of the probabilities (m + 0.5) / M.
-        target: atoms (B, K), all of the same probability.
-
-    Returns:
-        (..., B).
-
-    """
-    num_quantiles = quantiles.shape[-1]
-    midpoints = torch.arange(num_quantiles, dtype=quantiles.dtype, device=quantiles.device) + 0.5
-    error = target[:, None, :] - quantiles[..., None]
-    size = error.abs()
-    huber = torch.where(size > 1, size - 0.5, 0.5 * error.square())
-    weight = (midpoints[:, None] / num_quantiles - (error < 0).to(error.dtype)).abs()
-    return (weight * huber).mean(dim=(-2, -1))

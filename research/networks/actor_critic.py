@@ -144,3 +144,20 @@ def bounded_action_dim(space: gymnasium.Space) -> int:
     if not (np.all(space.low == -1) and np.all(space.high == 1)):
         raise ValueError(f"actions must lie in [-1, 1], got {space}")
     return space.shape[0]
+
+
+def count_actions(space: gymnasium.Space) -> int:
+    """The number of discrete actions.
+
+    Raises:
+        ValueError: for any other space than actions from 0 on.
+
+    """
+    if not isinstance(space, gymnasium.spaces.Discrete):
+        raise ValueError(
+            f"actions must be discrete, got {space}; try alg=sac, or an env with discrete actions, "
+            "such as env=cartpole_gym"
+        )
+    if space.start != 0:
+        raise ValueError(f"discrete actions must begin at 0, got {space}")
+    return int(space.n)

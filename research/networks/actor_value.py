@@ -8,7 +8,7 @@ from gymnasium.spaces import Box, Discrete
 from torch import Tensor, nn
 
 from research.batches import Tree
-from research.networks.actor_critic import bounded_action_dim, make_encoder
+from research.networks.actor_critic import bounded_action_dim, count_actions, make_encoder
 from research.networks.distributions import Categorical, Gaussian
 from research.networks.encoders import EncoderFactory
 from research.networks.mlp import MLP, Activation, Init, Layers, initialise
@@ -57,7 +57,8 @@ class ActorValue(nn.Module):
         self.action_space = action_space
         self.encoder, width = make_encoder(encoder, observation_space)
         layers = Layers(hidden_dims, activation, layer_norm, init)
-        self.actor = MLP(width, count_parameters(action_space), layers)
+        count = count_actions if isinstance(action_space, Discrete) else bounded_action_dim
+        self.actor = MLP(width, count(action_space), layers)
         self.value = MLP(width, 1, layers)
         initialise(self.actor[-1], actor_init)
         initialise(self.value[-1], value_init)
@@ -82,17 +83,3 @@ class ActorValue(nn.Module):
         """The distributions of actions for features (B, R)."""
         output = self.actor(features)
         return Categorical(output) if self.log_std is None else Gaussian(output, self.log_std)
-
-
-def count_parameters(space: gymnasium.Space) -> int:
-    """The number of outputs of an actor: K logits, or A means.
-
-    Raises:
-        ValueError: for any other space than a flat Box in [-1, 1] or classes from 0 on.
-
-    """
-    if isinstance(space, Discrete):
-        if space.start != 0:
-            raise ValueError(f"discrete actions must begin at 0, got {space}")
-        return int(space.n)
-    return bounded_action_dim(space)

@@ -3,10 +3,9 @@
 from collections.abc import Sequence
 
 import gymnasium
-from gymnasium.spaces import Discrete
 from torch import Tensor, nn
 
-from research.networks.actor_critic import StochasticActorCritic, flat_dim
+from research.networks.actor_critic import StochasticActorCritic, count_actions, flat_dim
 from research.networks.distributions import Categorical
 from research.networks.mlp import MLP, Activation, EnsembleMLP, Init, Layers
 from research.ranges import PositiveInt
@@ -59,20 +58,3 @@ class CategoricalActorCritic(StochasticActorCritic):
         layers = Layers(hidden_dims, activation, layer_norm, init)
         self.actor = CategoricalActor(MLP(obs_dim, self.action_dim, layers))
         self.critics = EnsembleMLP(num_critics, obs_dim, self.action_dim, layers)
-
-
-def count_actions(space: gymnasium.Space) -> int:
-    """The number of discrete actions.
-
-    Raises:
-        ValueError: for any other space than actions from 0 on.
-
-    """
-    if not isinstance(space, Discrete):
-        raise ValueError(
-            f"actions must be discrete, got {space}; try alg=sac, or an env with discrete actions, "
-            "such as env=cartpole_gym"
-        )
-    if space.start != 0:
-        raise ValueError(f"discrete actions must begin at 0, got {space}")
-    return int(space.n)

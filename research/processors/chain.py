@@ -36,6 +36,7 @@ class Chain(Processor):
             observation_space, action_space = links[-1].observation_space, links[-1].action_space
         super().__init__(observation_space, action_space)
         self.links = cast(Sequence[Processor], nn.ModuleList(links))
+        self.observes = any(link.observes for link in links)
 
     def fit(self, batches: Iterable[Any]) -> None:
         for number, link in enumerate(self.links):
@@ -52,10 +53,6 @@ class Chain(Processor):
         for link in self.links:
             batch = link(batch)
         return batch
-
-    @property
-    def observes(self) -> bool:  # type: ignore[override]
-        return any(link.observes for link in self.links)
 
     def observe(self, obs: Tree) -> None:
         for link in self.links:

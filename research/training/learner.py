@@ -241,8 +241,8 @@ class Learner:
             own, results[objective.name] = self.compute_gradient(objective, descent, parts, results)
             taken[objective.name] = descent.step(own)
             metrics |= own
-        if self.precision == "fp16":
-            share = 1 - sum(taken.values()) / max(1, len(taken))
+        if self.precision == "fp16" and taken:
+            share = 1 - sum(taken.values()) / len(taken)
             metrics["skipped_share"] = torch.tensor(share, device=self.device)
         return metrics, taken
 

@@ -38,24 +38,7 @@ def check_parts(
             different spaces.
 
     """
-    learns_from_rollouts = type(alg).prepare is not Algorithm.prepare
-    if learns_from_rollouts and not isinstance(dataset, RolloutDataset):
-        raise ValueError(
-            f"{type(alg).__name__} learns from whole rollouts, which a {type(dataset).__name__} "
-            "does not give; try dataset=rollout and trainer/pace=on_policy"
-        )
-    needs_priorities = find_prioritised(dataset) is not None
-    if needs_priorities and not any(each.prioritises for each in alg.objectives()):
-        raise ValueError(
-            f"{type(alg).__name__} gives no priorities, by which the dataset is to draw; try "
-            "dataset=replay, or alg=dqn, c51 or qrdqn"
-        )
-    if processor.observes and (not collects or is_parallel()):
-        raise ValueError(
-            "the processor takes its statistics from the steps of environments, of which "
-            f"{'only the first rank takes any' if collects else 'this run takes none'}; "
-            "set source=batches"
-        )
+    check_learning(alg, processor, dataset, collects=collects)
     network = getattr(alg, "network", None)
     for name in ("observation_space", "action_space"):
         space, given = getattr(network, name, None), getattr(processor, name)
@@ -89,6 +72,35 @@ def check_parts(
             f"the environment takes actions of {env.single_action_space}, but those that the "
             f"dataset teaches are of {dataset.action_space}; for its validation examples, try "
             "env=dataset"
+        )
+
+
+def check_learning(
+    alg: Algorithm, processor: Processor, dataset: Dataset, *, collects: bool
+) -> None:
+    """Refuse a dataset that lacks what the algorithm learns from or the processor notes.
+
+    Raises:
+        ValueError: there are no rollouts, no priorities or no steps where they are needed.
+
+    """
+    learns_from_rollouts = type(alg).prepare is not Algorithm.prepare
+    if learns_from_rollouts and not isinstance(dataset, RolloutDataset):
+        raise ValueError(
+            f"{type(alg).__name__} learns from whole rollouts, which a {type(dataset).__name__} "
+            "does not give; try dataset=rollout and trainer/pace=on_policy"
+        )
+    needs_priorities = find_prioritised(dataset) is not None
+    if needs_priorities and not any(each.prioritises for each in alg.objectives()):
+        raise ValueError(
+            f"{type(alg).__name__} gives no priorities, by which the dataset is to draw; try "
+            "dataset=replay, or alg=dqn, c51 or qrdqn"
+        )
+    if processor.observes and (not collects or is_parallel()):
+        raise ValueError(
+            "the processor takes its statistics from the steps of environments, of which "
+            f"{'only the first rank takes any' if collects else 'this run takes none'}; "
+            "set source=batches"
         )
 
 

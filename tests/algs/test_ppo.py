@@ -240,6 +240,15 @@ def test_an_update_that_goes_too_far_ends_the_steps() -> None:
     assert learner.updates == 6, "those that are left out count, as in the schedule"
 
 
+def test_steps_after_the_end_are_none_that_overflowed() -> None:
+    alg = make(target_kl=0.01, optim=partial(torch.optim.SGD, lr=1.0), hidden_dims=())
+    learner = make_learner(alg, precision="fp16")
+    judged = make_judged(alg)
+    metrics = [learner.learn(judged) for _ in range(6)]
+    assert "kl" in metrics[0]
+    assert metrics[-1] == {}, "and no share of skipped steps"
+
+
 def test_the_next_rollout_is_learned_from_again() -> None:
     alg = make(target_kl=1e-4, normalise_advantage=True, optim=partial(torch.optim.SGD, lr=1.0))
     env: Any = SimpleNamespace(

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from research.algs.base import OptimFactory
+from research.algs.quantiles import quantile_huber_loss
 from research.algs.sac import Noise
-from research.algs.tqc import TQC, quantile_huber_loss
+from research.algs.tqc import TQC
 from research.networks.quantile_critics import QuantileActorCritic
 from tests.algs.learning import make_learner
 from tests.algs.test_td3 import ADAM, START, assert_gradient, make_batch, make_double, shift
