@@ -142,7 +142,7 @@ class StableBaselines3:
             self.model.load_replay_buffer(models[-1].with_suffix(".pkl"))
         else:
             self.folder.mkdir()
-            self.model = make_model(self.cfg, self.env)
+            self.model = make_model(self.cfg, [self.env])
             self.model.set_logger(Logger(folder=None, output_formats=[]))
         self.buffer: Any = self.model.replay_buffer
 

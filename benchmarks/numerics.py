@@ -203,7 +203,7 @@ def make_theirs(cfg: DictConfig, *spaces: gymnasium.Space) -> Any:
 
     env = gymnasium.Env()
     env.observation_space, env.action_space = spaces
-    model: Any = make_model(cfg, env)
+    model: Any = make_model(cfg, [env])
     model.policy.double()
     model.set_logger(Logger(None, []))
     if not hasattr(model, "replay_buffer"):

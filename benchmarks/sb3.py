@@ -79,17 +79,15 @@ def main() -> None:
 def train(cfg: DictConfig, folder: Path) -> None:
     """Learn to ``trainer.total_steps`` with evaluations on the way, from nothing."""
     env, eval_env = build(cfg.env), build(cfg.env)
-    if env.num_envs != 1:
-        raise ValueError("this comparison is for env.num_envs=1")
-    model = make_model(cfg, env.envs[0])
+    model = make_model(cfg, env.envs)
     processor = Identity(env.single_observation_space, env.single_action_space)
     policy = Policy(Actor(model), processor)
     logger = Logger(folder, [])
     logger.rewind(0)
     start = time.monotonic()
     every, total = cfg.trainer.evaluation.every, cfg.trainer.total_steps
-    if cfg.dataset.get("minibatches") and every % cfg.trainer.pace.horizon:
-        raise ValueError("trainer.evaluation.every must be a multiple of trainer.pace.horizon")
+    if cfg.dataset.get("minibatches") and every % (env.num_envs * cfg.trainer.pace.horizon):
+        raise ValueError("trainer.evaluation.every must be a multiple of a rollout's steps")
     while (left := total - model.num_timesteps) > 0:
         model.learn(min(every, left), reset_num_timesteps=False)
         step = min(model.num_timesteps, total)
@@ -101,11 +99,12 @@ def train(cfg: DictConfig, folder: Path) -> None:
         print(f"step {step:,}: return {metrics['return']:.1f} after {clock.seconds:.0f} s")
 
 
-def make_model(cfg: DictConfig, env: gymnasium.Env) -> Any:
-    """The model for our config; its own DummyVecEnv and Monitor go around ``env``."""
+def make_model(cfg: DictConfig, envs: Sequence[gymnasium.Env]) -> Any:
+    """The model for our config; its own DummyVecEnv and Monitor go around ``envs``."""
     name = cfg.alg._target_.rpartition(".")[2]
     if name == "PPO":
-        return make_ppo(cfg, env)
+        return make_ppo(cfg, envs)
+    [env] = envs  # those that replay take one environment here
     makes = {"TD3": make_td3, "SAC": make_sac, "DQN": make_dqn, "QRDQN": make_qrdqn}
     make = (makes | {"TQC": make_tqc, "CrossQ": make_crossq})[name]
     pace = build(cfg.trainer.pace)
@@ -231,10 +230,10 @@ def make_dqn(
     return model
 
 
-def make_ppo(cfg: DictConfig, env: gymnasium.Env) -> PPO:
+def make_ppo(cfg: DictConfig, envs: Sequence[gymnasium.Env]) -> PPO:
     """PPO, with what the two have in common."""
     horizon, minibatches = cfg.trainer.pace.horizon, cfg.trainer.pace.minibatches
-    vector: Any = DummyVecEnv([lambda: Monitor(env)])
+    vector: Any = DummyVecEnv([lambda env=env: Monitor(env) for env in envs])
     if cfg.processor.get("processors"):
         vector = VecNormalize(vector, gamma=cfg.dataset.discount, clip_obs=10.0, clip_reward=10.0)
     rate = cfg.alg.optim.lr
@@ -244,7 +243,7 @@ def make_ppo(cfg: DictConfig, env: gymnasium.Env) -> PPO:
         vector,
         learning_rate=rate,
         n_steps=horizon,
-        batch_size=horizon // minibatches,
+        batch_size=len(envs) * horizon // minibatches,
         n_epochs=cfg.trainer.pace.epochs,
         gamma=cfg.dataset.discount,
         gae_lambda=cfg.alg.gae_lambda,

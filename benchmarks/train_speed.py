@@ -5,6 +5,8 @@ steady training (one update per step, no evaluation), ours by ``train.py`` with 
 Stable-Baselines3 by ``benchmarks/sb3.py``, which logs nothing, with the same command line. Beside
 it the share of what this machine's fp32 matrix products would allow if there were nothing else.
 
+PPO on eight CartPoles: the same, in a window of whole rollouts with their updates.
+
 DrQ-v2 on walker walk, 84 x 84 pixels: frames per second (two frames a step, an update every two
 steps), CPU seconds per step, and where the time goes, by the shares that each program logs:
 environment (acting, simulating, rendering, storing), sample and update (with the shifts). Beside it
@@ -42,7 +44,13 @@ from benchmarks.measure import (
 OBS_DIM, ACTION_DIM, HIDDEN_DIM, BATCH_SIZE = 17, 6, 256, 256  # of cheetah run and conf/
 WARMUP_STEPS = 1000
 PIXEL_WARMUP_STEPS = 500  # an episode of walker walk: the stand-in replays whole ones
-WINDOWS = {"td3": (400, 2000), "sac": (400, 2000), "drqv2": (20, 40)}  # settling, timed steps
+WINDOWS = {"td3": (400, 2000), "sac": (400, 2000), "drqv2": (20, 40), "ppo": (512, 1024)}
+"""Of each algorithm: settling steps, timed steps; of PPO those of each environment."""
+HORIZON, NUM_ENVS = 256, 8
+CARTPOLES = (
+    *("env=timed_cartpole", f"env.env.num_envs={NUM_ENVS}"),
+    *(f"trainer.pace.horizon={HORIZON}", "trainer.pace.minibatches=32"),
+)
 PHASES = ("environment", "sample", "update")
 SCRIPTS = {"ours": "train.py", "sb3": "benchmarks/sb3.py", "plain": "benchmarks/drqv2_plain.py"}
 STARTERS = ("ours", "sb3", "cleanrl")
@@ -69,7 +77,8 @@ def main() -> None:
     settle, steps = WINDOWS[arguments.alg]
     settle = settle if arguments.settle is None else arguments.settle
     steps = arguments.steps or steps
-    measure = measure_pixels if arguments.alg == "drqv2" else measure_throughput
+    measures = {"drqv2": measure_pixels, "ppo": measure_rollouts}
+    measure = measures.get(arguments.alg, measure_throughput)
     facts = describe_machine(threads=arguments.threads)
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(Path(folder), arguments.alg, arguments.threads)
@@ -117,10 +126,9 @@ class Bench:
         result = json.loads(report.read_text())
         return {**result, "start_s": result.get("ended", start) - start}
 
-    def train(
-        self, system: str, *overrides: str, warmup: int, first: int, last: int
-    ) -> dict[str, float]:
+    def train(self, system: str, *overrides: str, first: int, last: int) -> dict[str, float]:
         """Time the steps after ``first`` up to ``last`` of a training run."""
+        never = 1000 * HORIZON * NUM_ENVS
         overrides = (
             f"alg={self.alg}",
             f"hydra.searchpath=[file://{ROOT / 'benchmarks' / 'conf'}]",
@@ -129,9 +137,9 @@ class Bench:
             f"env.last={last}",
             "env.report=REPORT",
             "device=cpu",
-            f"trainer.pace.warmup_steps={warmup}",
-            "trainer.evaluation.every=1_000_000",
-            "trainer.checkpoints.every=1_000_000",
+            f"trainer.total_steps={never}",
+            f"trainer.evaluation.every={never}",
+            f"trainer.checkpoints.every={never}",
             "trainer.checkpoints.minutes=null",
             *overrides,
         )
@@ -151,7 +159,7 @@ class Bench:
             "~env.action_repeat",
             "dataset.capacity=10_000",  # about 200 MB
             f"trainer.log_every={steps}",
-            warmup=PIXEL_WARMUP_STEPS,
+            f"trainer.pace.warmup_steps={PIXEL_WARMUP_STEPS}",
             first=first + 1,
             last=first + steps + 1,
         )
@@ -162,7 +170,7 @@ class Bench:
     def start(self, system: str) -> dict[str, float]:
         """Time from the command to the end of the first environment step, as ``start_s``."""
         if system == "ours":
-            return self.train(system, "env=timed", warmup=10_000, first=0, last=1)
+            return self.train(system, "env=timed", first=0, last=1)
         return self.run("benchmarks/first_step.py", system, "REPORT")
 
 
@@ -177,18 +185,36 @@ def measure_throughput(
         if system == "matmul":
             row["matmul_gflops"] = bench.run("benchmarks/matmul.py", "REPORT")["gflops"]
             continue
-        window = bench.train(
-            system, "env=timed", warmup=WARMUP_STEPS, first=first, last=first + steps
-        )
+        warmup = f"trainer.pace.warmup_steps={WARMUP_STEPS}"
+        window = bench.train(system, "env=timed", warmup, first=first, last=first + steps)
         row[f"{system}_steps_per_s"] = steps / window["wall_s"]
         row[f"{system}_cpu_s_per_step"] = window["cpu_s"] / steps
         share = row[f"{system}_steps_per_s"] * update_gflop(bench.alg) / row["matmul_gflops"]
         row[f"{system}_share_of_bound"] = share
         log.info("window %d: %s %.1f steps/s", index, system, steps / window["wall_s"])
-    for row in rows:
-        row["speed_ratio"] = row["ours_steps_per_s"] / row["sb3_steps_per_s"]
-        row["cpu_ratio"] = row["ours_cpu_s_per_step"] / row["sb3_cpu_s_per_step"]
-    return rows
+    return [with_ratios(row) for row in rows]
+
+
+def measure_rollouts(bench: Bench, windows: int, settle: int, steps: int) -> list[dict[str, float]]:
+    """One row for each pair of windows of PPO, both of whole rollouts."""
+    if settle % HORIZON or steps % HORIZON:
+        raise ValueError(f"--settle and --steps must be multiples of the horizon, {HORIZON}")
+    rows: list[dict[str, float]] = [{} for _ in range(windows)]
+    for index, system in interleaved(("ours", "sb3"), windows):
+        window = bench.train(system, *CARTPOLES, first=settle, last=settle + steps)
+        steps_per_s = steps * NUM_ENVS / window["wall_s"]
+        rows[index][f"{system}_steps_per_s"] = steps_per_s
+        rows[index][f"{system}_cpu_s_per_step"] = window["cpu_s"] / (steps * NUM_ENVS)
+        log.info("window %d: %s %.1f steps/s", index, system, steps_per_s)
+    return [with_ratios(row) for row in rows]
+
+
+def with_ratios(row: dict[str, float]) -> dict[str, float]:
+    """The row with ours to Stable-Baselines3's."""
+    return row | {
+        "speed_ratio": row["ours_steps_per_s"] / row["sb3_steps_per_s"],
+        "cpu_ratio": row["ours_cpu_s_per_step"] / row["sb3_cpu_s_per_step"],
+    }
 
 
 def measure_pixels(bench: Bench, windows: int, settle: int, steps: int) -> list[dict[str, float]]:
