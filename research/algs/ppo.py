@@ -142,14 +142,19 @@ class PPO(Algorithm):
             value = batch.value + (value - batch.value).clamp(-bound, bound)
         value_loss = F.mse_loss(value, batch.target)
         entropy = distribution.entropy().mean()
+        loss = self.value_weight * value_loss - gain
+        if self.entropy_weight > 0:  # without one, its gradient would be computed for nothing
+            loss = loss - self.entropy_weight * entropy
+        with torch.no_grad():
+            kl = (ratio - 1 - log_ratio).mean()
+            clip_share = (ratio != clipped).to(ratio.dtype).mean()
         metrics = {
             "gain": gain,
             "value_loss": value_loss,
             "entropy": entropy,
-            "kl": (ratio - 1 - log_ratio).mean(),
-            "clip_share": (ratio != clipped).to(ratio.dtype).mean(),
+            "kl": kl,
+            "clip_share": clip_share,
         }
-        loss = self.value_weight * value_loss - gain - self.entropy_weight * entropy
         return Loss(loss, metrics)
 
 
