@@ -1,10 +1,11 @@
-"""Do TD3, SAC and PPO learn as well as Stable-Baselines3's, and DQN at all? One figure for each.
+"""Do the algorithms learn as well as others? A table and a figure for each comparison.
 
 Each run is a process of its own, ``train.py`` or ``benchmarks/sb3.py``, with the same command
-line, settings and environments. Both are scored by research.training.evaluation on the same initial
+line, settings and environments. All are scored by research.training.evaluation on the same initial
 states, without noise. Runs that are in the work folder already are not repeated, so an interrupted
-comparison goes on where it was; when all are there, it writes a CSV, a figure and a table. Give
-another work folder for another version of the code.
+comparison goes on where it was; when all are there, it writes a CSV, a figure by research.plot, a
+table, and into the work folder a page by research.report. Give another work folder for another
+version of the code.
 """
 
 import argparse
@@ -29,43 +30,40 @@ from benchmarks.measure import (
 )
 from research.files import write_whole
 
-SYSTEMS = {"ours": "Research Lightning", "sb3": "Stable-Baselines3"}
-TASKS = {
-    "cheetah": "cheetah run",
-    "walker": "walker walk",
-    "cartpole_gym": "CartPole-v1",
-    "pendulum": "Pendulum-v1",
-    "Hopper-v5": "Hopper-v5",
-}
-BOUNDS = {"cartpole_gym": (0, 500), "pendulum": (-1800, 0), "Hopper-v5": (0, None)}
-"""Lowest and highest return of a task, unless they are 0 and 1000."""
-
 SCORES = {"final return": lambda curve: curve[-1], "mean over training": np.mean}
 EVAL_EPISODES = 10
+SB3 = "Stable-Baselines3"
+OURS = "Research Lightning"
 
 log = logging.getLogger(__name__)
 
 
 class Plan(NamedTuple):
-    """What is run of an algorithm.
+    """What is compared.
 
     Attributes:
         tasks: overrides of each, by its name.
-        systems: of ``SYSTEMS``.
-        overrides: of all tasks.
+        methods: overrides of each, by its name; the others are compared with the last. ``SB3`` is
+            run by benchmarks/sb3.py.
+        overrides: of all runs.
 
     """
 
     tasks: Mapping[str, Sequence[str]]
-    systems: Sequence[str] = tuple(SYSTEMS)
+    methods: Mapping[str, Sequence[str]]
     overrides: Sequence[str] = ()
 
 
-def off_policy(warmup_steps: int) -> Sequence[str]:
-    """50,000 steps, after random ones."""
+def beside_sb3(alg: str) -> Mapping[str, Sequence[str]]:
+    """An algorithm by ours and by Stable-Baselines3."""
+    return {OURS: [f"alg={alg}"], SB3: [f"alg={alg}"]}
+
+
+def every(steps: int, total: int, *, warmup: int) -> Sequence[str]:
+    """Steps of a run with replay, random ones at its start, and those between evaluations."""
     return [
-        f"trainer.pace.warmup_steps={warmup_steps}",
-        *("trainer.total_steps=50000", "trainer.evaluation.every=5000"),
+        *(f"trainer.total_steps={total}", f"trainer.pace.warmup_steps={warmup}"),
+        f"trainer.evaluation.every={steps}",
     ]
 
 
@@ -81,18 +79,42 @@ def rollouts(horizon: int, count: int, every: int) -> Sequence[str]:
 CONTROL = {name: [f"env={name}"] for name in ("cheetah", "walker")}
 CARTPOLE = "env=cartpole_gym"
 PENDULUM = "env=pendulum", "alg.optim.lr=1e-3", "dataset.discount=0.9"
-HOPPER = "env=gymnasium", "env.id=Hopper-v5", "processor=normalise_rollout"
+HOPPER = "env=gymnasium", "env.id=Hopper-v5"
+BREAKOUT = (  # the numbers of Young and Tian, 2019, but for Adam and the shorter exploration
+    *("env=minatar", "env.game=breakout", "network/encoder=minatar", "network.hidden_dims=[]"),
+    *("trainer.schedule=null", "alg.optim.lr=2.5e-4", "alg.tau=1", "alg.target_every=1000"),
+    *("alg.explore_end=0.1", "alg.explore_steps=20_000", "dataset.batch_size=32"),
+    *("dataset.n_step=1", "trainer.pace.steps_per_update=1", *every(20_000, 200_000, warmup=5_000)),
+)
+SMALL_CRITICS = "network.critic_hidden_dims=[256,256]"
 
 PLANS = {
-    "td3": Plan(CONTROL, overrides=off_policy(10_000)),
-    "sac": Plan(CONTROL, overrides=off_policy(10_000)),
-    "dqn": Plan({"cartpole_gym": [CARTPOLE]}, ["ours"], off_policy(1_000)),
+    "td3": Plan(CONTROL, beside_sb3("td3"), every(5_000, 50_000, warmup=10_000)),
+    "sac": Plan(CONTROL, beside_sb3("sac"), every(5_000, 50_000, warmup=10_000)),
+    "dqn": Plan(
+        {
+            "CartPole-v1": [CARTPOLE, *every(5_000, 50_000, warmup=1_000)],
+            "MinAtar breakout": BREAKOUT,
+        },
+        beside_sb3("dqn"),
+        ["alg.double=false"],  # it has none
+    ),
     "ppo": Plan(
         {
-            "cartpole_gym": [CARTPOLE, *rollouts(2048, 40, every=4)],
-            "pendulum": [*PENDULUM, *rollouts(1024, 120, every=12)],
-            "Hopper-v5": [*HOPPER, *rollouts(2048, 147, every=14)],
-        }
+            "CartPole-v1": [CARTPOLE, *rollouts(2048, 40, every=4)],
+            "Pendulum-v1": [*PENDULUM, *rollouts(1024, 120, every=12)],
+            "Hopper-v5": [*HOPPER, "processor=normalise_rollout", *rollouts(2048, 147, every=14)],
+        },
+        beside_sb3("ppo"),
+    ),
+    "hopper": Plan(
+        {"Hopper-v5": HOPPER},
+        {
+            "CrossQ": ["alg=crossq", SMALL_CRITICS],
+            "TQC": ["alg=tqc", SMALL_CRITICS, "network.num_critics=2", "alg.dropped_quantiles=5"],
+            "SAC": ["alg=sac"],
+        },
+        every(5_000, 50_000, warmup=5_000),
     ),
 }
 
@@ -100,7 +122,7 @@ PLANS = {
 class Job(NamedTuple):
     """One training run."""
 
-    system: str
+    method: str
     task: str
     seed: int
     folder: Path
@@ -112,9 +134,8 @@ class Job(NamedTuple):
             log.info("%s is there already", self.folder)
             return
         log.info("%s starts", self.folder)
-        if self.system == "ours":
-            command = [ROOT / "train.py", *self.overrides, f"hydra.run.dir={self.folder}"]
-        else:
+        command = [ROOT / "train.py", *self.overrides, f"hydra.run.dir={self.folder}"]
+        if self.method == SB3:
             command = [ROOT / "benchmarks" / "sb3.py", self.folder, *self.overrides]
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         run_python(command, threads=threads, log=self.folder.with_suffix(".log"))
@@ -133,11 +154,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--alg", choices=PLANS, default="td3")
+    parser.add_argument("--plan", choices=PLANS, default="td3", help="what is compared")
     parser.add_argument("--work", type=Path, default=ROOT / "outputs" / "learning", help="runs")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the report")
-    parser.add_argument("--only", choices=SYSTEMS, help="make the runs of one system")
-    parser.add_argument("--tasks", nargs="+", help="some of the algorithm's, by name")
+    parser.add_argument("--only", nargs="+", help="make the runs of some methods")
+    parser.add_argument("--tasks", nargs="+", help="some of the plan's")
     parser.add_argument("--seeds", type=int, default=3, help="how many, from 0")
     parser.add_argument("--overrides", nargs="+", default=[], help="of every run, for a trial")
     parser.add_argument("--jobs", type=int, default=2, help="processes at a time")
@@ -145,14 +166,14 @@ def main() -> None:
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     jobs = list(make_jobs(arguments))
-    chosen = [job for job in jobs if arguments.only in (None, job.system)]
+    chosen = [job for job in jobs if job.method in (arguments.only or [job.method])]
     if not run_all(chosen, num_processes=arguments.jobs, threads=arguments.threads):
         sys.exit(1)
     missing = [job.folder.name for job in jobs if not job.rows()]
     if missing:
         log.info("no report yet, for these are missing: %s", ", ".join(missing))
     else:
-        report(jobs, arguments.results, alg=arguments.alg, threads=arguments.threads)
+        report(jobs, arguments)
 
 
 def run_all(jobs: Sequence[Job], *, num_processes: int, threads: int) -> bool:
@@ -170,81 +191,77 @@ def run_all(jobs: Sequence[Job], *, num_processes: int, threads: int) -> bool:
 
 
 def make_jobs(arguments: argparse.Namespace) -> Iterator[Job]:
-    """Every run, ours and theirs by turns."""
-    plan = PLANS[arguments.alg]
+    """Every run, the methods by turns."""
+    plan = PLANS[arguments.plan]
     tasks = arguments.tasks or plan.tasks
-    for seed, (task, system) in product(range(arguments.seeds), product(tasks, plan.systems)):
+    for seed, task, method in product(range(arguments.seeds), tasks, plan.methods):
         overrides = (
-            *(f"alg={arguments.alg}", *plan.tasks[task], *plan.overrides),
+            *(*plan.methods[method], *plan.tasks[task], *plan.overrides),
             *(f"seed={seed}", "device=cpu", f"trainer.evaluation.episodes={EVAL_EPISODES}"),
             *arguments.overrides,
         )
-        folder = arguments.work.resolve() / f"{system}_{arguments.alg}_{task}_{seed}"
-        yield Job(system, task, seed, folder, overrides)
+        name = f"{arguments.plan}_{method}_{task}_{seed}".replace(" ", "_")
+        yield Job(method, task, seed, arguments.work.resolve() / name, overrides)
 
 
-def report(jobs: Sequence[Job], folder: Path, *, alg: str, threads: int) -> None:
-    """Write ``learning_<alg>`` as .csv, .png and .md into ``folder``."""
+def report(jobs: Sequence[Job], arguments: argparse.Namespace) -> None:
+    """Write ``learning_<plan>`` as .csv, .png and .md, and research.report's page of the runs."""
+    name = f"learning_{arguments.plan}"
     rows = [
-        {"system": job.system, "task": job.task, "seed": job.seed}
+        {"method": job.method, "task": job.task, "seed": job.seed}
         | {name: row[name] for name in ("step", "return", "length")}
         for job in jobs
         for row in job.rows()
     ]
-    write_rows(folder / f"learning_{alg}.csv", rows)
+    write_rows(arguments.results / f"{name}.csv", rows)
+    folders = [job.folder for job in jobs]
+    figure, page = (arguments.results / f"{name}.png").resolve(), arguments.work.resolve() / name
+    for tool, out in (("plot", figure), ("report", page)):
+        command = ["-m", f"research.{tool}", *folders, "by=alg", f"out={out}"]
+        run_python(command, threads=1, log=arguments.work / f"{tool}.log")
     curves = {
-        (task, system): np.array(
+        (task, method): np.array(
             [
                 [float(row["return"]) for row in job.rows()]
                 for job in jobs
-                if (job.task, job.system) == (task, system)
+                if (job.task, job.method) == (task, method)
             ]
         )
-        for task, system in dict.fromkeys((job.task, job.system) for job in jobs)
+        for task, method in dict.fromkeys((job.task, job.method) for job in jobs)
     }
-    steps = {job.task: np.array([int(row["step"]) for row in job.rows()]) for job in jobs}
-    draw(curves, steps, folder / f"learning_{alg}.png")
-    title = f"# {alg.upper()}, {len(curves[jobs[0].task, 'ours'])} seeds"
-    text = "\n".join([title, *summarise(curves, steps, describe_machine(threads=threads))]) + "\n"
-    write_whole(folder / f"learning_{alg}.md", text)
+    steps = {job.task: int(job.rows()[-1]["step"]) for job in jobs}
+    title = f"# {arguments.plan}, {arguments.seeds} seeds"
+    facts = describe_machine(threads=arguments.threads)
+    text = "\n".join([title, *summarise(curves, steps, facts)]) + "\n"
+    write_whole(arguments.results / f"{name}.md", text)
     print(text)
+    log.info("the page of research.report: %s.html", page)
 
 
 def summarise(
-    curves: dict[tuple[str, str], np.ndarray],
-    steps: dict[str, np.ndarray],
-    facts: dict[str, str | int],
+    curves: Mapping[tuple[str, str], np.ndarray],
+    steps: Mapping[str, int],
+    facts: Mapping[str, str | int],
 ) -> Iterator[str]:
-    """Lines of a Markdown table: scores by task, and their differences."""
+    """Lines of a Markdown table: scores by task, and their differences to the last method's."""
     yield ""
-    tasks, systems = (list(dict.fromkeys(names)) for names in zip(*curves, strict=True))
-    difference = ", for the difference Welch's" if len(systems) == 2 else ""
-    yield f"Mean and 95 % interval over seeds: Student's t{difference}."
-    bounds = "; ".join(
-        f"{TASKS.get(task, task)}: at most {highest}"
-        for task in tasks
-        if (highest := bounds_of(task)[1]) is not None
-    )
-    yield f"Return of {EVAL_EPISODES} episodes without noise ({bounds})."
+    tasks, methods = (list(dict.fromkeys(names)) for names in zip(*curves, strict=True))
+    *others, last = methods
+    yield "Mean and 95 % interval over seeds: Student's t, for differences Welch's."
+    yield f"Return of {EVAL_EPISODES} episodes without noise."
     yield ""
-    columns = [*(SYSTEMS[system] for system in systems), *["difference"][: len(systems) - 1]]
+    columns = [*methods, *(f"{other} minus {last}" for other in others)]
     yield f"| task | steps | score | {' | '.join(columns)} |"
     yield "| --- " * (3 + len(columns)) + "|"
     for task, (name, score) in product(tasks, SCORES.items()):
-        values = [np.array([score(c) for c in curves[task, system]]) for system in systems]
-        cells = [with_interval(each.mean(), *t_interval(each)) for each in values]
-        if len(values) == 2:
-            interval = stats.ttest_ind(*values, equal_var=False).confidence_interval(0.95)
-            cells.append(with_interval(values[0].mean() - values[1].mean(), *interval))
-        cells = [TASKS.get(task, task), f"{steps[task][-1]:,}", name, *cells]
-        yield f"| {' | '.join(cells)} |"
+        *rest, base = (np.array([score(c) for c in curves[task, method]]) for method in methods)
+        cells = [with_interval(each.mean(), *t_interval(each)) for each in [*rest, base]]
+        for each in rest:
+            interval = stats.ttest_ind(each, base, equal_var=False).confidence_interval(0.95)
+            cells.append(with_interval(each.mean() - base.mean(), *interval))
+        yield f"| {' | '.join([task, f'{steps[task]:,}', name, *cells])} |"
     yield ""
     yield ", ".join(f"{name} {value}" for name, value in facts.items())
-
-
-def bounds_of(task: str) -> tuple[int, int | None]:
-    """The lowest and the highest return that are possible in a task; None for no bound."""
-    return BOUNDS.get(task, (0, 1000))
 
 
 def with_interval(mean: Any, low: Any, high: Any) -> str:
@@ -256,38 +273,6 @@ def t_interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The 95 % interval of the mean over the first axis, by Student's t distribution."""
     half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values, axis=0)
     return values.mean(axis=0) - half, values.mean(axis=0) + half
-
-
-def draw(
-    curves: dict[tuple[str, str], np.ndarray], steps: dict[str, np.ndarray], path: Path
-) -> None:
-    """One panel per task: mean, interval, and each seed as a thin line."""
-    from matplotlib.figure import Figure
-
-    tasks = list(dict.fromkeys(task for task, _ in curves))
-    figure = Figure(figsize=(3.6 * len(tasks), 3.0), dpi=200, layout="constrained")
-    panels = figure.subplots(1, len(tasks), squeeze=False)[0]
-    styles = dict(zip(SYSTEMS, (("#0072B2", "-"), ("#D55E00", "--")), strict=True))
-    for panel, task in zip(panels, tasks, strict=True):
-        thousands = steps[task] / 1000
-        lowest, highest = bounds_of(task)
-        for system in (system for name, system in curves if name == task):
-            color, line = styles[system]
-            returns = curves[task, system]
-            low, high = t_interval(returns)
-            label = f"{SYSTEMS[system]} ({len(returns)} seeds)"
-            panel.plot(thousands, returns.mean(axis=0), line, color=color, label=label, lw=1.8)
-            low, high = low.clip(min=lowest), high.clip(max=np.inf if highest is None else highest)
-            panel.fill_between(thousands, low, high, color=color, alpha=0.2, lw=0)
-            panel.plot(thousands, returns.T, line, color=color, lw=0.5, alpha=0.7)
-        panel.set(
-            title=TASKS.get(task, task), xlabel="environment steps (thousands)", ylabel="return"
-        )
-        panel.set_xlim(0, thousands[-1])
-        panel.set_ylim(bottom=lowest)
-        panel.grid(alpha=0.3, lw=0.5)
-    panels[0].legend(loc="best", fontsize=8, frameon=False)
-    figure.savefig(path)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 
+from omegaconf import DictConfig, OmegaConf, open_dict
+
 from research.files import write_whole
 from research.training.saving.provenance import git_state, machine
 
@@ -76,6 +78,15 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
     table.writeheader()
     table.writerows(rows)
     write_whole(path, text.getvalue())
+
+
+def write_config(folder: Path, config: DictConfig) -> None:
+    """Make ``folder`` a run directory of a config that was composed with Hydra's own."""
+    (folder / ".hydra").mkdir(parents=True, exist_ok=True)
+    with open_dict(config):
+        hydra = config.pop("hydra")
+    for name, content in (("config", config), ("hydra", {"hydra": hydra})):
+        write_whole(folder / ".hydra" / f"{name}.yaml", OmegaConf.to_yaml(content))
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:

@@ -18,10 +18,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf, open_dict
 from pyarrow.csv import WriteOptions, write_csv
 
-from benchmarks.measure import RESULTS, ROOT, environment, spread
+from benchmarks.measure import RESULTS, ROOT, environment, spread, write_config
 from research.files import write_whole
 from research.hydra_versions import VERSION_BASE
 from research.launchers.plan.ledger import Job, Plan
@@ -75,12 +74,8 @@ def make_sweep(folder: Path, num_seeds: int, num_rows: int) -> None:
 
 def make_run(job: Job, logs: Path, num_steps: int) -> None:
     """The directory of a completed run, its logs shared."""
-    (job.folder / ".hydra").mkdir(parents=True)
     config = compose("config", ["name=report", *job.overrides], return_hydra_config=True)
-    with open_dict(config):
-        hydra = config.pop("hydra")
-    write_whole(job.folder / ".hydra" / "config.yaml", OmegaConf.to_yaml(config))
-    write_whole(job.folder / ".hydra" / "hydra.yaml", OmegaConf.to_yaml({"hydra": hydra}))
+    write_config(job.folder, config)
     write_provenance(job.folder, ["train.py", *job.overrides])
     for path in logs.iterdir():
         os.link(path, job.folder / path.name)

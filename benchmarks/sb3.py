@@ -6,15 +6,16 @@ It takes the command line of train.py and reads every setting from the config th
 
     python benchmarks/sb3.py FOLDER alg=td3 env=cheetah trainer.total_steps=50000
 
-Environment and evaluation are ours, so both are the same for the two; ``FOLDER/eval.csv`` has the
-columns of ours. What remains of its own: uniformly random warm-up actions of TD3 get exploration
-noise too, only the first episode of training is seeded, the log-std of SAC, TQC and CrossQ is
-clipped to [-20, 2], CrossQ's running variances are unbiased, the targets of DQN and QR-DQN are
-those of plain Q-learning (``alg.double=false``), and ``processor=normalise_rollout`` is its
-VecNormalize, whose statistics move with every step.
+Environment and evaluation are ours, so both are the same for the two; FOLDER becomes a run
+directory of ours, with ``eval.csv`` alone. What remains of its own: uniformly random warm-up
+actions of TD3 get exploration noise too, only the first episode of training is seeded, the log-std
+of SAC, TQC and CrossQ is clipped to [-20, 2], CrossQ's running variances are unbiased, the targets
+of DQN and QR-DQN are those of plain Q-learning (``alg.double=false``), and
+``processor=normalise_rollout`` is its VecNormalize, whose statistics move with every step.
 """
 
 import argparse
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,14 +30,16 @@ from stable_baselines3 import DQN, PPO, SAC, TD3
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.noise import NormalActionNoise
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from torch import Tensor
 
-from benchmarks.measure import ROOT
+from benchmarks.measure import ROOT, write_config
 from research.algs.base import Algorithm, Objective
 from research.config import build
 from research.hydra_versions import VERSION_BASE
 from research.processors.base import Identity
+from research.status import Status
 from research.training.evaluation import evaluate
 from research.training.policy import Policy
 from research.training.records.clock import Clock
@@ -62,6 +65,18 @@ class Actor(Algorithm):
         raise NotImplementedError("the model learns by itself")
 
 
+class Encoded(BaseFeaturesExtractor):
+    """One of our encoders, for its networks."""
+
+    def __init__(self, observation_space: gymnasium.Space, encoder: DictConfig) -> None:
+        made = build(encoder)(observation_space)
+        super().__init__(observation_space, made.output_dim)
+        self.encoder = made
+
+    def forward(self, obs: Tensor) -> Tensor:
+        return self.encoder(obs)
+
+
 def main() -> None:
     """Train and evaluate as the config says."""
     parser = argparse.ArgumentParser(
@@ -70,10 +85,17 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="where eval.csv goes")
     parser.add_argument("overrides", nargs="*", help="as for train.py")
     arguments = parser.parse_args()
-    arguments.folder.mkdir(parents=True, exist_ok=True)
     with initialize_config_dir(str(ROOT / "conf"), **VERSION_BASE):
         cfg = compose("config", arguments.overrides)
+        named = compose("config", [*arguments.overrides, "name=sb3"], return_hydra_config=True)
+    choices = named.hydra.runtime.choices
+    choices.alg = f"{choices.alg} of Stable-Baselines3"
+    write_config(arguments.folder, named)
+    status = Status(arguments.folder)
+    status.start(total_steps=cfg.trainer.total_steps)
     train(cfg, arguments.folder)
+    status.update(step=cfg.trainer.total_steps)
+    status.end("completed", "reached total_steps")
 
 
 def train(cfg: DictConfig, folder: Path) -> None:
@@ -215,6 +237,11 @@ def make_dqn(
     cfg: DictConfig, env: gymnasium.Env, settings: dict[str, Any], make: Any = DQN
 ) -> BaseAlgorithm:
     """DQN, or what explores and moves its target as it does, with what the two have in common."""
+    if cfg.network.encoder is not None:
+        settings["policy_kwargs"] |= {
+            "features_extractor_class": Encoded,
+            "features_extractor_kwargs": {"encoder": cfg.network.encoder},
+        }
     model = make(
         "MlpPolicy",
         env,
@@ -227,6 +254,7 @@ def make_dqn(
     model.exploration_schedule = lambda _: (
         start + (end - start) * min(1.0, model.num_timesteps / steps)
     )
+    anneal(model, cfg)
     return model
 
 
@@ -236,12 +264,11 @@ def make_ppo(cfg: DictConfig, envs: Sequence[gymnasium.Env]) -> PPO:
     vector: Any = DummyVecEnv([lambda env=env: Monitor(env) for env in envs])
     if cfg.processor.get("processors"):
         vector = VecNormalize(vector, gamma=cfg.dataset.discount, clip_obs=10.0, clip_reward=10.0)
-    rate = cfg.alg.optim.lr
     activation = build(cfg.network.activation)
     model = PPO(
         "MlpPolicy",
         vector,
-        learning_rate=rate,
+        learning_rate=cfg.alg.optim.lr,
         n_steps=horizon,
         batch_size=len(envs) * horizon // minibatches,
         n_epochs=cfg.trainer.pace.epochs,
@@ -262,10 +289,20 @@ def make_ppo(cfg: DictConfig, envs: Sequence[gymnasium.Env]) -> PPO:
         seed=cfg.seed,
         device=cfg.device,
     )
-    if cfg.trainer.schedule is not None:
-        # its own schedule begins anew with every call of learn
-        model.lr_schedule = lambda _: rate * (1 - model.num_timesteps / cfg.trainer.total_steps)
+    anneal(model, cfg)
     return model
+
+
+def anneal(model: BaseAlgorithm, cfg: DictConfig) -> None:
+    """Let the learning rate fall over the run, for its own schedule begins anew with ``learn``."""
+    if (schedule := cfg.trainer.schedule) is None:
+        return
+    if schedule.warmup_updates or schedule.final_share:
+        raise ValueError("this comparison is for rates that fall to 0 from the start")
+    total = cfg.trainer.total_steps
+    shapes = {"linear": lambda x: 1 - x, "cosine": lambda x: 0.5 + 0.5 * math.cos(math.pi * x)}
+    shape = shapes[schedule._target_.rpartition("_")[2]]
+    model.lr_schedule = lambda _: cfg.alg.optim.lr * shape(model.num_timesteps / total)
 
 
 if __name__ == "__main__":
