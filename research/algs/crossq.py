@@ -29,7 +29,8 @@ class CrossQ(MaximumEntropy):
         An episode cut by a time limit bootstraps from its real final observation.
 
     Args:
-        network: ``actor`` maps (B, O) to distributions, ``critics`` (B, O) and (B, A) to (N, B).
+        network: ``actor`` maps features (B, R) to distributions, ``critics`` features and actions
+            (B, A) to (N, B).
         optim: builds an optimizer from parameters; critics, actor and temperature have one each.
         temperature: at the start, above 0.
         target_entropy: entropy that the temperature aims at, in nats; None for minus A.
@@ -56,20 +57,22 @@ class CrossQ(MaximumEntropy):
 
     def critic_loss(self, batch: Transition, noise: Noise) -> Loss:
         """Squared distance of every critic to the soft target, both of one pass."""
+        features = self.network.encoder(batch.obs)
         with torch.no_grad():
-            next_action, next_log_prob = self.network.actor(batch.next_obs).sample(noise.target)
-        obs = torch.cat([batch.obs, batch.next_obs])
+            next_features = self.network.encoder(batch.next_obs)
+            next_action, next_log_prob = self.network.actor(next_features).sample(noise.target)
+        both = torch.cat([features, next_features])
         action = torch.cat([batch.action, next_action])
-        q, next_q = self.network.critics(obs, action, is_learning=True).chunk(2, dim=1)
+        q, next_q = self.network.critics(both, action, is_learning=True).chunk(2, dim=1)
         target_q = self.compute_target(batch, next_q, next_log_prob)
         loss = F.mse_loss(q, target_q.expand_as(q), reduction="sum") / len(target_q)
-        return Loss(loss, {"q": q.mean(), "target_q": target_q.mean()})
+        return Loss(loss, {"q": q.mean(), "target_q": target_q.mean()}, result=features)
 
-    def actor_loss(self, batch: Transition, noise: Noise) -> Loss:
+    def actor_loss(self, batch: Transition, noise: Noise, features: Tensor) -> Loss:
         """Minus the lowest critic's value, by the running statistics, and the entropy."""
-        distribution = self.network.actor(batch.obs, is_learning=True)
+        distribution = self.network.actor(features, is_learning=True)
         action, log_prob = distribution.sample(noise.actor)
-        q = self.network.critics(batch.obs, action).amin(dim=0)
+        q = self.network.critics(features, action).amin(dim=0)
         temperature = self.temperature.detach()
         loss = (temperature * log_prob - q).mean()
         metrics = {"entropy": -log_prob.mean(), "temperature": temperature}

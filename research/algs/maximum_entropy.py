@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from research.algs.base import Algorithm, Loss, Objective, OptimFactory
-from research.batches import Transition
+from research.algs.base import Algorithm, Loss, Objective, OptimFactory, PolyakCopy
+from research.algs.targets import frozen_copy
+from research.batches import Transition, Tree
 from research.networks.actor_critic import StochasticActorCritic
 
 
@@ -34,7 +35,8 @@ class MaximumEntropy(Algorithm):
     positive.
 
     Args:
-        network: what is trained.
+        network: what is trained; its encoder by the critics' loss and not by the actor's, as in
+            Yarats et al., 2021, https://arxiv.org/abs/1910.01741.
         optim: builds an optimizer from parameters; critics, actor and temperature have one each.
         temperature: at the start, above 0.
         target_entropy: entropy that the temperature aims at, in nats; None for minus A.
@@ -60,11 +62,17 @@ class MaximumEntropy(Algorithm):
         self.actor_every = actor_every
 
     def objectives(self) -> Sequence[Objective]:
-        actor, critics, optim = self.network.actor, self.network.critics, self.optim
-        delayed = {"optim": optim, "every": self.actor_every}
+        critics = [self.network.encoder, self.network.critics]
+        delayed = {"optim": self.optim, "every": self.actor_every}
         return [
-            Objective(name="critic", loss=self.critic_loss, trains=[critics], optim=optim),
-            Objective(name="actor", loss=self.actor_loss, trains=[actor], **delayed),
+            Objective(name="critic", loss=self.critic_loss, trains=critics, optim=self.optim),
+            Objective(
+                name="actor",
+                loss=self.actor_loss,
+                trains=[self.network.actor],
+                reuses="critic",
+                **delayed,
+            ),
             Objective(
                 name="temperature",
                 loss=self.temperature_loss,
@@ -74,8 +82,8 @@ class MaximumEntropy(Algorithm):
             ),
         ]
 
-    def act(self, obs: Tensor, step: Tensor, explore: bool) -> Tensor:
-        distribution = self.network.actor(obs)
+    def act(self, obs: Tree, step: Tensor, explore: bool) -> Tensor:
+        distribution = self.network.actor(self.network.encoder(obs))
         if not explore:
             return distribution.center()
         return distribution.sample(torch.randn_like(distribution.mean))[0]
@@ -85,10 +93,10 @@ class MaximumEntropy(Algorithm):
 
     @abstractmethod
     def critic_loss(self, batch: Transition, noise: Any) -> Loss:
-        """Distance of every critic to the soft target."""
+        """Distance of every critic to the soft target; the result is the features (B, R)."""
 
     @abstractmethod
-    def actor_loss(self, batch: Transition, noise: Any) -> Loss:
+    def actor_loss(self, batch: Transition, noise: Any, features: Tensor) -> Loss:
         """Minus a value and the weighted entropy; the result is the log-probabilities (B,)."""
 
     def temperature_loss(self, batch: Transition, noise: Any, log_prob: Tensor) -> Loss:
@@ -99,3 +107,44 @@ class MaximumEntropy(Algorithm):
     def temperature(self) -> Tensor:
         """The weight of the entropy, alpha."""
         return self.log_temperature.exp()
+
+
+class MaximumEntropyWithTargets(MaximumEntropy):
+    """``MaximumEntropy`` whose critics, and their encoder, have copies that follow slowly.
+
+    Args:
+        network, optim, temperature, target_entropy, actor_every: as for ``MaximumEntropy``.
+        tau: Polyak step per target update, in (0, 1]; 1 copies the critics.
+        target_every: critic updates per target update, at least 1.
+
+    """
+
+    def __init__(
+        self,
+        network: StochasticActorCritic,
+        *,
+        optim: OptimFactory,
+        temperature: float,
+        target_entropy: float | None,
+        actor_every: int,
+        tau: float,
+        target_every: int,
+    ) -> None:
+        super().__init__(
+            network,
+            optim=optim,
+            temperature=temperature,
+            target_entropy=target_entropy,
+            actor_every=actor_every,
+        )
+        self.target_encoder = frozen_copy(network.encoder)
+        self.target_critics = frozen_copy(network.critics)
+        self.tau = tau
+        self.target_every = target_every
+
+    def copies(self) -> Sequence[PolyakCopy]:
+        tau, every = self.tau, self.target_every
+        return [
+            PolyakCopy(self.target_encoder, self.network.encoder, tau, every),
+            PolyakCopy(self.target_critics, self.network.critics, tau, every),
+        ]

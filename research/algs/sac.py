@@ -1,22 +1,18 @@
 """Soft Actor-Critic: Haarnoja et al., 2018, https://arxiv.org/abs/1812.05905."""
 
-from collections.abc import Sequence
-from dataclasses import replace
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from research.algs.base import Loss, Objective, OptimFactory, PolyakCopy
-from research.algs.maximum_entropy import MaximumEntropy, Noise
-from research.algs.targets import frozen_copy
-from research.batches import Transition, Tree
+from research.algs.base import Loss, OptimFactory
+from research.algs.maximum_entropy import MaximumEntropyWithTargets, Noise
+from research.batches import Transition
 from research.networks.simba import SimBaActorCritic
 from research.networks.squashed_gaussian import SquashedGaussianActorCritic
 from research.ranges import PositiveFloat, PositiveFraction, PositiveInt
 
 
-class SAC(MaximumEntropy):
+class SAC(MaximumEntropyWithTargets):
     """Stochastic actor, twin critics, and a temperature that holds the entropy (Algorithm 1).
 
     Actions lie in [-1, 1].
@@ -30,8 +26,7 @@ class SAC(MaximumEntropy):
 
     Args:
         network: ``actor`` maps features (B, R) to distributions, ``critics`` features and actions
-            (B, A) to (N, B). If it has an encoder that makes the features, the critics' loss trains
-            it and the actor's does not, as in Yarats et al., 2021, https://arxiv.org/abs/1910.01741.
+            (B, A) to (N, B).
         optim: builds an optimizer from parameters; critics, actor and temperature have one each.
         tau: Polyak step per target update, in (0, 1].
         temperature: at the start, above 0.
@@ -65,26 +60,9 @@ class SAC(MaximumEntropy):
             temperature=temperature,
             target_entropy=target_entropy,
             actor_every=actor_every,
+            tau=tau,
+            target_every=target_every,
         )
-        self.target_encoder = frozen_copy(network.encoder)
-        self.target_critics = frozen_copy(network.critics)
-        self.tau = tau
-        self.target_every = target_every
-
-    def objectives(self) -> Sequence[Objective]:
-        critic, actor, temperature = super().objectives()
-        trains = [self.network.encoder, self.network.critics]
-        return [replace(critic, trains=trains), replace(actor, reuses="critic"), temperature]
-
-    def copies(self) -> Sequence[PolyakCopy]:
-        tau, every = self.tau, self.target_every
-        return [
-            PolyakCopy(self.target_encoder, self.network.encoder, tau, every),
-            PolyakCopy(self.target_critics, self.network.critics, tau, every),
-        ]
-
-    def act(self, obs: Tree, step: Tensor, explore: bool) -> Tensor:
-        return super().act(self.network.encoder(obs), step, explore)
 
     def critic_loss(self, batch: Transition, noise: Noise) -> Loss:
         """Squared distance of every critic to the soft target (equation 5)."""

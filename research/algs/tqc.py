@@ -1,20 +1,17 @@
 """Truncated Quantile Critics: Kuznetsov et al., 2020, https://arxiv.org/abs/2005.04269."""
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
-from research.algs.base import Loss, OptimFactory, PolyakCopy
-from research.algs.maximum_entropy import MaximumEntropy, Noise
+from research.algs.base import Loss, OptimFactory
+from research.algs.maximum_entropy import MaximumEntropyWithTargets, Noise
 from research.algs.quantiles import quantile_huber_loss
-from research.algs.targets import frozen_copy
 from research.batches import Transition
 from research.networks.quantile_critics import QuantileActorCritic
 from research.ranges import NonNegativeInt, PositiveFloat, PositiveFraction, PositiveInt
 
 
-class TQC(MaximumEntropy):
+class TQC(MaximumEntropyWithTargets):
     """SAC with critics of quantiles, the highest of which are left out of the target (Algorithm 1).
 
     Actions lie in [-1, 1].
@@ -28,8 +25,8 @@ class TQC(MaximumEntropy):
         An episode cut by a time limit bootstraps from its real final observation.
 
     Args:
-        network: ``actor`` maps (B, O) to distributions, ``critics`` (B, O) and (B, A) to M
-            quantiles of N critics, (N, B, M).
+        network: ``actor`` maps features (B, R) to distributions, ``critics`` features and actions
+            (B, A) to M quantiles of N critics, (N, B, M).
         optim: builds an optimizer from parameters; critics, actor and temperature have one each.
         tau: Polyak step per target update, in (0, 1].
         temperature: at the start, above 0.
@@ -68,27 +65,24 @@ class TQC(MaximumEntropy):
             temperature=temperature,
             target_entropy=target_entropy,
             actor_every=actor_every,
+            tau=tau,
+            target_every=target_every,
         )
-        self.target_critics = frozen_copy(network.critics)
-        self.tau = tau
-        self.target_every = target_every
         self.dropped_quantiles = dropped_quantiles
-
-    def copies(self) -> Sequence[PolyakCopy]:
-        critics = self.network.critics
-        return [PolyakCopy(self.target_critics, critics, self.tau, every=self.target_every)]
 
     def critic_loss(self, batch: Transition, noise: Noise) -> Loss:
         """Quantile Huber loss of every critic on the truncated target."""
         target = self.compute_target(batch, noise.target)
-        quantiles = self.network.critics(batch.obs, batch.action)
+        features = self.network.encoder(batch.obs)
+        quantiles = self.network.critics(features, batch.action)
         loss = quantile_huber_loss(quantiles, target).sum(dim=0).mean()
-        return Loss(loss, {"q": quantiles.mean(), "target_q": target.mean()})
+        metrics = {"q": quantiles.mean(), "target_q": target.mean()}
+        return Loss(loss, metrics, result=features)
 
-    def actor_loss(self, batch: Transition, noise: Noise) -> Loss:
+    def actor_loss(self, batch: Transition, noise: Noise, features: Tensor) -> Loss:
         """Minus the mean of all quantiles, none left out, and the entropy."""
-        action, log_prob = self.network.actor(batch.obs).sample(noise.actor)
-        q = self.network.critics(batch.obs, action).mean(dim=(0, 2))
+        action, log_prob = self.network.actor(features).sample(noise.actor)
+        q = self.network.critics(features, action).mean(dim=(0, 2))
         temperature = self.temperature.detach()
         loss = (temperature * log_prob - q).mean()
         metrics = {"entropy": -log_prob.mean(), "temperature": temperature}
@@ -97,8 +91,8 @@ class TQC(MaximumEntropy):
     @torch.no_grad()
     def compute_target(self, batch: Transition, noise: Tensor) -> Tensor:
         """The N (M - d) lowest atoms of the soft return, (B, K); ``noise`` is standard, (B, A)."""
-        action, log_prob = self.network.actor(batch.next_obs).sample(noise)
-        quantiles = self.target_critics(batch.next_obs, action)
+        action, log_prob = self.network.actor(self.network.encoder(batch.next_obs)).sample(noise)
+        quantiles = self.target_critics(self.target_encoder(batch.next_obs), action)
         num_kept = len(quantiles) * (quantiles.shape[-1] - self.dropped_quantiles)
         kept = quantiles.transpose(0, 1).flatten(1).sort(dim=1).values[:, :num_kept]
         soft = kept - (self.temperature * log_prob)[:, None]

@@ -77,15 +77,17 @@ class ActorCritic(nn.Module):
 
 
 class StochasticActorCritic(nn.Module):
-    """A network of a stochastic actor and of critics, on flat observations.
+    """A network of a stochastic actor and of critics, on the features of observations.
 
     Attributes:
-        actor: maps observations (B, O) to distributions of actions.
-        critics: N action-value functions.
+        encoder: maps observations to features (B, R); ``nn.Identity`` where those are the same.
+        actor: maps features to distributions of actions.
+        critics: N action-value functions of features.
         action_dim: A, or the number of discrete actions.
 
     """
 
+    encoder: nn.Module
     actor: nn.Module
     critics: nn.Module
     action_dim: int

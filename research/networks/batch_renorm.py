@@ -8,7 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from research.networks.actor_critic import StochasticActorCritic, bounded_action_dim, flat_dim
+from research.networks.actor_critic import (
+    StochasticActorCritic,
+    bounded_action_dim,
+    make_encoder,
+)
+from research.networks.encoders import EncoderFactory
 from research.networks.mlp import Activation, EnsembleLinear, Init, initialise
 from research.networks.squashed_gaussian import SquashedGaussian, SquashedGaussianActor
 from research.ranges import NonNegativeInt, OpenFraction, PositiveInt
@@ -152,7 +157,7 @@ class BatchRenormActor(SquashedGaussianActor):
 
 
 class BatchRenormCritics(nn.Module):
-    """N action-value functions on flat observations."""
+    """N action-value functions on observations (B, O), or on their features."""
 
     def __init__(self, ensemble: BatchRenormMLP) -> None:
         super().__init__()
@@ -170,7 +175,7 @@ class BatchRenormActorCritic(StochasticActorCritic):
     """``actor`` maps observations to action distributions; ``critics`` return action values.
 
     Args:
-        observation_space: a flat Box of floats, (O,).
+        observation_space: a flat Box of floats, (O,); or what the encoder takes.
         action_space: a Box in [-1, 1], (A,).
         actor_hidden_dims: widths of the actor's hidden layers.
         critic_hidden_dims: widths of every critic's hidden layers.
@@ -180,6 +185,7 @@ class BatchRenormActorCritic(StochasticActorCritic):
         log_std_bounds: least and largest logarithm of the standard deviation before the squashing.
         momentum: share of the way that running statistics go towards those of a batch.
         warmup: batches that each norm normalises by their own statistics alone.
+        encoder: makes the encoder that actor and critics share; None for none.
 
     Raises:
         ValueError: for spaces that it cannot take, or bounds that do not rise.
@@ -199,10 +205,11 @@ class BatchRenormActorCritic(StochasticActorCritic):
         log_std_bounds: tuple[float, float],
         momentum: OpenFraction,
         warmup: NonNegativeInt,
+        encoder: EncoderFactory | None = None,
     ) -> None:
         super().__init__()
-        obs_dim, action_dim = flat_dim(observation_space), bounded_action_dim(action_space)
-        self.action_dim = action_dim
+        self.action_dim = action_dim = bounded_action_dim(action_space)
+        self.encoder, obs_dim = make_encoder(encoder, observation_space)
         mlp = BatchRenormMLP(
             obs_dim,
             2 * action_dim,

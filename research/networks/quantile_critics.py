@@ -6,14 +6,19 @@ import gymnasium
 import torch
 from torch import Tensor, nn
 
-from research.networks.actor_critic import StochasticActorCritic, bounded_action_dim, flat_dim
+from research.networks.actor_critic import (
+    StochasticActorCritic,
+    bounded_action_dim,
+    make_encoder,
+)
+from research.networks.encoders import EncoderFactory
 from research.networks.mlp import MLP, Activation, EnsembleMLP, Init, Layers
 from research.networks.squashed_gaussian import SquashedGaussianActor
 from research.ranges import PositiveInt
 
 
 class QuantileCritics(nn.Module):
-    """N functions of flat observations and actions, each of which gives M quantiles of returns.
+    """N functions of features and actions, each of which gives M quantiles of returns.
 
     The quantiles belong to the probabilities (m + 0.5) / M, for m from 0 on (Dabney et al., 2018,
     https://arxiv.org/abs/1710.10044); their mean is the action's value.
@@ -35,7 +40,7 @@ class QuantileActorCritic(StochasticActorCritic):
     """``actor`` maps observations to action distributions; ``critics`` return quantiles.
 
     Args:
-        observation_space: a flat Box of floats, (O,).
+        observation_space: a flat Box of floats, (O,); or what the encoder takes.
         action_space: a Box in [-1, 1], (A,).
         actor_hidden_dims: widths of the actor's hidden layers.
         critic_hidden_dims: widths of every critic's hidden layers.
@@ -45,6 +50,7 @@ class QuantileActorCritic(StochasticActorCritic):
         layer_norm: whether hidden layers are normalised before their activation.
         init: fills the weight matrices; None for torch's own initialisation.
         log_std_bounds: least and largest logarithm of the standard deviation before the squashing.
+        encoder: makes the encoder that actor and critics share; None for none.
 
     Raises:
         ValueError: for spaces that it cannot take, or bounds that do not rise.
@@ -66,10 +72,11 @@ class QuantileActorCritic(StochasticActorCritic):
         layer_norm: bool,
         init: Init | None,
         log_std_bounds: tuple[float, float],
+        encoder: EncoderFactory | None = None,
     ) -> None:
         super().__init__()
-        obs_dim, action_dim = flat_dim(observation_space), bounded_action_dim(action_space)
-        self.action_dim = action_dim
+        self.action_dim = action_dim = bounded_action_dim(action_space)
+        self.encoder, obs_dim = make_encoder(encoder, observation_space)
         layers = Layers(actor_hidden_dims, activation, layer_norm, init)
         self.actor = SquashedGaussianActor(MLP(obs_dim, 2 * action_dim, layers), log_std_bounds)
         layers = layers._replace(hidden_dims=critic_hidden_dims)

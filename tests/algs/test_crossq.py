@@ -150,7 +150,9 @@ def test_actor_climbs_the_lowest_critic_and_its_entropy(make: Make) -> None:
         crossq.network.critics.train()
         return (temperature * log_prob - torch.minimum(q[0], q[1])).mean()
 
-    assert_gradient(crossq.actor_loss(batch, Noise(-noise, noise)), crossq.network.actor, loss)
+    assert_gradient(
+        crossq.actor_loss(batch, Noise(-noise, noise), batch.obs), crossq.network.actor, loss
+    )
 
 
 def test_only_the_joint_pass_moves_the_critics_statistics_and_the_actors_loss_its_own(
@@ -163,7 +165,7 @@ def test_only_the_joint_pass_moves_the_critics_statistics_and_the_actors_loss_it
     assert have_moved(network.critics, critics)
     assert not have_moved(network.actor, actor)
     critics = statistics(network.critics)
-    crossq.actor_loss(batch, noise)
+    crossq.actor_loss(batch, noise, batch.obs)
     assert have_moved(network.actor, actor)
     assert not have_moved(network.critics, critics)
 

@@ -8,19 +8,28 @@ from typing import Any, TypeAlias
 import numpy as np
 import pytest
 import torch
-from gymnasium.spaces import Box, Dict
+from gymnasium.spaces import Box, Dict, Discrete
 from torch import Tensor, nn
 
+from research.algs.crossq import CrossQ
 from research.algs.sac import SAC, Noise
+from research.algs.sac_discrete import SACDiscrete
 from research.algs.td3 import TD3
+from research.algs.tqc import TQC
 from research.batches import Transition
 from research.networks.actor_critic import ActorCritic
+from research.networks.batch_renorm import BatchRenormActorCritic
+from research.networks.categorical import CategoricalActorCritic
 from research.networks.encoders import ImageEncoder, MultiInput
+from research.networks.quantile_critics import QuantileActorCritic
 from research.networks.squashed_gaussian import SquashedGaussianActorCritic
 from tests.algs.learning import make_learner
+from tests.algs.test_crossq import NUMBERS as CROSSQ_NUMBERS
 from tests.algs.test_sac import NUMBERS as SAC_NUMBERS
+from tests.algs.test_sac_discrete import NUMBERS as SAC_DISCRETE_NUMBERS
 from tests.algs.test_td3 import ADAM, START, shift, snapshot
 from tests.algs.test_td3 import NUMBERS as TD3_NUMBERS
+from tests.algs.test_tqc import NUMBERS as TQC_NUMBERS
 from tests.commands import train
 from tests.test_kill import compare
 from tests.training.toys import rows
@@ -50,6 +59,33 @@ def make_sac(optim: Any = ADAM) -> SAC:
 
 def make_td3(optim: Any = ADAM) -> TD3:
     return TD3(ActorCritic(SPACE, ACTIONS, **LAYERS), optim=optim, **TD3_NUMBERS)
+
+
+def make_tqc(optim: Any = ADAM) -> TQC:
+    layers = {**LAYERS, "actor_hidden_dims": (32,), "critic_hidden_dims": (32,)}
+    del layers["hidden_dims"]
+    network = QuantileActorCritic(SPACE, ACTIONS, **layers, num_quantiles=3, log_std_bounds=(-5, 2))
+    numbers: dict[str, Any] = {**TQC_NUMBERS, "temperature": 0.02}
+    return TQC(network, optim=optim, **numbers)
+
+
+def make_crossq(optim: Any = ADAM) -> CrossQ:
+    layers = {**LAYERS, "actor_hidden_dims": (32,), "critic_hidden_dims": (32,)}
+    del layers["hidden_dims"], layers["layer_norm"]
+    network = BatchRenormActorCritic(
+        SPACE, ACTIONS, **layers, log_std_bounds=(-5, 2), momentum=0.1, warmup=100
+    )
+    numbers: dict[str, Any] = {**CROSSQ_NUMBERS, "temperature": 0.02}
+    return CrossQ(network, optim=optim, **numbers)
+
+
+def make_sac_discrete(optim: Any = ADAM) -> SACDiscrete:
+    network = CategoricalActorCritic(SPACE, Discrete(3), **LAYERS)
+    return SACDiscrete(network, optim=optim, **SAC_DISCRETE_NUMBERS)
+
+
+def make_discrete(batch: Transition) -> Transition:
+    return batch._replace(action=torch.arange(len(batch.reward)) % 3)
 
 
 def make_batch(size: int = 32, discount: float = 0.9) -> Transition:
@@ -112,9 +148,30 @@ def test_an_update_trains_the_encoder_by_the_critics_loss_alone(make: Make) -> N
     assert any(gradient.abs().max() > 1e-6 for gradient in gradients[: len(gradients) // 2])
 
 
-@pytest.mark.parametrize("make", [make_sac, make_td3])
+@pytest.mark.parametrize("make", [make_tqc, make_crossq, make_sac_discrete])
+def test_the_encoder_learns_from_the_critics_loss(make: Make) -> None:
+    alg, batch = make(partial(torch.optim.SGD, lr=0.0)).double(), double(make_batch())
+    if make is make_sac_discrete:
+        batch = make_discrete(batch)
+    shift(alg.network)
+    learner = make_learner(alg)
+    torch.manual_seed(3)
+    loss = alg.critic_loss(batch, alg.draw(batch, START)).value
+    trained = [*alg.network.encoder.parameters(), *alg.network.critics.parameters()]
+    gradients = torch.autograd.grad(loss, trained)
+    for _ in range(alg.actor_every):  # to the actor's turn
+        torch.manual_seed(3)
+        metrics = learner.learn(batch)
+    assert "actor_loss" in metrics
+    for parameter, gradient in zip(trained, gradients, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-8, atol=1e-12)
+
+
+@pytest.mark.parametrize("make", [make_sac, make_td3, make_tqc, make_crossq, make_sac_discrete])
 def test_the_actor_sees_the_features_and_its_gradient_ends_there(make: Make) -> None:
     alg, batch = make().double(), double(make_batch())
+    if make is make_sac_discrete:
+        batch = make_discrete(batch)
     drawn = alg.draw(batch, START)
     features = alg.critic_loss(batch, drawn).result
     assert torch.equal(features, alg.network.encoder(batch.obs))
@@ -127,7 +184,7 @@ def test_the_actor_sees_the_features_and_its_gradient_ends_there(make: Make) -> 
     assert all(g.abs().max() > 0 for g in torch.autograd.grad(loss, [*actor]))
 
 
-@pytest.mark.parametrize("make", [make_sac, make_td3])
+@pytest.mark.parametrize("make", [make_sac, make_td3, make_tqc])
 def test_the_targets_encoder_follows_the_critics(make: Make) -> None:
     alg = make()
     target = alg.target.encoder if isinstance(alg, TD3) else alg.target_encoder
@@ -143,7 +200,7 @@ def test_the_targets_encoder_follows_the_critics(make: Make) -> None:
         assert (new - old).abs().max() < 0.11 * (end - old).abs().max() + 1e-7
 
 
-@pytest.mark.parametrize("make", [make_sac, make_td3])
+@pytest.mark.parametrize("make", [make_sac, make_td3, make_tqc, make_crossq])
 def test_solves_a_bandit_of_images_and_vectors(make: Make) -> None:
     alg = make(partial(torch.optim.Adam, lr=5e-3))
     learner = make_learner(alg)
@@ -161,26 +218,43 @@ SMALL_IMAGES = "network/encoder@network.encoder.image=minatar"
 STACKED = ("+env.kwargs.shows=image", "env.frame_stack=2", "network/encoder=minatar")
 OFF_POLICY = ("dataset.capacity=1000", "dataset.batch_size=16", "trainer.pace.warmup_steps=40")
 ROLLOUTS = ("trainer.pace.horizon=30", "trainer.pace.minibatches=3", "trainer.pace.epochs=2")
-RUNS = {
+SMALL_TQC = ("alg=tqc", "network.num_critics=2", "network.critic_hidden_dims=[64]")
+SMALL_CROSSQ = ("alg=crossq", "network.critic_hidden_dims=[64]")
+DISCRETE = (*STACKED, "+env.kwargs.discrete=true", *OFF_POLICY)
+KILLED = {
     "SAC, image and vector": ("alg=sac", *BOTH, SMALL_IMAGES, *OFF_POLICY),
-    "TD3, stacked images": ("alg=td3", *STACKED, *OFF_POLICY, "env.num_envs=2"),
-    "PPO, image and vector": ("alg=ppo", *BOTH, SMALL_IMAGES, *ROLLOUTS, "env.num_envs=2"),
     "PPO, stacked images": ("alg=ppo", "network=actor_value_cnn", *STACKED, *ROLLOUTS),
-    "DQN, stacked images": ("alg=dqn", *STACKED, "+env.kwargs.discrete=true", *OFF_POLICY),
 }
+RUNS = {
+    "TD3, stacked images": ("alg=td3", *STACKED, *OFF_POLICY, "env.num_envs=2"),
+    "TQC, image and vector": (*SMALL_TQC, *BOTH, SMALL_IMAGES, *OFF_POLICY),
+    "CrossQ, image and vector": (*SMALL_CROSSQ, *BOTH, SMALL_IMAGES, *OFF_POLICY),
+    "PPO, image and vector": ("alg=ppo", *BOTH, SMALL_IMAGES, *ROLLOUTS, "env.num_envs=2"),
+    "DQN, stacked images": ("alg=dqn", *DISCRETE),
+    "discrete SAC, stacked images": ("alg=sac_discrete", *DISCRETE),
+}
+LENGTHS = (
+    *("trainer.log_every=20", "trainer.checkpoints.every=60", "trainer.evaluation.every=120"),
+    *("trainer.total_steps=240", "trainer.evaluation.episodes=2"),
+)
+
+
+@pytest.mark.parametrize("run", KILLED)
+def test_a_run_on_images_ends_as_one_that_was_not_killed(tmp_path: Path, run: str) -> None:
+    compare(tmp_path, [*KILLED[run], *SPOT, *LENGTHS], seed=run, num_steps=240, num_kills=2)
 
 
 @pytest.mark.parametrize("run", RUNS)
-def test_a_run_on_images_ends_as_one_that_was_not_killed(tmp_path: Path, run: str) -> None:
-    every = ("trainer.log_every=20", "trainer.checkpoints.every=60", "trainer.evaluation.every=120")
-    lengths = ("trainer.total_steps=240", *every, "trainer.evaluation.episodes=2")
-    overrides = [*RUNS[run], *SPOT, *lengths]
-    compare(tmp_path, overrides, seed=run, num_steps=240, num_kills=2)
+def test_an_algorithm_trains_on_images(tmp_path: Path, run: str) -> None:
+    process = train(tmp_path / "run", *RUNS[run], *SPOT, *LENGTHS)
+    process.join()
+    assert process.exitcode == 0
+    assert rows(tmp_path / "run" / "eval.csv")[-1]["step"] == 240
 
 
 @pytest.mark.slow
 def test_sac_learns_to_point_at_what_it_sees(tmp_path: Path) -> None:
-    overrides = [*RUNS["SAC, image and vector"], *SPOT, "trainer.total_steps=2000"]
+    overrides = [*KILLED["SAC, image and vector"], *SPOT, "trainer.total_steps=2000"]
     process = train(tmp_path / "run", *overrides, "trainer.evaluation.every=1000")
     process.join()
     returns = [row["return"] for row in rows(tmp_path / "run" / "eval.csv")]

@@ -131,7 +131,7 @@ def test_actor_descends_the_expectation_over_all_actions(double: SACDiscrete) ->
         loss += mean / 6
         entropy -= sum(p * math.log(p) for p in prob) / 6
     expected = torch.autograd.grad(logits, list(actor.parameters()), slopes)
-    result = double.actor_loss(batch, None)
+    result = double.actor_loss(batch, None, batch.obs)
     assert result.value.item() == pytest.approx(loss, abs=1e-10)
     gradients = torch.autograd.grad(result.value, list(actor.parameters()))
     torch.testing.assert_close(gradients, expected, rtol=0, atol=1e-8)
@@ -173,7 +173,8 @@ def test_a_share_of_1_is_the_entropy_of_random_actions(make: Make) -> None:
 
 
 def test_no_gradient_of_the_actor_reaches_the_critics(double: SACDiscrete) -> None:
-    loss = double.actor_loss(make_batch(), None).value
+    batch = make_batch()
+    loss = double.actor_loss(batch, None, batch.obs).value
     parameters = list(double.network.critics.parameters())
     gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
     assert not any(gradient is not None for gradient in gradients)

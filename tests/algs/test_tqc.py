@@ -165,7 +165,7 @@ def test_actor_climbs_the_mean_of_all_quantiles_and_its_entropy(make: Make) -> N
         one, other = tqc.network.critics(batch.obs, action)
         return (0.3 * log_prob - (one.mean(dim=1) + other.mean(dim=1)) / 2).mean()
 
-    result = tqc.actor_loss(batch, Noise(-noise, noise))
+    result = tqc.actor_loss(batch, Noise(-noise, noise), batch.obs)
     assert_gradient(result, tqc.network.actor, loss)
     _, log_prob = tqc.network.actor(batch.obs).sample(noise)
     assert torch.equal(result.result, log_prob)
