@@ -1,6 +1,7 @@
 """Whether a run directory may be resumed with a config, and whose run it is."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,9 @@ OF_HYDRA = re.compile(r"\$\{(hydra|now):")
 
 MAX_BYTES, MAX_DEPTH = 2**18, 50
 """A longer file, or a deeper one, is no config."""
+
+MAX_CHANGES = 8
+"""Shown of those between two configs."""
 
 
 def is_as_long(cfg: DictConfig, run_dir: Path) -> bool:
@@ -62,7 +66,7 @@ def compare(cfg: DictConfig, run_dir: Path) -> list[str]:
         fits = not any(path.startswith(STRUCTURE) for path in written if path not in free)
         accept = ", or accept it by resume=override" if fits else ""
         raise UserError(
-            f"{run_dir} belongs to another config: {'; '.join(changes)}; "
+            f"{run_dir} belongs to another config: {summary(changes)}; "
             f"choose another hydra.run.dir{accept}"
         )
     reached = (read_status(run_dir) or BLANK)["step"]
@@ -72,6 +76,13 @@ def compare(cfg: DictConfig, run_dir: Path) -> list[str]:
             f"that {run_dir} has reached"
         )
     return changes
+
+
+def summary(changes: Sequence[str]) -> str:
+    """The first of these differences; those of keys that both configs have come before others."""
+    ordered = sorted(changes, key=lambda change: " None" in change)
+    more = [f"and {len(changes) - MAX_CHANGES} more"] if len(changes) > MAX_CHANGES else []
+    return "; ".join([*ordered[:MAX_CHANGES], *more])
 
 
 def without_hydra(cfg: DictConfig) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import fcntl
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -355,6 +356,24 @@ def test_fewer_steps_than_reached_are_refused(cli: Cli, tmp_path: Path) -> None:
     assert "trainer.total_steps=40 is below the 60 steps" in outcome.err
     assert json.loads((tmp_path / "status.json").read_text())["state"] == "completed"
     assert cli("trainer.total_steps=60", "resume=never", run_dir).status == 1
+
+
+def test_another_algorithm_is_refused_by_its_name_and_a_few_differences(
+    cli: Cli, tmp_path: Path
+) -> None:
+    run_dir = f"hydra.run.dir={tmp_path}"
+    cli("trainer.total_steps=60", run_dir)
+    outcome = cli("trainer.total_steps=60", "alg=sac", run_dir)
+    assert outcome.status == 1
+    assert "alg._target_: research.algs.td3.TD3 -> research.algs.sac.SAC; " in outcome.err
+    assert len(outcome.err.split("; ")) == 10  # eight, how many more, and what to do
+    assert re.search(r"; and \d+ more; choose another hydra.run.dir", outcome.err)
+
+
+def test_a_run_says_what_begins_before_its_first_row(cli: Cli, tmp_path: Path) -> None:
+    assert cli("trainer.total_steps=60", f"hydra.run.dir={tmp_path}", "seed=3").status == 0
+    first, *_ = (tmp_path / "train.log").read_text().splitlines()
+    assert first.endswith(f"td3_pendulum, seed 3: 60 steps on cpu, into {tmp_path}")
 
 
 def test_a_run_that_failed_before_its_first_checkpoint_starts_anew(

@@ -28,8 +28,8 @@ from research.training.evaluation import run_episodes, summarise, validate
 from research.training.infos import Infos
 
 CHOSEN = (
-    "These are the episodes by which the best checkpoint was chosen, so luck is in their returns; "
-    "seed=... evaluates in others."
+    "The best checkpoint was chosen by these episodes, or the first of them, so luck is in their "
+    "returns; seed=... evaluates in others."
 )
 
 log = logging.getLogger(__name__)

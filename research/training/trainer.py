@@ -312,12 +312,20 @@ class Trainer:
         self.processor.train()
         if not is_begun:  # so that errors show before an epoch is spent
             self.find_metric()
+            self.announce()
         if self.collector is not None:
             self.collector.start()
         self.phases = Phases()
         self.checkpoints.begin(self.step)
         self.started = time.monotonic() - self.seconds
         self.logged = self.clock()
+
+    def announce(self) -> None:
+        """Say what begins, before the first row of metrics."""
+        if self.rank == 0:
+            name, seed = self.run.config.get("name"), self.run.seed
+            steps, device = f"{self.total_steps:,} steps", self.policy.device
+            log.info("%s, seed %d: %s on %s, into %s", name, seed, steps, device, self.run.folder)
 
     def find_metric(self) -> None:
         """Refuse a ``score.metric`` that evaluations lack, if necessary by making one."""
