@@ -221,7 +221,7 @@ WITH_ENCODER = [
 @pytest.mark.parametrize("name", WITH_ENCODER)
 def test_every_network_with_an_encoder_gets_the_one_chosen(load: Load, name: str) -> None:
     cfg = load(f"network={name}", "network/encoder=minatar")
-    is_discrete = name in ("actor_value", "mlp", "q_network")
+    is_discrete = name in ("actor_value", "categorical", "mlp", "q_network")
     network = build(cfg.network, PLANES, Discrete(3) if is_discrete else ACTIONS)
     assert isinstance(network.encoder, ImageEncoder)
     assert network.encoder(sample(PLANES)).shape == (5, 128)
@@ -240,12 +240,12 @@ class Mean(nn.Module):
         return self.scale * images.float().mean(dim=(2, 3))
 
 
-@pytest.mark.parametrize("name", ["actor_critic", "squashed_gaussian", "simba"])
+@pytest.mark.parametrize("name", ["actor_critic", "quantile_critics", "squashed_gaussian", "simba"])
 def test_actor_and_critics_take_features(load: Load, name: str) -> None:
     network = build(load(f"network={name}").network)(PLANES, ACTIONS, encoder=Mean)
     features = network.encoder(sample(PLANES))
     torch.testing.assert_close(features, sample(PLANES).float().mean(dim=(2, 3)) / 2)
-    assert network.critics(features, torch.zeros(5, 2)).shape[1:] == (5,)
+    assert network.critics(features, torch.zeros(5, 2)).shape[1:2] == (5,)
     actions = network.actor(features)
     assert (actions if name == "actor_critic" else actions.mean).shape == (5, 2)
 
