@@ -59,11 +59,11 @@ def beside_sb3(alg: str) -> Mapping[str, Sequence[str]]:
     return {OURS: [f"alg={alg}"], SB3: [f"alg={alg}"]}
 
 
-def every(steps: int, total: int, *, warmup: int) -> Sequence[str]:
+def off_policy(total: int, *, warmup: int, every: int) -> Sequence[str]:
     """Steps of a run with replay, random ones at its start, and those between evaluations."""
     return [
         *(f"trainer.total_steps={total}", f"trainer.pace.warmup_steps={warmup}"),
-        f"trainer.evaluation.every={steps}",
+        f"trainer.evaluation.every={every}",
     ]
 
 
@@ -84,16 +84,20 @@ BREAKOUT = (  # the numbers of Young and Tian, 2019, but for Adam and the shorte
     *("env=minatar", "env.game=breakout", "network/encoder=minatar", "network.hidden_dims=[]"),
     *("trainer.schedule=null", "alg.optim.lr=2.5e-4", "alg.tau=1", "alg.target_every=1000"),
     *("alg.explore_end=0.1", "alg.explore_steps=20_000", "dataset.batch_size=32"),
-    *("dataset.n_step=1", "trainer.pace.steps_per_update=1", *every(20_000, 200_000, warmup=5_000)),
+    *(
+        "dataset.n_step=1",
+        "trainer.pace.steps_per_update=1",
+        *off_policy(200_000, warmup=5_000, every=20_000),
+    ),
 )
 SMALL_CRITICS = "network.critic_hidden_dims=[256,256]"
 
 PLANS = {
-    "td3": Plan(CONTROL, beside_sb3("td3"), every(5_000, 50_000, warmup=10_000)),
-    "sac": Plan(CONTROL, beside_sb3("sac"), every(5_000, 50_000, warmup=10_000)),
+    "td3": Plan(CONTROL, beside_sb3("td3"), off_policy(50_000, warmup=10_000, every=5_000)),
+    "sac": Plan(CONTROL, beside_sb3("sac"), off_policy(50_000, warmup=10_000, every=5_000)),
     "dqn": Plan(
         {
-            "CartPole-v1": [CARTPOLE, *every(5_000, 50_000, warmup=1_000)],
+            "CartPole-v1": [CARTPOLE, *off_policy(50_000, warmup=1_000, every=5_000)],
             "MinAtar breakout": BREAKOUT,
         },
         beside_sb3("dqn"),
@@ -114,7 +118,7 @@ PLANS = {
             "TQC": ["alg=tqc", SMALL_CRITICS, "network.num_critics=2", "alg.dropped_quantiles=5"],
             "SAC": ["alg=sac"],
         },
-        every(5_000, 50_000, warmup=5_000),
+        off_policy(50_000, warmup=5_000, every=5_000),
     ),
 }
 
@@ -164,6 +168,11 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2, help="processes at a time")
     parser.add_argument("--threads", type=int, default=1, help="of each process")
     arguments = parser.parse_args()
+    plan = PLANS[arguments.plan]
+    for option, known in (("only", plan.methods), ("tasks", plan.tasks)):
+        for name in getattr(arguments, option) or []:
+            if name not in known:
+                parser.error(f"--{option} {name!r}: allowed are {', '.join(known)}")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     jobs = list(make_jobs(arguments))
     chosen = [job for job in jobs if job.method in (arguments.only or [job.method])]

@@ -16,6 +16,7 @@ of DQN and QR-DQN are those of plain Q-learning (``alg.double=false``), and
 
 import argparse
 import math
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -44,6 +45,7 @@ from research.training.evaluation import evaluate
 from research.training.policy import Policy
 from research.training.records.clock import Clock
 from research.training.records.logger import Logger
+from research.training.saving.provenance import write_provenance
 
 
 class Actor(Algorithm):
@@ -86,11 +88,11 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", help="as for train.py")
     arguments = parser.parse_args()
     with initialize_config_dir(str(ROOT / "conf"), **VERSION_BASE):
-        cfg = compose("config", arguments.overrides)
-        named = compose("config", [*arguments.overrides, "name=sb3"], return_hydra_config=True)
-    choices = named.hydra.runtime.choices
+        cfg = compose("config", [*arguments.overrides, "name=sb3"], return_hydra_config=True)
+    choices = cfg.hydra.runtime.choices
     choices.alg = f"{choices.alg} of Stable-Baselines3"
-    write_config(arguments.folder, named)
+    write_config(arguments.folder, cfg)
+    write_provenance(arguments.folder, sys.argv)
     status = Status(arguments.folder)
     status.start(total_steps=cfg.trainer.total_steps)
     train(cfg, arguments.folder)

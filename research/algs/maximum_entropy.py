@@ -113,30 +113,17 @@ class MaximumEntropyWithTargets(MaximumEntropy):
     """``MaximumEntropy`` whose critics, and their encoder, have copies that follow slowly.
 
     Args:
-        network, optim, temperature, target_entropy, actor_every: as for ``MaximumEntropy``.
+        network: as for ``MaximumEntropy``.
         tau: Polyak step per target update, in (0, 1]; 1 copies the critics.
         target_every: critic updates per target update, at least 1.
+        settings: the other arguments of ``MaximumEntropy``.
 
     """
 
     def __init__(
-        self,
-        network: StochasticActorCritic,
-        *,
-        optim: OptimFactory,
-        temperature: float,
-        target_entropy: float | None,
-        actor_every: int,
-        tau: float,
-        target_every: int,
+        self, network: StochasticActorCritic, *, tau: float, target_every: int, **settings: Any
     ) -> None:
-        super().__init__(
-            network,
-            optim=optim,
-            temperature=temperature,
-            target_entropy=target_entropy,
-            actor_every=actor_every,
-        )
+        super().__init__(network, **settings)
         self.target_encoder = frozen_copy(network.encoder)
         self.target_critics = frozen_copy(network.critics)
         self.tau = tau

@@ -167,6 +167,20 @@ def test_the_encoder_learns_from_the_critics_loss(make: Make) -> None:
         torch.testing.assert_close(parameter.grad, gradient, rtol=1e-8, atol=1e-12)
 
 
+@pytest.mark.parametrize("make", [make_tqc, make_sac_discrete])
+def test_the_target_comes_from_the_encoders_copy(make: Make) -> None:
+    alg, batch = make().double(), double(make_batch())
+    shift(alg.network)
+    noise = [torch.randn_like(batch.action)] if make is make_tqc else []
+    target = alg.compute_target(batch, *noise)
+    alg.network.encoder, online = alg.target_encoder, alg.network.encoder  # what the actor sees
+    assert not torch.allclose(alg.compute_target(batch, *noise), target)
+    alg.network.encoder = online
+    torch.testing.assert_close(alg.compute_target(batch, *noise), target)
+    alg.target_encoder = online  # what the critics' copies see
+    assert not torch.allclose(alg.compute_target(batch, *noise), target)
+
+
 @pytest.mark.parametrize("make", [make_sac, make_td3, make_tqc, make_crossq, make_sac_discrete])
 def test_the_actor_sees_the_features_and_its_gradient_ends_there(make: Make) -> None:
     alg, batch = make().double(), double(make_batch())

@@ -240,7 +240,9 @@ class Mean(nn.Module):
         return self.scale * images.float().mean(dim=(2, 3))
 
 
-@pytest.mark.parametrize("name", ["actor_critic", "quantile_critics", "squashed_gaussian", "simba"])
+@pytest.mark.parametrize(
+    "name", ["actor_critic", "batch_renorm", "quantile_critics", "squashed_gaussian", "simba"]
+)
 def test_actor_and_critics_take_features(load: Load, name: str) -> None:
     network = build(load(f"network={name}").network)(PLANES, ACTIONS, encoder=Mean)
     features = network.encoder(sample(PLANES))
