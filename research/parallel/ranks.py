@@ -261,7 +261,7 @@ def first_failure(node: Node, failures: Mapping[int, Failure], store: "Store") -
     if node.index > 0:
         with suppress(RuntimeError):  # the first node has ended
             store.set(f"failure_{node.index}", json.dumps([rank, *failure]))
-    elif node.count > 1 and failure.status not in STOPPED:
+    elif node.count > 1 and failure.status != PREEMPTED:  # torchrun interrupts a failure's others
         time.sleep(GRACE_S)  # the other nodes' ranks fail in this time, and report it
         for index in range(1, node.count):
             if store.check([f"failure_{index}"]):

@@ -67,6 +67,7 @@ class Learner:
         ValueError: for ``prefetch`` if the dataset does not support it or is prioritised,
             objectives that do not go together, or settings that an algorithm with an update of its
             own cannot have.
+        UserError: batch normalisation is to be shared by processes that have no GPUs.
 
     """
 
@@ -104,6 +105,8 @@ class Learner:
         self.has_own_update = type(alg).update is not Algorithm.update
         if self.has_own_update:
             refuse_own_update(alg, precision, accumulate, execution)
+        if is_parallel():
+            synchronise_batch_norm(alg, device)
         self.alg = alg
         self.processor = processor
         self.dataset = dataset
@@ -133,8 +136,6 @@ class Learner:
             UserError: an optimizer or a schedule refuses its settings.
 
         """
-        if is_parallel():
-            synchronise_batch_norm(self.alg, self.device)
         scaler = LossScaler if self.precision == "fp16" else lambda _: None
         self.descents = {
             objective.name: Descent(

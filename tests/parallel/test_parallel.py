@@ -217,6 +217,10 @@ def test_the_first_failure_of_all_nodes_is_told() -> None:
     beside, first, store = Node(1, 2), Node(0, 2), HashStore()
     assert str(first_failure(beside, {2: late, 3: early}, store)) == "rank 3: no space left"
     assert str(first_failure(first, {0: late}, store)) == "rank 3: no space left"
+    interrupted = Failure("interrupted", None, 130, at_s=10.1)  # by torchrun, since one has failed
+    assert str(first_failure(first, {0: interrupted}, store)) == "rank 3: no space left"
+    by_hand = interrupted._replace(at_s=9.9)
+    assert isinstance(first_failure(first, {0: by_hand}, store), KeyboardInterrupt)
     killed = Failure("killed by SIGKILL", None, 1, at_s=0.0)
     assert str(first_failure(first, {0: late, 1: killed}, store)) == "rank 1: killed by SIGKILL"
 
