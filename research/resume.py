@@ -60,7 +60,7 @@ def compare(cfg: DictConfig, run_dir: Path) -> list[str]:
     # First as written, since the stored file is not resolved; then with values resolved.
     written = dict(differences(stored, without_hydra(cfg)))
     resolved = dict(differences(stored, to_plain(cfg)))
-    free = {"resume", *LENGTHS}
+    free = {"resume", "trainer.profile", *LENGTHS}
     changes = [written[path] for path in written if path in resolved and path not in free]
     if changes and cfg.resume != "override":
         fits = not any(path.startswith(STRUCTURE) for path in written if path not in free)

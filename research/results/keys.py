@@ -24,7 +24,8 @@ MAX_BYTES = 2**18
 
 INCIDENTAL = (
     *("device", "logger", "name", "resume", "sweep", "trusted_modules", "trainer.checkpoints."),
-    *("trainer.evaluation.", "trainer.log_every", "trainer.video_every", *LENGTHS),
+    *("trainer.evaluation.", "trainer.log_every", "trainer.profile", "trainer.video_every"),
+    *LENGTHS,
 )
 """Keys, or how they begin, that may differ between runs of one experiment; any seed may, too."""
 

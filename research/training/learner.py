@@ -178,20 +178,23 @@ class Learner:
         self.step.fill_(step)
         if self.prioritised is not None:
             self.prioritised.anneal(self.updates / self.total_updates)
-        if self.rollouts is not None:
-            batch = self.sample_rollout(self.rollouts)
-            phases.lap("sample")
-        else:
-            preparing = self.preparing
-            batch = preparing.sample_packed() if preparing else self.dataset.sample()
-            if can_prepare:
-                self.prepare()
-            phases.lap("sample")
+        batch = self.sample(can_prepare=can_prepare)
+        phases.lap("sample")
+        if self.rollouts is None:  # a rollout is processed as a whole
             batch = self.processor(to_device(batch, self.device))
         self.metrics.add(self.learn(batch), step)
         if self.prioritised is not None and self.priorities:
             self.prioritised.prioritise(torch.cat(self.priorities))
         phases.lap("update")
+
+    def sample(self, *, can_prepare: bool) -> Any:
+        """The next batch; one of a rollout is processed."""
+        if self.rollouts is not None:
+            return self.sample_rollout(self.rollouts)
+        batch = self.preparing.sample_packed() if self.preparing else self.dataset.sample()
+        if can_prepare:
+            self.prepare()
+        return batch
 
     def sample_rollout(self, dataset: RolloutDataset) -> Any:
         """The next minibatch of a rollout, which is processed and prepared as a whole."""

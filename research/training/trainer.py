@@ -38,6 +38,7 @@ from research.training.meter import Phases
 from research.training.pace import Pace
 from research.training.policy import Policy
 from research.training.precision import Precision
+from research.training.profile import Profile
 from research.training.records.clock import Clock
 from research.training.records.logger import Logger
 from research.training.records.progress import Progress
@@ -108,6 +109,7 @@ class Trainer:
         execution: ``eager``; or ``compile``, by which torch.compile compiles what is trained.
         prefetch: whether a thread gathers the next batch during an update, which changes no number;
             None: only on a GPU, and only if the dataset supports it.
+        profile: whether to record where the time of some steps goes, into ``profile/``.
         log_every: steps between rows of metrics; every evaluation adds a row.
         evaluation: when, and on how much, the run is evaluated.
         video_every: steps between two videos of an episode, each made by an evaluation in
@@ -145,6 +147,7 @@ class Trainer:
         ema_decay: Decay | None,
         execution: Literal["eager", "compile"],
         prefetch: bool | None,
+        profile: bool,
         log_every: PositiveInt,
         evaluation: Evaluation,
         video_every: PositiveInt | None,
@@ -164,6 +167,8 @@ class Trainer:
         self.total_epochs = total_epochs
         self.score = score
         self.log_every = log_every
+        self.profiles = profile
+        self.profile: Profile | None = None
         self.evaluation = evaluation
         self.eval_every = evaluation.every or epoch_steps(dataset, "evaluation.every=null")
         self.videos: Videos | None = None
@@ -288,6 +293,10 @@ class Trainer:
             while self.step < self.total_steps and not self.score.is_exhausted():
                 self.halt_if_asked()
                 self.advance()
+                if self.profile is not None:
+                    self.profile.advance(self.step, self.learner.updates)
+            if self.profile is not None:
+                self.profile.close(self.step, self.learner.updates)
 
     def start(self) -> None:
         """Resume from the last checkpoint, or begin a new run."""
@@ -315,6 +324,8 @@ class Trainer:
             self.announce()
         if self.collector is not None:
             self.collector.start()
+        if self.profiles and self.rank == 0:
+            self.profile = self.make_profile()
         self.phases = Phases()
         self.checkpoints.begin(self.step)
         self.started = time.monotonic() - self.seconds
@@ -326,6 +337,19 @@ class Trainer:
             name, seed = self.run.config.get("name"), self.run.seed
             steps, device = f"{self.total_steps:,} steps", self.policy.device
             log.info("%s, seed %d: %s on %s, into %s", name, seed, steps, device, self.run.folder)
+
+    def make_profile(self) -> Profile:
+        """A profile of the phases of a step."""
+        profile = Profile(self.run.folder, self.policy.device, self.learner.updates)
+        if self.collector is not None:
+            profile.watch("environment", self.collector, "begin_step", "end_step")
+            profile.watch("act", self.policy, "respond", "observe")
+        profile.watch("sample", self.learner, "sample", "prepare")
+        profile.watch("update", self.learner, "learn")
+        profile.watch("log", self, "log_training")
+        profile.watch("evaluate", self, "evaluate")
+        profile.watch("checkpoint", self, "save")
+        return profile
 
     def find_metric(self) -> None:
         """Refuse a ``score.metric`` that evaluations lack, if necessary by making one."""
