@@ -1,9 +1,10 @@
 """How fast is training, and how soon does it begin? Ours against others.
 
 TD3 and SAC on cheetah run: environment steps per second and CPU seconds per step in a window of
-steady training (one update per step, no evaluation), ours by ``train.py`` with its logging,
-Stable-Baselines3 by ``benchmarks/sb3.py``, which logs nothing, with the same command line. Beside
-it the share of what this machine's fp32 matrix products would allow if there were nothing else.
+steady training (one update per step, no evaluation), ours by ``train.py`` with its logging, eager
+and with ``trainer.execution=compile``; Stable-Baselines3 by ``benchmarks/sb3.py``, which logs
+nothing, with the same command line. Beside it the share of what this machine's fp32 matrix products
+would allow if there were nothing else.
 
 PPO on eight CartPoles: the same, in a window of whole rollouts with their updates.
 
@@ -52,7 +53,8 @@ CARTPOLES = (
     *(f"trainer.pace.horizon={HORIZON}", "trainer.pace.minibatches=32"),
 )
 PHASES = ("environment", "sample", "update")
-SCRIPTS = {"ours": "train.py", "sb3": "benchmarks/sb3.py", "plain": "benchmarks/drqv2_plain.py"}
+OURS = {"ours": (), "compiled": ("trainer.execution=compile",)}
+PEERS = {"sb3": "benchmarks/sb3.py", "plain": "benchmarks/drqv2_plain.py"}
 STARTERS = ("ours", "sb3", "cleanrl")
 
 log = logging.getLogger(__name__)
@@ -143,8 +145,8 @@ class Bench:
             "trainer.checkpoints.minutes=null",
             *overrides,
         )
-        folder = "hydra.run.dir=FOLDER" if system == "ours" else "FOLDER"
-        return self.run(SCRIPTS[system], folder, *overrides)
+        folder = "hydra.run.dir=FOLDER" if system in OURS else "FOLDER"
+        return self.run(PEERS.get(system, "train.py"), folder, *overrides, *OURS.get(system, ()))
 
     def train_on_pixels(self, system: str, *, first: int, steps: int) -> dict[str, float]:
         """Time ``steps`` steps of DrQ-v2, with the row of its own log.
@@ -180,7 +182,7 @@ def measure_throughput(
     """One row for each pair of windows."""
     rows: list[dict[str, float]] = [{} for _ in range(windows)]
     first = WARMUP_STEPS + settle
-    for index, system in interleaved(("matmul", "ours", "sb3"), windows):
+    for index, system in interleaved(("matmul", *OURS, "sb3"), windows):
         row = rows[index]
         if system == "matmul":
             row["matmul_gflops"] = bench.run("benchmarks/matmul.py", "REPORT")["gflops"]
@@ -211,10 +213,12 @@ def measure_rollouts(bench: Bench, windows: int, settle: int, steps: int) -> lis
 
 def with_ratios(row: dict[str, float]) -> dict[str, float]:
     """The row with ours to Stable-Baselines3's."""
-    return row | {
-        "speed_ratio": row["ours_steps_per_s"] / row["sb3_steps_per_s"],
-        "cpu_ratio": row["ours_cpu_s_per_step"] / row["sb3_cpu_s_per_step"],
-    }
+    ratios = {}
+    for system, prefix in (("ours", ""), ("compiled", "compiled_")):
+        if f"{system}_steps_per_s" in row:
+            for ratio, unit in (("speed_ratio", "steps_per_s"), ("cpu_ratio", "cpu_s_per_step")):
+                ratios[prefix + ratio] = row[f"{system}_{unit}"] / row[f"sb3_{unit}"]
+    return row | ratios
 
 
 def measure_pixels(bench: Bench, windows: int, settle: int, steps: int) -> list[dict[str, float]]:

@@ -90,6 +90,27 @@ class Descent:
         # of which fused optimizers silently read the wrong numbers.
         loss.backward(inputs=self.parameters)
 
+    def scale(self, share: float | Tensor) -> Tensor | None:
+        """What a loss is to be multiplied by for ``add_gradients``; None for 1."""
+        if not isinstance(share, Tensor):
+            if self.scaler is None and share == 1.0:
+                return None
+            like = self.parameters[0]
+            share = torch.full((), share, dtype=like.dtype, device=like.device)
+        return share if self.scaler is None else self.scaler.scale(share)
+
+    def add_gradients(self, gradients: Sequence[Tensor]) -> None:
+        """Add what was computed elsewhere, in the order of the parameters; not to be used again."""
+        places = set()
+        for parameter, gradient in zip(self.parameters, gradients, strict=True):
+            if parameter.grad is not None:
+                parameter.grad += gradient
+            elif gradient.stride() == parameter.stride() and gradient.data_ptr() not in places:
+                parameter.grad = gradient
+            else:
+                parameter.grad = torch.empty_like(parameter).copy_(gradient)
+            places.add(gradient.data_ptr())
+
     def step(self, metrics: dict[str, Tensor]) -> bool:
         """Take a step with the sum of all ranks' gradients, and sum their ``metrics`` in place.
 

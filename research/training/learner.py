@@ -4,10 +4,10 @@ import copy
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from operator import itemgetter
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from research.algs.base import Algorithm, Loss, Objective, PolyakCopy
 from research.algs.targets import polyak_update
@@ -25,6 +25,9 @@ from research.processors.base import Processor
 from research.training.descent import Descent, ScheduleFactory
 from research.training.meter import Metrics, Phases, check_metric
 from research.training.precision import LossScaler, Precision, autocast, make_step
+
+if TYPE_CHECKING:
+    from research.training.gradient import CompiledGradients
 
 
 class Learner:
@@ -57,7 +60,7 @@ class Learner:
             gradients are summed.
         ema_decay: decay, in (0, 1), of an exponential moving average of the weights, which
             evaluation uses (Polyak and Juditsky, 1992); None for no average.
-        execution: ``eager``; or ``compile``, by which torch.compile compiles what is trained.
+        execution: ``eager``; or ``compile``: torch.compile makes one graph of each gradient.
 
     Attributes:
         average: the algorithm with averaged weights, or None.
@@ -128,6 +131,7 @@ class Learner:
         self.metrics = Metrics("train")
         self.priorities: list[Tensor] = []
         self.descents: dict[str, Descent] | None = None
+        self.compiled: CompiledGradients | None = None
 
     def make_optimizers(self) -> dict[str, Descent]:
         """Make the optimizers with their schedules, by the names of the objectives.
@@ -148,18 +152,10 @@ class Learner:
             for objective in self.objectives
         }
         if self.execution == "compile":
-            self.compile()
-        return self.descents
+            from research.training.gradient import CompiledGradients  # takes a second
 
-    def compile(self) -> None:
-        """Compile what is trained, in place, so that the weights keep their names."""
-        paths = {module: path for path, module in self.alg.named_modules()}
-        trained = [part for objective in self.objectives for part in objective.trains]
-        for module in trained:
-            if isinstance(module, nn.Module):
-                module.compile()
-                if self.average is not None:
-                    self.average.get_submodule(paths[module]).compile()
+            self.compiled = CompiledGradients(self.alg, self.precision, self.device)
+        return self.descents
 
     def prepare(self) -> None:
         """Let the dataset gather the next batch; nothing may be added before its update."""
@@ -273,9 +269,8 @@ class Learner:
         descent.begin()
         for index, part in enumerate(parts):
             reused = [] if objective.reuses is None else [results[objective.reuses][index]]
-            loss = self.compute_loss(objective, [*part, *reused], counts[index])
             share = counts[index] / count
-            descent.add_gradient(weigh(loss.value, share))
+            loss = self.add_gradient(objective, descent, [*part, *reused], counts[index], share)
             for key, value in {name: loss.value, **loss.metrics}.items():
                 term = weigh(value.detach(), share)
                 metrics[key] = metrics[key] + term if key in metrics else term
@@ -283,6 +278,26 @@ class Learner:
             if objective.prioritises and loss.priority is not None:
                 self.priorities.append(loss.priority.detach())
         return metrics, own
+
+    def add_gradient(
+        self,
+        objective: Objective,
+        descent: Descent,
+        arguments: Sequence[Any],
+        count: int,
+        share: float | Tensor,
+    ) -> Loss:
+        """Add ``share`` of the gradient of the loss of ``count`` examples; returns that loss."""
+        if self.compiled is not None:
+            factor = descent.scale(share)
+            computed = self.compiled(objective, descent.parameters, arguments, factor)
+            if computed is not None:
+                loss, gradients = computed
+                descent.add_gradients(gradients)
+                return loss
+        loss = self.compute_loss(objective, arguments, count)
+        descent.add_gradient(weigh(loss.value, share))
+        return loss
 
     def count_examples(self, own: int) -> int | Tensor:
         """The number of examples in the batch of all ranks, of which this one has ``own``."""

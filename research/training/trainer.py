@@ -106,7 +106,7 @@ class Trainer:
         precision: of the networks' arithmetic, ``fp32``, ``bf16`` or ``fp16``; weights are fp32.
         accumulate: parts into which a batch is cut to save memory, at least 1.
         ema_decay: of averaged weights, by which the policy is evaluated, in (0, 1); None for none.
-        execution: ``eager``; or ``compile``, by which torch.compile compiles what is trained.
+        execution: ``eager``; or ``compile``: torch.compile makes one graph of each gradient.
         prefetch: whether a thread gathers the next batch during an update, which changes no number;
             None: only on a GPU, and only if the dataset supports it.
         profile: whether to record where the time of some steps goes, into ``profile/``.

@@ -388,6 +388,19 @@ def test_a_loss_is_a_function_of_parameters_batch_and_noise_alone(cfg: DictConfi
     assert torch.equal(torch.get_rng_state(), before[1])
 
 
+def test_a_graph_for_each_gradient_makes_the_same_updates(
+    cfg: DictConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the bit, if what computes them is not compiled."""
+    monkeypatch.setattr(torch, "compile", lambda function, **options: function)
+    results = []
+    for execution in ("eager", "compile"):
+        parts = make(cfg, execution=execution)
+        metrics = [parts.take_all_steps(parts.sample()) for _ in range(2)]
+        results.append((metrics, parts.alg.state_dict(), parts.learner.state_dict()))
+    torch.testing.assert_close(*results, rtol=0, atol=0)
+
+
 def test_an_objective_moves_what_it_trains_and_nothing_else(cfg: DictConfig) -> None:
     for objective in make(cfg).learner.objectives:
         parts = make(cfg)

@@ -1,6 +1,5 @@
 """Learning from examples: batches, averages, shares of several processes, losses of one's own."""
 
-import shutil
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -104,15 +103,6 @@ def test_the_average_validates_and_acts_by_its_own_network() -> None:
     assert torch.equal(learner.average.act(batch.obs, learner.step, explore=False), expected)
     loss = (expected - batch.target).square().mean()
     torch.testing.assert_close(learner.average.validate(batch)["loss"], loss.detach())
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("c++")), reason="no C++ compiler")
-def test_compiled_networks_compute_the_same() -> None:
-    plain, compiled, batches = make(), make(execution="compile"), [make_batch() for _ in range(3)]
-    for learner in (plain, compiled):
-        train(learner, batches)
-    torch.testing.assert_close(weights(compiled), weights(plain))
 
 
 def shares(batch: Example, sizes: list[int]) -> Iterator[Example]:

@@ -1,7 +1,7 @@
 """Steps down the objectives of an algorithm: their order, periods, parts, copies and averages."""
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -247,33 +247,3 @@ def test_what_needs_objectives_is_refused_for_an_update_of_its_own(
     message = f"^{setting} needs objectives, but Hopping has an update of its own$"
     with pytest.raises(ValueError, match=message):
         make_learner(Hopping(), **settings)
-
-
-def test_without_a_compiler_compiling_keeps_names_and_numbers(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    class Net(Line):
-        def __init__(self) -> None:
-            super().__init__(up={"trains": [net := nn.Linear(1, 1)]})
-            self.net = net
-
-        def up_loss(self, batch: Tensor, noise: Any, *reused: Tensor) -> Loss:
-            return Loss(self.net(batch[:, None]).square().mean())
-
-    calls = []
-
-    def compile(function: Callable[..., Any]) -> Callable[..., Any]:
-        return lambda *inputs: (calls.append(function), function(*inputs))[1]
-
-    monkeypatch.setattr(torch, "compile", compile)
-    states = []
-    for execution in ("eager", "compile"):
-        torch.manual_seed(0)
-        learner = make_learner(alg := Net(), ema_decay=0.5, execution=execution)
-        for _ in range(2):
-            learner.learn(BATCH)
-        assert learner.average is not None
-        learner.average.get_submodule("net")(BATCH[:, None])
-        states.append({**alg.state_dict(), "average": learner.average.state_dict()["net.weight"]})
-    assert len(calls) == 3
-    torch.testing.assert_close(*states, rtol=0, atol=0)

@@ -1,0 +1,132 @@
+"""The gradient of a loss as a function of nothing but tensors, compiled as one graph."""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from types import FunctionType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
+from torch.func import functional_call, grad
+
+from research.algs.base import Algorithm, Loss, Objective
+from research.training.precision import Precision, autocast
+
+Tensors = Mapping[str, Tensor]
+Pure = Callable[[Tensors, Tensors, Sequence[Any], Tensor | None], tuple[dict[str, Tensor], Loss]]
+
+log = logging.getLogger(__name__)
+
+
+class CompiledGradients:
+    """Computes the gradients of an algorithm's objectives by graphs that torch.compile makes.
+
+    A graph holds the loss and its derivative. It reads detached weights: of inputs that require
+    gradients torch.compile would trace the second derivative too, which takes twice as long. The
+    numbers are those of ``Tensor.backward`` but for rounding, and the same in every run of one
+    machine; a trained parameter that the loss does not use has a gradient of zeros instead of none.
+
+    Args:
+        alg: has the objectives; its tensors must stay where they are in memory.
+        precision: of the networks' arithmetic.
+        device: of the tensors.
+
+    """
+
+    def __init__(self, alg: Algorithm, precision: Precision, device: torch.device) -> None:
+        self.alg = alg
+        self.precision: Precision = precision
+        self.device = device
+        self.names = {parameter: name for name, parameter in alg.named_parameters()}
+        parameters = {name: parameter.detach() for parameter, name in self.names.items()}
+        self.tensors = {**parameters, **dict(alg.named_buffers())}
+        self.graphs: dict[str, Pure | None] = {}
+
+    def __call__(
+        self,
+        objective: Objective,
+        parameters: Sequence[nn.Parameter],
+        arguments: Sequence[Any],
+        factor: Tensor | None,
+    ) -> tuple[Loss, list[Tensor]] | None:
+        """A loss and its gradient times ``factor``; None if it cannot be compiled.
+
+        Args:
+            objective: whose loss it is.
+            parameters: by which to differentiate, the same in every call.
+            arguments: of the loss.
+            factor: (), or None for 1.
+
+        """
+        if objective.name not in self.graphs:
+            pure = pure_gradient(self.alg, objective, self.precision, self.device)
+            self.graphs[objective.name] = torch.compile(pure, fullgraph=True, dynamic=False)
+        graph = self.graphs[objective.name]
+        if graph is None:
+            return None
+        names = [self.names[parameter] for parameter in parameters]
+        trained = {name: self.tensors[name] for name in names}
+        fixed = {name: value for name, value in self.tensors.items() if name not in trained}
+        try:
+            gradients, loss = graph(trained, fixed, arguments, factor)
+        except (TorchDynamoException, FailOnRecompileLimitHit) as error:
+            reason = str(error).strip().partition("\n")[0]
+            log.warning(
+                "%s is trained eagerly, for torch.compile cannot: %s", objective.name, reason
+            )
+            self.graphs[objective.name] = None
+            return None
+        return loss, [gradients[name] for name in names]
+
+
+class LossModule(nn.Module):
+    """An objective's loss as a module's forward, for which tensors can be given.
+
+    Args:
+        alg: has the tensors.
+        loss: of the algorithm.
+
+    """
+
+    def __init__(self, alg: Algorithm, loss: Callable[..., Loss]) -> None:
+        super().__init__()
+        self.alg = alg
+        self.loss = loss
+
+    def forward(self, *arguments: Any) -> Loss:
+        """The loss."""
+        return self.loss(*arguments)
+
+
+def pure_gradient(
+    alg: Algorithm, objective: Objective, precision: Precision, device: torch.device
+) -> Pure:
+    """The gradient of an objective's loss, as a function of all tensors of its algorithm.
+
+    Its arguments: the tensors to differentiate by and the others, both by name; the loss's own
+    arguments; and a factor, or None for 1. It returns the gradient times the factor by name, and
+    the loss, detached and in fp32. Buffers are changed in place, as the loss changes them.
+    """
+    module = LossModule(alg, objective.loss)
+
+    def compute_value(
+        trained: Tensors, fixed: Tensors, arguments: Sequence[Any], factor: Tensor | None
+    ) -> tuple[Tensor, dict[str, Any]]:
+        tensors = {f"alg.{name}": value for name, value in {**fixed, **trained}.items()}
+        with autocast(device, precision):
+            loss = functional_call(module, tensors, tuple(arguments))
+        if precision != "fp32":
+            metrics = {name: value.float() for name, value in loss.metrics.items()}
+            loss = loss._replace(value=loss.value.float(), metrics=metrics)
+        present = {key: part for key, part in loss._asdict().items() if part is not None}
+        return loss.value if factor is None else loss.value * factor, present
+
+    compute_gradient = grad(compute_value, has_aux=True)  # takes no None for a tensor
+
+    def pure(*arguments: Any) -> tuple[dict[str, Tensor], Loss]:
+        gradients, present = compute_gradient(*arguments)
+        return gradients, Loss(**present)
+
+    # torch.compile counts the graphs of a code object, up to eight: each objective has one
+    return FunctionType(pure.__code__.replace(), globals(), closure=pure.__closure__)

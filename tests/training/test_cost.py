@@ -1,0 +1,100 @@
+"""What a step costs besides arithmetic: the bytecode instructions that Python executes for it.
+
+They are the same in every run and on every machine, unlike times, so that a fifth more is seen
+among any load. What NumPy and PyTorch do within one call is not counted.
+"""
+
+import statistics
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytest
+import torch
+
+from research.config import build, build_env
+from research.status import Status
+from research.training.run import Run
+from research.training.seed import seed_everything
+from research.training.trainer import Trainer
+from tests.conftest import Load
+
+RECORDED = {"td3": 16_900, "sac": 22_300, "ppo": 7_500}
+"""Instructions per step of Python 3.11 with torch 2.14, on one pendulum."""
+
+COMMON = (
+    *("env=pendulum", "trainer.evaluation.every=1000", "trainer.checkpoints.every=1000"),
+    *("trainer.checkpoints.minutes=null", "logger.trackers=[csv]", "trainer.total_steps=300"),
+)
+OFF_POLICY = "trainer.pace.warmup_steps=100", "dataset.capacity=1000", "network.hidden_dims=[8,8]"
+ON_POLICY = "trainer.pace.horizon=50", "trainer.pace.minibatches=2"
+
+
+def make_trainer(folder: Path, load: Load, *overrides: str) -> Trainer:
+    """The parts of a run, as ``train.py`` builds them."""
+    cfg, run = load(*overrides), Run(folder, Status(folder), 0, {})
+    seed_everything(0)
+    env = build(cfg.env)
+    dataset = build(cfg.dataset, env, 0)
+    processor = build(cfg.processor, dataset.observation_space, dataset.action_space)
+    network = build(cfg.network, processor.observation_space, processor.action_space)
+    alg, logger = build(cfg.alg, network), build(cfg.logger, folder)
+    make_env = partial(build_env, cfg.env)
+    return build(cfg.trainer, alg, processor, dataset, env, make_env, logger, run)
+
+
+def count_instructions(function: Callable[[], Any]) -> int:
+    """The bytecode instructions of a call."""
+    count = 0
+
+    def trace(frame: FrameType, event: str, _: Any) -> Any:
+        nonlocal count
+        if event == "call":
+            frame.f_trace_opcodes, frame.f_trace_lines = True, False
+        count += event == "opcode"
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        function()
+    finally:
+        sys.settrace(before)
+    return count
+
+
+def test_instructions_are_counted_in_calls_too() -> None:
+    def once() -> int:
+        return sum(x * x for x in range(10))
+
+    assert count_instructions(lambda: (once(), once())) > 1.9 * count_instructions(once) > 50
+
+
+@pytest.mark.skipif(
+    (sys.version_info[:2], torch.__version__.split(".")[:2]) != ((3, 11), ["2", "14"]),
+    reason="recorded with Python 3.11 and torch 2.14",
+)
+@pytest.mark.parametrize("alg", RECORDED)
+def test_a_step_takes_no_more_instructions_than_were_recorded(
+    tmp_path: Path, load: Load, alg: str
+) -> None:
+    """If it takes more for a good reason, the commit that records them gives it."""
+    pace = ON_POLICY if alg == "ppo" else OFF_POLICY
+    trainer = make_trainer(tmp_path, load, f"alg={alg}", *COMMON, *pace)
+    advance, counts = trainer.advance, []
+
+    def counted() -> None:
+        if 150 <= trainer.step < 250:  # two rollouts
+            counts.append(count_instructions(advance))
+        else:
+            advance()
+
+    trainer.advance = counted  # type: ignore[method-assign]
+    trainer.train()
+    per_step = statistics.mean(counts)
+    assert len(counts) == 100
+    assert per_step < 1.2 * RECORDED[alg]
+    assert per_step > 0.8 * RECORDED[alg], "it has become cheaper: record that"
