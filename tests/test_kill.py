@@ -162,7 +162,7 @@ def cases() -> Iterator[tuple[str, ...]]:
             if alg == "td3":
                 parts += [("pendulum", "identity", 4), ("cheetah", "normalise", 1)]
             if alg not in IN_SEVERAL_CASES:
-                parts = [parts[turn]]
+                parts = [(parts[0], ("cheetah", "identity", 2))[turn]]
             for env, processor, num_envs in parts:
                 yield alg, f"env={env}", ENVS[env], f"processor={processor}", *vectors[num_envs]
         elif alone(alg).env.get("pixels"):
