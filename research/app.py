@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
@@ -42,12 +42,16 @@ from research.process import collect_seldom, error_line
 from research.rank import devices_override, follow, leading, train_in_parallel
 from research.rehearsal import Task, rehearsing
 from research.resume import claim, compare, is_as_long, read_files
+from research.seeds import train_seeds
 from research.signals import OF_A_RUN, handle
 from research.status import Status, sole_process
 from research.training.run import Run
 from research.training.saving.provenance import write_provenance
 from research.training.saving.retention import holds_checkpoints
 from research.trust import TRUSTED_MODULES
+
+if TYPE_CHECKING:
+    from research.training.lockstep import Seat
 
 log = logging.getLogger(__name__)
 
@@ -209,7 +213,8 @@ def forecast_memory(cfg: DictConfig) -> int:
     kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     if hasattr(env, "close"):
         env.close()
-    return cfg.trainer.devices * (kilobytes * 1024 + getattr(dataset, "memory_bytes", 0))
+    stored = getattr(dataset, "memory_bytes", 0)
+    return cfg.trainer.devices * (kilobytes * 1024 + cfg.trainer.num_seeds * stored)
 
 
 def run_task(task: Task, cfg: DictConfig) -> float:
@@ -220,11 +225,20 @@ def run_task(task: Task, cfg: DictConfig) -> float:
     if node.index > 0:  # the first one has the run directory
         return train_in_parallel(task, Run(run_dir, Status(run_dir), cfg.seed, to_plain(cfg)), node)
     with sole_process(run_dir):
-        return run_in(run_dir, task, cfg, node)
+        if cfg.trainer.num_seeds == 1:
+            return run_in(run_dir, task, cfg, node)
+
+        def run_seed(folder: Path, own: DictConfig, seat: "Seat") -> float:
+            with sole_process(folder):
+                return run_in(folder, task, own, node, seat)
+
+        return train_seeds(cfg, run_dir, run_seed)
 
 
-def run_in(run_dir: Path, task: Task, cfg: DictConfig, node: Node) -> float:
-    """Run in a directory that this process has locked."""
+def run_in(
+    run_dir: Path, task: Task, cfg: DictConfig, node: Node, seat: "Seat | None" = None
+) -> float:
+    """Run in a directory that this process has locked; in lockstep with others, if at a seat."""
     status = Status(run_dir)
     changes = compare(cfg, run_dir)
     reached, score = status.fields["step"], status.fields["score"]
@@ -241,9 +255,11 @@ def run_in(run_dir: Path, task: Task, cfg: DictConfig, node: Node) -> float:
     write_provenance(run_dir, sys.argv, changes)
     status.start(total_steps=cfg.trainer.total_steps)
     try:
-        run = Run(run_dir, status, cfg.seed, to_plain(cfg))
+        run = Run(run_dir, status, cfg.seed, to_plain(cfg), seat)
         if cfg.trainer.devices > 1 or node.count > 1 or torchrun_rank():
             score = train_in_parallel(task, run, node)
+        elif seat is not None:
+            score = task(cfg, run)
         else:
             with crash_told(run_dir):
                 score = task(cfg, run)

@@ -89,8 +89,8 @@ class BatchRenorm(_BatchNorm):
             is_warm = self.num_batches_tracked >= self.warmup
             ratio = torch.where(is_warm, ratio, 1.0)
             shift = torch.where(is_warm, shift, 0.0)
-            running_mean.lerp_(mean, self.share)
-            running_var.lerp_(var, self.share)
+            running_mean.copy_(running_mean.lerp(mean, self.share))  # vmap has no lerp_
+            running_var.copy_(running_var.lerp(var, self.share))
             self.num_batches_tracked.add_(1)
         # a unit that is 0 throughout the batch would have an infinite gradient of the root
         std = var.clamp(min=torch.finfo(var.dtype).tiny).sqrt()

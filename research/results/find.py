@@ -56,9 +56,11 @@ def find(paths: Iterable[Path]) -> list[Found]:
             jobs |= {job.folder.resolve(): (job, sweep) for job in read_jobs(sweep)}
     began: dict[Path, list[tuple[Job, Found]]] = {}
     missing: dict[Path, list[Job]] = {}
+    # a job of several seeds has a run in a folder for each
+    within = {parent: run for folder, run in found.items() for parent in folder.parents}
     for folder, (job, sweep) in jobs.items():
-        if folder in found:
-            began.setdefault(sweep, []).append((job, found[folder]))
+        if run := found.get(folder) or within.get(folder):
+            began.setdefault(sweep, []).append((job, run))
         else:
             missing.setdefault(sweep, []).append(job)
     never = [never_began(sweep, missing[sweep], began.get(sweep, [])) for sweep in missing]

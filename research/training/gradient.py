@@ -14,7 +14,10 @@ from research.algs.base import Algorithm, Loss, Objective
 from research.training.precision import Precision, autocast
 
 Tensors = Mapping[str, Tensor]
-Pure = Callable[[Tensors, Tensors, Sequence[Any], Tensor | None], tuple[dict[str, Tensor], Loss]]
+Pure = Callable[
+    [Tensors, Tensors, Sequence[Any], Tensor | None], tuple[dict[str, Tensor], dict[str, Any]]
+]
+"""See ``pure_gradient``."""
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +64,7 @@ class CompiledGradients:
         """
         if objective.name not in self.graphs:
             pure = pure_gradient(self.alg, objective, self.precision, self.device)
-            self.graphs[objective.name] = torch.compile(pure, fullgraph=True, dynamic=False)
+            self.graphs[objective.name] = compiled(pure)
         graph = self.graphs[objective.name]
         if graph is None:
             return None
@@ -69,7 +72,7 @@ class CompiledGradients:
         trained = {name: self.tensors[name] for name in names}
         fixed = {name: value for name, value in self.tensors.items() if name not in trained}
         try:
-            gradients, loss = graph(trained, fixed, arguments, factor)
+            gradients, loss = graph(trained, fixed, tuple(arguments), factor)
         except (TorchDynamoException, FailOnRecompileLimitHit) as error:
             reason = str(error).strip().partition("\n")[0]
             log.warning(
@@ -77,7 +80,7 @@ class CompiledGradients:
             )
             self.graphs[objective.name] = None
             return None
-        return loss, [gradients[name] for name in names]
+        return Loss(**loss), [gradients[name] for name in names]
 
 
 class LossModule(nn.Module):
@@ -106,7 +109,8 @@ def pure_gradient(
 
     Its arguments: the tensors to differentiate by and the others, both by name; the loss's own
     arguments; and a factor, or None for 1. It returns the gradient times the factor by name, and
-    the loss, detached and in fp32. Buffers are changed in place, as the loss changes them.
+    the fields of the loss that are not None, detached and in fp32. Buffers are changed in place, as
+    the loss changes them.
     """
     module = LossModule(alg, objective.loss)
 
@@ -122,11 +126,21 @@ def pure_gradient(
         present = {key: part for key, part in loss._asdict().items() if part is not None}
         return loss.value if factor is None else loss.value * factor, present
 
-    compute_gradient = grad(compute_value, has_aux=True)  # takes no None for a tensor
+    return grad(compute_value, has_aux=True)
 
-    def pure(*arguments: Any) -> tuple[dict[str, Tensor], Loss]:
-        gradients, present = compute_gradient(*arguments)
-        return gradients, Loss(**present)
 
-    # torch.compile counts the graphs of a code object, up to eight: each objective has one
-    return FunctionType(pure.__code__.replace(), globals(), closure=pure.__closure__)
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``function`` as one graph for each shape of its inputs, made when it is first called."""
+    return torch.compile(of_its_own_code(function), fullgraph=True, dynamic=False)
+
+
+def of_its_own_code(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``function``, called by code that nothing else is called by.
+
+    torch.compile makes at most eight graphs of one piece of code.
+    """
+
+    def call(*inputs: Any) -> Any:
+        return function(*inputs)
+
+    return FunctionType(call.__code__.replace(), globals(), closure=call.__closure__)

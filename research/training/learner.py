@@ -28,6 +28,7 @@ from research.training.precision import LossScaler, Precision, autocast, make_st
 
 if TYPE_CHECKING:
     from research.training.gradient import CompiledGradients
+    from research.training.lockstep import Seat
 
 
 class Learner:
@@ -61,6 +62,7 @@ class Learner:
         ema_decay: decay, in (0, 1), of an exponential moving average of the weights, which
             evaluation uses (Polyak and Juditsky, 1992); None for no average.
         execution: ``eager``; or ``compile``: torch.compile makes one graph of each gradient.
+        seat: computes the gradients of a run in lockstep with others; None for a run alone.
 
     Attributes:
         average: the algorithm with averaged weights, or None.
@@ -89,6 +91,7 @@ class Learner:
         accumulate: int,
         ema_decay: float | None,
         execution: Literal["eager", "compile"],
+        seat: "Seat | None" = None,
     ) -> None:
         self.rollouts = dataset if isinstance(dataset, RolloutDataset) else None
         self.preparing = dataset if isinstance(dataset, PreparingDataset) else None
@@ -131,7 +134,9 @@ class Learner:
         self.metrics = Metrics("train")
         self.priorities: list[Tensor] = []
         self.descents: dict[str, Descent] | None = None
-        self.compiled: CompiledGradients | None = None
+        self.gradients: CompiledGradients | Seat | None = seat
+        if seat is not None:
+            seat.learner = self
 
     def make_optimizers(self) -> dict[str, Descent]:
         """Make the optimizers with their schedules, by the names of the objectives.
@@ -151,10 +156,10 @@ class Learner:
             )
             for objective in self.objectives
         }
-        if self.execution == "compile":
+        if self.execution == "compile" and self.gradients is None:
             from research.training.gradient import CompiledGradients  # takes a second
 
-            self.compiled = CompiledGradients(self.alg, self.precision, self.device)
+            self.gradients = CompiledGradients(self.alg, self.precision, self.device)
         return self.descents
 
     def prepare(self) -> None:
@@ -288,9 +293,9 @@ class Learner:
         share: float | Tensor,
     ) -> Loss:
         """Add ``share`` of the gradient of the loss of ``count`` examples; returns that loss."""
-        if self.compiled is not None:
+        if self.gradients is not None:
             factor = descent.scale(share)
-            computed = self.compiled(objective, descent.parameters, arguments, factor)
+            computed = self.gradients(objective, descent.parameters, arguments, factor)
             if computed is not None:
                 loss, gradients = computed
                 descent.add_gradients(gradients)

@@ -1,9 +1,12 @@
 """One run: its directory, status, seed and config."""
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from research.status import Status
+
+if TYPE_CHECKING:
+    from research.training.lockstep import Seat
 
 
 class Run(NamedTuple):
@@ -14,6 +17,7 @@ class Run(NamedTuple):
         status: writes ``status.json``.
         seed: from which every generator derives its own.
         config: the resolved config, as plain dicts, lists and scalars.
+        seat: of a run in lockstep with others; None for a run alone.
 
     """
 
@@ -21,3 +25,4 @@ class Run(NamedTuple):
     status: Status
     seed: int
     config: dict[str, Any]
+    seat: "Seat | None" = None

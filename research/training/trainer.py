@@ -4,7 +4,7 @@ import logging
 import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, cast
@@ -119,6 +119,7 @@ class Trainer:
         checkpoints: when they are saved, and how many are kept.
         devices: ranks of each node that share every batch, each on a GPU if there are any;
             ``train.py`` starts them.
+        num_seeds: runs in lockstep, from this seed on; ``train.py`` makes a trainer for each.
 
     Raises:
         ValueError: for parts or lengths that do not go together.
@@ -154,6 +155,7 @@ class Trainer:
         score: Score,
         checkpoints: Checkpoints,
         devices: PositiveInt,
+        num_seeds: PositiveInt,
     ) -> None:
         self.alg = alg
         self.processor = processor
@@ -217,6 +219,7 @@ class Trainer:
             accumulate=accumulate,
             ema_decay=ema_decay,
             execution=execution,
+            seat=run.seat,
         )
         self.evaluated = Policy(self.learner.average or alg, processor, precision)
         self.step = 0
@@ -271,7 +274,8 @@ class Trainer:
                 config, or lie beyond ``total_steps``.
 
         """
-        with StopRequest() as self.stop, closing(self):  # closing takes its time
+        request = nullcontext(self.run.seat.stop) if self.run.seat else StopRequest()
+        with request as self.stop, closing(self):  # closing takes its time
             try:
                 self.run_to_end()
             except Preempted:  # raised during an evaluation, or a wait for examples
@@ -287,7 +291,9 @@ class Trainer:
         if isinstance(self.dataset, WaitingDataset):
             self.dataset.wait_in(self.stop.at_once)
         self.start()
-        with closing(Progress(self.total_steps, self.step)) as self.progress:
+        terminal = None if self.run.seat is None else False  # one bar for each would be too much
+        progress = Progress(self.total_steps, self.step, terminal=terminal)
+        with closing(progress) as self.progress:
             if self.score.evaluated_step < self.step and self.reached(self.eval_every):
                 self.evaluate_and_save()  # it was stopped before this, or total_steps is lower now
             while self.step < self.total_steps and not self.score.is_exhausted():

@@ -7,7 +7,6 @@ among any load. What NumPy and PyTorch do within one call is not counted.
 import statistics
 import sys
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -15,12 +14,8 @@ from typing import Any
 import pytest
 import torch
 
-from research.config import build, build_env
-from research.status import Status
-from research.training.run import Run
-from research.training.seed import seed_everything
-from research.training.trainer import Trainer
 from tests.conftest import Load
+from tests.training.parts import build_trainer
 
 RECORDED = {"td3": 16_900, "sac": 22_300, "ppo": 7_500}
 """Instructions per step of Python 3.11 with torch 2.14, on one pendulum."""
@@ -31,19 +26,6 @@ COMMON = (
 )
 OFF_POLICY = "trainer.pace.warmup_steps=100", "dataset.capacity=1000", "network.hidden_dims=[8,8]"
 ON_POLICY = "trainer.pace.horizon=50", "trainer.pace.minibatches=2"
-
-
-def make_trainer(folder: Path, load: Load, *overrides: str) -> Trainer:
-    """The parts of a run, as ``train.py`` builds them."""
-    cfg, run = load(*overrides), Run(folder, Status(folder), 0, {})
-    seed_everything(0)
-    env = build(cfg.env)
-    dataset = build(cfg.dataset, env, 0)
-    processor = build(cfg.processor, dataset.observation_space, dataset.action_space)
-    network = build(cfg.network, processor.observation_space, processor.action_space)
-    alg, logger = build(cfg.alg, network), build(cfg.logger, folder)
-    make_env = partial(build_env, cfg.env)
-    return build(cfg.trainer, alg, processor, dataset, env, make_env, logger, run)
 
 
 def count_instructions(function: Callable[[], Any]) -> int:
@@ -83,7 +65,7 @@ def test_a_step_takes_no_more_instructions_than_were_recorded(
 ) -> None:
     """If it takes more for a good reason, the commit that records them gives it."""
     pace = ON_POLICY if alg == "ppo" else OFF_POLICY
-    trainer = make_trainer(tmp_path, load, f"alg={alg}", *COMMON, *pace)
+    trainer = build_trainer(tmp_path, load(f"alg={alg}", *COMMON, *pace))
     advance, counts = trainer.advance, []
 
     def counted() -> None:

@@ -13,7 +13,7 @@ from torch._dynamo.exc import Unsupported
 from research.algs.base import Loss, Objective
 from research.algs.regression import Regression
 from research.batches import Example
-from research.training.gradient import pure_gradient
+from research.training.gradient import CompiledGradients, pure_gradient
 from research.training.learner import Learner
 from tests.algs.test_supervised import make, make_batch, make_cnn, make_mlp, weights
 
@@ -35,7 +35,9 @@ def uncompiled(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     return calls
 
 
-def assert_same_updates(*learners: Learner, batches: list[Example], **tolerance: float) -> None:
+def assert_same_updates(
+    *learners: Learner, batches: list[Example], rtol: float, atol: float
+) -> None:
     """The same metrics, weights, statistics and averages after every one of these updates."""
     for batch in batches:
         rows, states = [], []
@@ -45,7 +47,7 @@ def assert_same_updates(*learners: Learner, batches: list[Example], **tolerance:
             average = learner.average.state_dict() if learner.average else {}
             states.append((learner.alg.state_dict(), average))
         for found in (rows, states):
-            torch.testing.assert_close(*found, **tolerance)
+            torch.testing.assert_close(*found, rtol=rtol, atol=atol)
 
 
 SETTINGS: list[dict[str, Any]] = [
@@ -100,7 +102,7 @@ def test_a_pure_gradient_is_of_all_that_is_trained_and_keeps_nothing() -> None:
     gradients, loss = pure(trained, fixed, (batch, None), torch.tensor(2.0))
     with torch.no_grad():
         alg.get_parameter("network.mlp.0.bias").add_(1)
-    value, metrics, result, priority = alg.loss(batch, None)
+    value, metrics, result, _ = alg.loss(batch, None)
     (2 * value).backward()
     for name, gradient in gradients.items():
         expected = alg.get_parameter(name).grad
@@ -108,9 +110,9 @@ def test_a_pure_gradient_is_of_all_that_is_trained_and_keeps_nothing() -> None:
             gradient, torch.zeros_like(gradient) if expected is None else expected
         ), name
     assert set(gradients) == set(trained)
-    assert (loss.priority, priority) == (None, None)
+    assert set(loss) == {"value", "metrics", "result"}
     for mine, own in zip(
-        (loss.value, loss.metrics["error"], loss.result["obs"]),
+        (loss["value"], loss["metrics"]["error"], loss["result"]["obs"]),
         (value, metrics["error"], result["obs"]),
         strict=True,
     ):
@@ -149,6 +151,6 @@ def test_compiled_gradients_are_eager_ones_to_rounding(settings: dict[str, Any])
     images = [Example(torch.randn(size, 1, 4, 4), torch.randn(size, 2)) for size in (9, 9, 7)]
     tolerance = {"rtol": 1e-2, "atol": 1e-3} if settings else {"rtol": 1e-5, "atol": 1e-6}
     assert_same_updates(*learners, batches=images, **tolerance)
-    assert learners[1].compiled is not None
-    assert all(learners[1].compiled.graphs.values())
+    assert isinstance(gradients := learners[1].gradients, CompiledGradients)
+    assert all(gradients.graphs.values())
     assert set(weights(learners[1])) == set(weights(learners[0]))

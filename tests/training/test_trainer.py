@@ -126,6 +126,7 @@ def make_trainer(
             every=checkpoint_every, minutes=checkpoint_minutes, keep_last=keep_last
         ),
         devices=1,
+        num_seeds=1,
     )
 
 

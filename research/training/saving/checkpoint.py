@@ -97,13 +97,26 @@ def save_file(path: Path, content: dict[str, Any]) -> None:
 
     """
     try:
-        write_whole(path, lambda file: torch.save(content, file))
+        write_whole(path, lambda file: torch.save(compact(content), file))
     except (RuntimeError, OSError) as error:
         cause = error if isinstance(error, OSError) else error.__context__
         if not isinstance(cause, OSError):
             raise
         cause.filename = cause.filename or str(path)
         raise cause from None
+
+
+def compact(value: Any) -> Any:
+    """Nested dicts, lists and tuples, with a copy of each tensor that is a part of a larger one.
+
+    torch.save would write the larger one.
+    """
+    if isinstance(value, dict):
+        return {key: compact(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(compact(item) for item in value)
+    is_part = isinstance(value, torch.Tensor) and value.untyped_storage().nbytes() > value.nbytes
+    return value.clone() if is_part else value
 
 
 def load_newest(run_dir: Path, load: Callable[[Checkpoint], None]) -> Path:

@@ -1,0 +1,138 @@
+"""Several seeds of one config, trained in one process: each has its own ordinary run directory."""
+
+import copy
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING
+
+from omegaconf import DictConfig, open_dict
+
+from research.crash import LOG, crash_told
+from research.errors import Preempted, UserError, override
+from research.explain import one_line
+from research.process import error_line
+from research.signals import StopRequest
+from research.status import Status
+
+if TYPE_CHECKING:
+    from research.training.lockstep import Seat
+
+RunIn = Callable[[Path, DictConfig, "Seat"], float]
+"""Trains what a config names in a directory; returns the score."""
+
+log = logging.getLogger(__name__)
+
+
+def train_seeds(cfg: DictConfig, run_dir: Path, run_in: RunIn) -> float:
+    """Train ``trainer.num_seeds`` runs, from ``seed`` on, in ``run_dir/seed=<seed>``.
+
+    Returns:
+        the mean of their scores.
+
+    Raises:
+        UserError: a run failed; the others have come to their end.
+        Preempted: a signal ended them, and all have saved their work.
+
+    """
+    from research.training.lockstep import run_in_lockstep
+
+    if cfg.trainer.devices > 1:
+        raise UserError(
+            f"trainer.num_seeds={cfg.trainer.num_seeds} trains in one process, "
+            f"got trainer.devices={cfg.trainer.devices}; set one of them to 1"
+        )
+    configs = {f"seed={each.seed}": each for each in one_for_each_seed(cfg)}
+    for name in configs:
+        (run_dir / name).mkdir(exist_ok=True)
+
+    def train(seat: "Seat") -> float:
+        return run_in(run_dir / seat.name, configs[seat.name], seat)
+
+    status = Status(run_dir)
+    status.start(total_steps=cfg.trainer.total_steps)
+    with crash_told(run_dir), StopRequest() as stop, logs(run_dir, list(configs)):
+        seats = run_in_lockstep(train, list(configs), stop)
+    errors = {seat.name: seat.error for seat in seats if seat.error is not None}
+    try:
+        for error in errors.values():
+            if type(error) is KeyboardInterrupt:
+                raise error
+        if any(isinstance(error, Preempted) for error in errors.values()):
+            again = override("hydra.run.dir", run_dir)
+            raise Preempted(f"{stop.made}: stopped; resume with {again}")
+        if errors:
+            told = [f"{name}: {one_line(e) or error_line(e)}" for name, e in errors.items()]
+            raise UserError("; ".join(told))
+    except KeyboardInterrupt as error:
+        status.end("preempted", str(error) or "interrupted")
+        raise
+    except UserError as error:
+        status.end("failed", str(error))
+        raise
+    score = fmean(seat.result for seat in seats)
+    status.update(step=min(Status(run_dir / name).fields["step"] for name in configs), score=score)
+    status.end("completed", "all seeds are complete")
+    return score
+
+
+def one_for_each_seed(cfg: DictConfig) -> Iterator[DictConfig]:
+    """The config of each run, as it would be alone."""
+    for seed in range(cfg.seed, cfg.seed + cfg.trainer.num_seeds):
+        own = copy.deepcopy(cfg)
+        with open_dict(own):
+            own.seed = seed
+            own.trainer.num_seeds = 1
+        yield own
+
+
+class Named(logging.Formatter):
+    """Puts the name of the run whose code logs before each message.
+
+    Args:
+        formatter: does the rest.
+
+    """
+
+    def __init__(self, formatter: logging.Formatter) -> None:
+        super().__init__()
+        self.formatter = formatter
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line of a record."""
+        from research.training.lockstep import CURRENT
+
+        if name := CURRENT.get():
+            record = copy.copy(record)
+            record.msg, record.args = f"{name}  {record.getMessage()}", ()
+        return self.formatter.format(record)
+
+
+@contextmanager
+def logs(run_dir: Path, names: Sequence[str]) -> Iterator[None]:
+    """In this context, each run logs to its own directory, and by its name to all other places."""
+    from research.training.lockstep import CURRENT
+
+    root = logging.getLogger()
+    plain = logging.Formatter("%(asctime)s  %(message)s", "%H:%M:%S")
+    before = [(handler, handler.formatter) for handler in root.handlers]
+    own = []
+    for name in names:
+        handler = logging.FileHandler(run_dir / name / LOG, delay=True)
+        handler.addFilter(lambda _, name=name: CURRENT.get() == name)
+        handler.setFormatter(next((f for _, f in before if f is not None), plain))
+        own.append(handler)
+    for handler, formatter in before:
+        handler.setFormatter(Named(formatter or plain))
+    for handler in own:
+        root.addHandler(handler)
+    try:
+        yield
+    finally:
+        for handler, formatter in before:
+            handler.setFormatter(formatter)
+        for handler in own:
+            root.removeHandler(handler)
+            handler.close()

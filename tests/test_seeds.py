@@ -1,0 +1,116 @@
+"""Several seeds of one config in one process: ordinary runs, in directories of their own."""
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+from research.results.find import find
+from research.training.saving.checkpoint import load_checkpoint
+from tests.commands import train
+from tests.test_kill import logs, wait_for_step, weights
+from tests.training.toys import rows
+
+LIMIT_S = 120.0
+TD3 = (
+    *("alg=td3", "env=pendulum", "env.action_repeat=5", "network.hidden_dims=[16]"),
+    *("trainer.pace.warmup_steps=60", "trainer.log_every=20", "trainer.evaluation.every=120"),
+    *("trainer.evaluation.episodes=1", "trainer.checkpoints.every=60", "dataset.capacity=300"),
+)
+SHORT, LONG = "trainer.total_steps=240", "trainer.total_steps=900"
+TWO = "seed=3", "trainer.num_seeds=2"
+NAMES = "seed=3", "seed=4"
+
+
+def finish(folder: Path, *overrides: str, status: int = 0) -> list[str]:
+    """Type the command and wait for its end; the lines that it printed."""
+    process = train(folder, *overrides)
+    process.join(LIMIT_S)
+    printed = folder.with_suffix(".txt").read_text()
+    assert process.exitcode == status, printed
+    return printed.splitlines()
+
+
+def status(folder: Path) -> dict[str, object]:
+    return json.loads((folder / "status.json").read_text())
+
+
+def test_each_seed_is_a_run_which_goes_on_alone_or_with_the_others(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    lines = finish(folder, *TD3, *TWO, SHORT)
+    for name in NAMES:
+        assert any(f"  {name}  step 240/240" in line for line in lines)
+        own = (folder / name / "train.log").read_text()
+        assert "step 240/240" in own
+        assert "seed=" not in own.replace(str(folder), "").replace(f"/{name}", "")
+        alone = tmp_path / name.replace("=", "")
+        finish(alone, *TD3, name, SHORT)
+        one, other = (
+            load_checkpoint(each / "checkpoints" / "last").weights["alg"]
+            for each in (folder / name, alone)
+        )
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+        assert status(folder / name)["state"] == "completed"
+    assert status(folder)["state"] == "completed"
+    scores = [float(str(status(folder / name)["score"])) for name in NAMES]
+    assert status(folder)["score"] == pytest.approx(sum(scores) / 2)
+    assert [entry.values["seed"] for entry in find([folder])] == [3, 4]
+
+    assert f"{folder / 'seed=3'} is complete" in "\n".join(finish(folder, *TD3, *TWO, SHORT))
+    quoted = f'hydra.run.dir="{folder / "seed=3"}"'
+    finish(tmp_path / "alone", *TD3, "seed=3", "trainer.total_steps=300", quoted)
+    assert rows(folder / "seed=3" / "eval.csv")[-1]["step"] == 300
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_what_ends_all_lets_them_go_on_to_the_same_end(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    folder, whole = tmp_path / "run", tmp_path / "whole"
+    process = train(folder, *TD3, *TWO, LONG)
+    wait_for_step(folder / "seed=4", 200, process)
+    os.kill(process.pid or 0, number)
+    process.join(LIMIT_S)
+    if number == signal.SIGTERM:
+        assert process.exitcode == 75
+        last = folder.with_suffix(".txt").read_text().splitlines()[-1]
+        assert last == f"train.py: SIGTERM: stopped; resume with hydra.run.dir={folder}"
+        assert status(folder)["state"] == "preempted"
+    lines = finish(folder, *TD3, *TWO, LONG)
+    assert sum("resumed at step" in line for line in lines) == 2
+    finish(whole, *TD3, *TWO, LONG)
+    for name in NAMES:
+        assert logs(folder / name) == logs(whole / name)
+        assert weights(folder / name) == weights(whole / name)
+
+
+def test_a_seed_that_fails_is_told_by_its_name_and_the_others_come_to_their_end(
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "run"
+    finish(folder, *TD3, *TWO, SHORT)
+    (folder / "seed=3" / "checkpoints" / "last" / "state.pt").write_bytes(b"")
+    for path in (folder / "seed=3" / "checkpoints").glob("0*/state.pt"):
+        path.write_bytes(b"")
+    lines = finish(folder, *TD3, *TWO, "trainer.total_steps=300", status=1)
+    assert lines[-1].startswith("train.py: seed=3: ")
+    assert status(folder)["state"] == "failed"
+    assert status(folder / "seed=4")["step"] == 300
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("trainer.devices=2", "trainer.num_seeds=2 trains in one process, got trainer.devices=2"),
+        ("trainer.num_seeds=0", "trainer.num_seeds must be an integer of at least 1, got 0"),
+    ],
+)
+def test_what_cannot_be_is_told_before_anything_is_made(
+    tmp_path: Path, override: str, told: str
+) -> None:
+    (line,) = finish(tmp_path / "run", *TD3, *TWO, SHORT, override, status=1)
+    assert told in line
+    assert not (tmp_path / "run" / "seed=3").exists()
