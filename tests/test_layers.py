@@ -26,7 +26,7 @@ SHARED = {
 }
 MAY_IMPORT_HYDRA = {
     *("app.py", "config.py", "explain.py", "hydra_versions.py", "rank.py"),
-    *("rehearsal.py", "resume.py", "trust.py"),
+    *("rehearsal.py", "resume.py", "seeds.py", "trust.py"),
     "launchers",
     "results",
 }
