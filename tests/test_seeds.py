@@ -20,6 +20,7 @@ TD3 = (
     *("trainer.pace.warmup_steps=60", "trainer.log_every=20", "trainer.evaluation.every=120"),
     *("trainer.evaluation.episodes=1", "trainer.checkpoints.every=60", "dataset.capacity=300"),
 )
+COMPILED = "trainer.execution=compile"
 SHORT, LONG = "trainer.total_steps=240", "trainer.total_steps=900"
 TWO = "seed=3", "trainer.num_seeds=2"
 NAMES = "seed=3", "seed=4"
@@ -40,7 +41,7 @@ def status(folder: Path) -> dict[str, object]:
 
 def test_each_seed_is_a_run_which_goes_on_alone_or_with_the_others(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    lines = finish(folder, *TD3, *TWO, SHORT)
+    lines = finish(folder, *TD3, *TWO, SHORT, COMPILED)  # what cannot be is computed by each
     for name in NAMES:
         assert any(f"  {name}  step 240/240" in line for line in lines)
         own = (folder / name / "train.log").read_text()
@@ -59,9 +60,11 @@ def test_each_seed_is_a_run_which_goes_on_alone_or_with_the_others(tmp_path: Pat
     assert status(folder)["score"] == pytest.approx(sum(scores) / 2)
     assert [entry.values["seed"] for entry in find([folder])] == [3, 4]
 
-    assert f"{folder / 'seed=3'} is complete" in "\n".join(finish(folder, *TD3, *TWO, SHORT))
+    assert f"{folder / 'seed=3'} is complete" in "\n".join(
+        finish(folder, *TD3, *TWO, SHORT, COMPILED)
+    )
     quoted = f'hydra.run.dir="{folder / "seed=3"}"'
-    finish(tmp_path / "alone", *TD3, "seed=3", "trainer.total_steps=300", quoted)
+    finish(tmp_path / "alone", *TD3, "seed=3", "trainer.total_steps=300", COMPILED, quoted)
     assert rows(folder / "seed=3" / "eval.csv")[-1]["step"] == 300
 
 

@@ -107,14 +107,12 @@ class Seat:
     def go_on(self, answer: Answer, error: BaseException | None = None) -> None:
         """Run up to the next request or to the end, with random numbers of this run's own."""
         self.request = None
-        outside = generators()
         restore(self.generators)
         if error is None:
             self.coroutine.switch(answer)
         else:
             self.coroutine.throw(error)
         self.generators = generators()
-        restore(outside)
 
 
 def generators() -> tuple[Any, ...]:
@@ -140,6 +138,7 @@ def run_in_lockstep(
 
     A run that fails, or ends early, leaves the others alone; KeyboardInterrupt ends all.
     """
+    outside = generators()
     seats = [Seat(name, stop) for name in names]
     for seat in seats:
         seat.begin(task)
@@ -160,6 +159,7 @@ def run_in_lockstep(
         else:
             for seat, answer in zip(group, answers, strict=True):
                 seat.go_on(answer)
+    restore(outside)
     return seats
 
 
@@ -168,7 +168,8 @@ class JointGradients:
 
     Their weights and buffers are moved into tensors (K, ...), of which each has a slice: so
     optimizers and checkpoints of each go on with its own. A loss that cannot be computed by
-    ``torch.vmap``, because it draws random numbers, say, is left to each.
+    ``torch.vmap``, because it draws random numbers, say, is left to each; and so are all losses on
+    a CPU unless they are compiled, since there the eager ``torch.vmap`` takes longer.
 
     Args:
         seats: of K runs. What has ended by now has a slice that nobody reads.
@@ -184,6 +185,8 @@ class JointGradients:
         self.precision: Precision = first.precision
         self.device = first.device
         self.compiles = first.execution == "compile"
+        if self.device.type == "cpu" and not self.compiles:
+            log.warning("on a CPU several seeds gain nothing without trainer.execution=compile")
         self.names = {
             parameter: name for alg in algs if alg for name, parameter in alg.named_parameters()
         }
@@ -253,8 +256,9 @@ class JointGradients:
             return torch.vmap(pure, in_dims=dims, randomness="error")(*inputs)
 
         if self.compiles:
-            yield compiled(joint), "is trained eagerly, for torch.compile cannot"
-        yield joint, "is trained by each seed alone, for torch.vmap cannot"
+            yield compiled(joint), "is not compiled, for torch.compile cannot"
+        if self.device.type != "cpu":
+            yield joint, "is trained by each seed alone, for torch.vmap cannot"
 
 
 def tensors_of(alg: Algorithm) -> dict[str, Tensor]:

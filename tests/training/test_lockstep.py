@@ -27,13 +27,20 @@ TD3 = (
 )
 
 
+@pytest.fixture(autouse=True)
+def _uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let ``execution=compile`` compute all gradients at once, but compile nothing."""
+    monkeypatch.setattr(torch, "compile", lambda function, **options: function)
+
+
 def together(
     folder: Path, load: Load, *overrides: str, prepare: Callable[..., None] | None = None
 ) -> list[Seat]:
     """Train a run for each seed in lockstep."""
 
     def task(seat: Seat) -> float:
-        trainer = build_trainer(folder / seat.name, load(*overrides, f"seed={seat.name}"), seat)
+        own = (f"seed={seat.name}", "trainer.execution=compile")
+        trainer = build_trainer(folder / seat.name, load(*overrides, *own), seat)
         if prepare is not None:
             prepare(trainer)
         return trainer.train()
@@ -175,8 +182,8 @@ def test_what_draws_random_numbers_is_left_to_each(
     alone(tmp_path / "alone", load, *overrides)
     for name in SEEDS:
         assert_same(tmp_path / "together" / name, tmp_path / "alone" / name, **ROUNDED)
-    assert "network is trained by each seed alone, for torch.vmap cannot: " in caplog.text
-    assert caplog.text.count("by each seed alone") == 1
+    assert "network is not compiled, for torch.compile cannot: vmap: called rand" in caplog.text
+    assert caplog.text.count("is not compiled") == 1
 
 
 @pytest.mark.parametrize("alg", algs())
@@ -185,6 +192,8 @@ def test_every_algorithm_runs_in_lockstep(
 ) -> None:
     overrides = [*small(alg, tmp_path, batch_size=16, capacity=400), "logger.trackers=[csv]"]
     cfg = load(*overrides)
+    if cfg.env.get("pixels"):
+        overrides += ["network.hidden_dims=[16]", "dataset.batch_size=4", "env.action_repeat=25"]
     total = 56 if cfg.env.get("pixels") else 96 if collects(cfg) else 20
     overrides += [f"trainer.total_steps={total}", "trainer.total_epochs=null"]
     overrides += ["trainer.evaluation.every=1000", "trainer.evaluation.episodes=1"]
@@ -199,5 +208,24 @@ def test_every_algorithm_runs_in_lockstep(
         far = [(one[key] - other[key]).abs() > 1e-4 for key in one if one[key].is_floating_point()]
         # Adam moves a weight whose gradient is all rounding, as of a bias before a norm, by that.
         assert torch.cat([each.flatten() for each in far]).float().mean() < 0.2
-    left = "by each seed alone" in caplog.text
+    left = "is not compiled" in caplog.text
     assert left == (alg == "drqv2"), "its encoder's memory format is none that vmap knows"
+
+
+def test_on_a_cpu_eager_gradients_are_left_to_each(
+    tmp_path: Path, load: Load, caplog: pytest.LogCaptureFixture
+) -> None:
+    overrides = [*TD3, "trainer.total_steps=120"]
+
+    def task(seat: Seat) -> float:
+        return build_trainer(
+            tmp_path / seat.name, load(*overrides, f"seed={seat.name}"), seat
+        ).train()
+
+    before = torch.get_rng_state()
+    assert all(seat.error is None for seat in run_in_lockstep(task, SEEDS, StopRequest()))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert caplog.text.count("gain nothing without trainer.execution=compile") == 1
+    alone(tmp_path / "alone", load, *overrides)
+    for name in SEEDS:
+        assert_same(tmp_path / name, tmp_path / "alone" / name, **ROUNDED)
