@@ -2,7 +2,8 @@
 
 The sweep is ``train.py -m`` with the local launcher, all its jobs packed on the GPU if there is
 one. The same command goes on where it was stopped; what there is then goes into a CSV, a figure
-and a table. A limit of time is ``--overrides hydra.launcher.timeout_s=...``.
+and a table. Seeds that the CSV has already, from another machine, need no run here. A limit of time
+is ``--overrides hydra.launcher.timeout_s=...``.
 """
 
 import argparse
@@ -23,30 +24,48 @@ from research.training.saving.provenance import read_attempts
 TASKS = {"cheetah": "cheetah run", "walker": "walker walk", "cartpole": "cartpole swingup"}
 SAC_CURVES = {"pytorch_sac": "sac_state_pytorch_sac", "SAC of TD-MPC2": "sac_state_tdmpc2"}
 DRQV2_CURVES = {"authors of DrQ-v2": "drqv2_pixels_drqv2"}
-EVAL_EVERY = 20_000
-"""Frames, as in the published curves."""
-
+SIMBA_TASKS = ["cheetah", "walker"]
 FREE = (
     *("env=", "seed=", "device=", "logger.", "dataset.storage=", "dataset.device="),
-    *("trainer.total_steps=", "trainer.eval_", "trainer.log_every=", "trainer.checkpoint_"),
+    *("trainer.total_steps=", "trainer.evaluation.", "trainer.log_every=", "trainer.checkpoints."),
 )
 """Overrides that change neither a task nor how it is learned."""
 
 
 class Method(NamedTuple):
-    """An algorithm, its experiment and tasks, and who published which file of curves."""
+    """An algorithm, its experiment and tasks, and who published which file of curves.
+
+    ``eval_every`` counts frames, and divides the periods of these curves.
+    """
 
     name: str
     experiment: str
     action_repeat: int
     tasks: Sequence[str]
     sources: Mapping[str, str]
+    eval_every: int = 20_000
 
 
 METHODS = {
     "sac": Method("SAC", "sac_dmc", 1, list(TASKS), SAC_CURVES),
     "drqv2": Method("DrQ-v2", "drqv2_easy", 2, ["cartpole", "walker"], DRQV2_CURVES),
     "drqv2_medium": Method("DrQ-v2", "drqv2_medium", 2, ["cheetah"], DRQV2_CURVES),
+    "sac_simba": Method(
+        "SAC with SimBa's network",
+        "sac_simba",
+        2,
+        SIMBA_TASKS,
+        {"authors of SimBa": "sac_simba_state"},
+        eval_every=10_000,
+    ),
+    "sac_simba_mlp": Method(
+        "SAC as SimBa was compared with",
+        "sac_simba_mlp",
+        2,
+        SIMBA_TASKS,
+        {"authors of SimBa": "sac_state_simba"},
+        eval_every=10_000,
+    ),
 }
 
 
@@ -81,8 +100,6 @@ def main() -> None:
     tasks = options.tasks or method.tasks
     if not set(tasks) <= set(method.tasks):
         parser.error(f"--tasks={' '.join(tasks)}; allowed: {' '.join(method.tasks)}")
-    if options.seeds < 2:
-        parser.error(f"--seeds={options.seeds}; an interval needs at least 2")
     work = (options.work or ROOT / "outputs" / f"published_{options.alg}").resolve()
     runs = {task: [work / f"{task}_{seed}" for seed in range(options.seeds)] for task in tasks}
     status = 0 if options.report_only else sweep(method, work, tasks, options)
@@ -96,7 +113,7 @@ def sweep(method: Method, work: Path, tasks: Sequence[str], options: argparse.Na
         *(sys.executable, ROOT / "train.py", "-m", f"experiment={method.experiment}"),
         *(f"env={','.join(tasks)}", f"seed={','.join(map(str, range(options.seeds)))}"),
         f"trainer.total_steps={options.frames // method.action_repeat}",
-        f"trainer.evaluation.every={EVAL_EVERY // method.action_repeat}",
+        f"trainer.evaluation.every={method.eval_every // method.action_repeat}",
         *("hydra/launcher=local", f"hydra.launcher.jobs_per_gpu={len(tasks) * options.seeds}"),
         *(f"hydra.sweep.dir={work}", "hydra.sweep.subdir=${hydra:runtime.choices.env}_${seed}"),
     )
@@ -104,41 +121,50 @@ def sweep(method: Method, work: Path, tasks: Sequence[str], options: argparse.Na
 
 
 def report(method: Method, runs: Mapping[str, Sequence[Path]], path: Path) -> None:
-    """Write ``path`` as .csv, .png and .md; a task waits until every seed has been evaluated."""
-    rows = [
-        {"task": TASKS[task], "seed": seed, **row}
-        for task, folders in runs.items()
-        for seed, folder in enumerate(folders)
-        for row in read_rows(folder / "eval.csv")
-    ]
-    curves = {TASKS[task]: [read_ours(runs[task])] for task in runs}
-    curves = {task: ours for task, ours in curves.items() if len(ours[0].frames)}
+    """Write ``path`` as .csv, .png and .md, of the seeds that have been evaluated."""
+    stored = read_rows(path.with_suffix(".csv"))
+    rows: list[dict[str, str]] = []
+    for task, folders in runs.items():
+        for seed, folder in enumerate(folders):
+            place = {"task": TASKS[task], "seed": str(seed)}
+            own = [{**place, **row} for row in read_rows(folder / "eval.csv")]
+            rows += own or [row for row in stored if place.items() <= row.items()]
+    curves = {
+        name: [read_ours([row for row in rows if row["task"] == name])]
+        for name in dict.fromkeys(row["task"] for row in rows)
+    }
     if not curves:
-        sys.exit("no report yet: there is no task whose seeds have all been evaluated")
+        sys.exit("no report yet: no seed has been evaluated")
     for task, together in curves.items():
         together += read_published(method, task)
     write_rows(path.with_suffix(".csv"), rows)
-    run = next(folder for task in runs for folder in runs[task] if TASKS[task] in curves)
-    overrides = yaml.safe_load((run / ".hydra" / "overrides.yaml").read_text())
+    folders = [each for task in runs for each in runs[task] if (each / "eval.csv").exists()]
+    overrides = [yaml.safe_load((each / ".hydra/overrides.yaml").read_text()) for each in folders]
     same = (f"experiment={method.experiment}", *FREE)
-    is_reduced = not all(override.startswith(same) for override in overrides)
-    title = f"{method.name}, seeds: {len(runs[next(iter(runs))])}"
-    title += ", at reduced size" if is_reduced else ""
+    is_reduced = not all(each.startswith(same) for words in overrides for each in words)
+    title = method.name + (", at reduced size" if is_reduced else "")
     draw(curves, title, path.with_suffix(".png"))
-    end = ["", f"First run: `{' '.join(overrides)}`", "", describe(run)]
-    text = "\n".join([f"# {title}", "", *summarise(curves, is_reduced=is_reduced), *end]) + "\n"
+    end = (
+        [f"\nFirst run here: `{' '.join(overrides[0])}`\n", describe(folders[0])] if folders else []
+    )
+    lines = [f"# {title}", "", *summarise(curves, is_reduced=is_reduced), *end]
+    text = "\n".join(lines) + "\n"
     write_whole(path.with_suffix(".md"), text)
     print(text)
 
 
-def read_ours(folders: Sequence[Path]) -> Curve:
-    """Mean and 95 % interval where every seed was evaluated."""
-    tables = [read_rows(folder / "eval.csv") for folder in folders]
-    seeds = [{int(row["frames"]): float(row["return"]) for row in table} for table in tables]
-    frames = sorted(set.intersection(*map(set, seeds)))
-    returns = np.array([[seed[each] for each in frames] for seed in seeds])
-    low, high = t_interval(returns)
-    return Curve("ours", len(seeds), np.array(frames), returns.mean(axis=0), (high - low) / 2)
+def read_ours(rows: Sequence[Mapping[str, str]]) -> Curve:
+    """Mean and 95 % interval of the rows of a task where every seed was evaluated."""
+    seeds: dict[str, dict[int, float]] = {}
+    for row in rows:
+        seeds.setdefault(row["seed"], {})[int(row["frames"])] = float(row["return"])
+    frames = sorted(set.intersection(*map(set, seeds.values())))
+    returns = np.array([[seed[each] for each in frames] for seed in seeds.values()])
+    half = np.zeros(len(frames))
+    if len(seeds) > 1:
+        low, high = t_interval(returns)
+        half = (high - low) / 2
+    return Curve("ours", len(seeds), np.array(frames), returns.mean(axis=0), half)
 
 
 def read_published(method: Method, task: str) -> Iterator[Curve]:
