@@ -249,12 +249,12 @@ def test_three_updates_are_those_of_plain_pytorch_to_rounding() -> None:
 def test_learns_from_images_what_only_they_tell(tmp_path: Path) -> None:
     """By command line, trainer and replay of images."""
     folder = tmp_path / "run"
-    process = train(folder, *OVERRIDES, "trainer.total_steps=2500", "trainer.evaluation.every=2500")
+    process = train(folder, *OVERRIDES, "trainer.total_steps=1500", "trainer.evaluation.every=1500")
     process.join(300)
     assert process.exitcode == 0, folder.with_suffix(".txt").read_text()
     idle, best = mean_return(lambda _: np.zeros(2)), mean_return(move_straight)
     (row,) = rows(folder / "eval.csv")
-    assert row["return"] > (idle + best) / 2
+    assert row["return"] > idle + (best - idle) / 4
 
 
 EASY, MEDIUM, HARD = (550_000, 100_000), (1_550_000, 500_000), (15_050_000, 2_000_000)

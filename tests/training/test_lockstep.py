@@ -34,7 +34,11 @@ def _uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def together(
-    folder: Path, load: Load, *overrides: str, prepare: Callable[..., None] | None = None
+    folder: Path,
+    load: Load,
+    *overrides: str,
+    prepare: Callable[..., None] | None = None,
+    seeds: Sequence[str] = SEEDS,
 ) -> list[Seat]:
     """Train a run for each seed in lockstep."""
 
@@ -46,13 +50,13 @@ def together(
         return trainer.train()
 
     folder.mkdir(exist_ok=True)
-    return run_in_lockstep(task, SEEDS, StopRequest())
+    return run_in_lockstep(task, seeds, StopRequest())
 
 
-def alone(folder: Path, load: Load, *overrides: str) -> None:
+def alone(folder: Path, load: Load, *overrides: str, seeds: Sequence[str] = SEEDS) -> None:
     """Train a run for each seed, one after the other."""
     folder.mkdir(exist_ok=True)
-    for seed in SEEDS:
+    for seed in seeds:
         build_trainer(folder / seed, load(*overrides, f"seed={seed}")).train()
 
 
@@ -200,10 +204,10 @@ def test_every_algorithm_runs_in_lockstep(
     overrides += [f"trainer.log_every={total // 2}"]
     if "warmup_steps" in (cfg.trainer.pace or {}):
         overrides.append("trainer.pace.warmup_steps=48")
-    seats = together(tmp_path / "together", load, *overrides)
-    assert [seat.error for seat in seats] == [None] * 3
-    alone(tmp_path / "alone", load, *overrides)
-    for name in SEEDS:
+    seats = together(tmp_path / "together", load, *overrides, seeds=SEEDS[:2])
+    assert [seat.error for seat in seats] == [None] * 2
+    alone(tmp_path / "alone", load, *overrides, seeds=SEEDS[:2])
+    for name in SEEDS[:2]:
         one, other = (weights(tmp_path / how / name) for how in ("together", "alone"))
         far = [(one[key] - other[key]).abs() > 1e-4 for key in one if one[key].is_floating_point()]
         # Adam moves a weight whose gradient is all rounding, as of a bias before a norm, by that.
