@@ -2,8 +2,9 @@
 
 import copy
 import logging
+import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING
@@ -15,13 +16,16 @@ from research.errors import Preempted, UserError, override
 from research.explain import one_line
 from research.process import error_line
 from research.signals import StopRequest
-from research.status import Status
+from research.status import BLANK, Status, read_status
 
 if TYPE_CHECKING:
     from research.training.lockstep import Seat
 
 RunIn = Callable[[Path, DictConfig, "Seat"], float]
 """Trains what a config names in a directory; returns the score."""
+
+EVERY_S = 2.0
+"""Seconds between two readings of the seeds' states."""
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +37,8 @@ def train_seeds(cfg: DictConfig, run_dir: Path, run_in: RunIn) -> float:
         the mean of their scores.
 
     Raises:
-        UserError: a run failed; the others have come to their end.
+        UserError: a run failed, and the others have come to their end; or the settings cannot be
+            those of several seeds.
         Preempted: a signal ended them, and all have saved their work.
 
     """
@@ -44,6 +49,11 @@ def train_seeds(cfg: DictConfig, run_dir: Path, run_in: RunIn) -> float:
             f"trainer.num_seeds={cfg.trainer.num_seeds} trains in one process, "
             f"got trainer.devices={cfg.trainer.devices}; set one of them to 1"
         )
+    if cfg.trainer.profile:
+        raise UserError(
+            f"trainer.profile is of one run, got trainer.num_seeds={cfg.trainer.num_seeds}; set it "
+            "to 1"
+        )
     configs = {f"seed={each.seed}": each for each in one_for_each_seed(cfg)}
     for name in configs:
         (run_dir / name).mkdir(exist_ok=True)
@@ -53,8 +63,9 @@ def train_seeds(cfg: DictConfig, run_dir: Path, run_in: RunIn) -> float:
 
     status = Status(run_dir)
     status.start(total_steps=cfg.trainer.total_steps)
+    progress = Progress(status, [run_dir / name for name in configs])
     with crash_told(run_dir), StopRequest() as stop, logs(run_dir, list(configs)):
-        seats = run_in_lockstep(train, list(configs), stop)
+        seats = run_in_lockstep(train, list(configs), stop, each=progress.show)
     errors = {seat.name: seat.error for seat in seats if seat.error is not None}
     try:
         for error in errors.values():
@@ -73,9 +84,35 @@ def train_seeds(cfg: DictConfig, run_dir: Path, run_in: RunIn) -> float:
         status.end("failed", str(error))
         raise
     score = fmean(seat.result for seat in seats)
-    status.update(step=min(Status(run_dir / name).fields["step"] for name in configs), score=score)
+    progress.show(at_once=True)
+    status.update(step=status.fields["step"], score=score)
     status.end("completed", "all seeds are complete")
     return score
+
+
+class Progress:
+    """Keeps the status of all seeds: the step that all have reached, and the speed of the slowest.
+
+    Args:
+        status: of all.
+        folders: of each.
+
+    """
+
+    def __init__(self, status: Status, folders: Sequence[Path]) -> None:
+        self.status = status
+        self.folders = folders
+        self.shown_s = time.monotonic()
+
+    def show(self, *, at_once: bool = False) -> None:
+        """Write it, but not more often than every ``EVERY_S`` seconds unless ``at_once``."""
+        if not at_once and time.monotonic() - self.shown_s < EVERY_S:
+            return
+        self.shown_s = time.monotonic()
+        with suppress(UserError, OSError):  # it is tried again
+            each = [read_status(folder) or BLANK for folder in self.folders]
+            speed = min((fields["speed"] for fields in each if fields["speed"]), default=None)
+            self.status.update(step=min(fields["step"] for fields in each), speed=speed)
 
 
 def one_for_each_seed(cfg: DictConfig) -> Iterator[DictConfig]:

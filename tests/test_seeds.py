@@ -12,6 +12,7 @@ from research.results.find import find
 from research.training.saving.checkpoint import load_checkpoint
 from tests.commands import train
 from tests.test_kill import logs, wait_for_step, weights
+from tests.training.records.test_trackers import stored_by_wandb
 from tests.training.toys import rows
 
 LIMIT_S = 120.0
@@ -56,6 +57,7 @@ def test_each_seed_is_a_run_which_goes_on_alone_or_with_the_others(tmp_path: Pat
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
         assert status(folder / name)["state"] == "completed"
     assert status(folder)["state"] == "completed"
+    assert status(folder)["step"] == 240
     scores = [float(str(status(folder / name)["score"])) for name in NAMES]
     assert status(folder)["score"] == pytest.approx(sum(scores) / 2)
     assert [entry.values["seed"] for entry in find([folder])] == [3, 4]
@@ -108,6 +110,7 @@ def test_a_seed_that_fails_is_told_by_its_name_and_the_others_come_to_their_end(
     ("override", "told"),
     [
         ("trainer.devices=2", "trainer.num_seeds=2 trains in one process, got trainer.devices=2"),
+        ("trainer.profile=true", "trainer.profile is of one run, got trainer.num_seeds=2"),
         ("trainer.num_seeds=0", "trainer.num_seeds must be an integer of at least 1, got 0"),
     ],
 )
@@ -117,3 +120,14 @@ def test_what_cannot_be_is_told_before_anything_is_made(
     (line,) = finish(tmp_path / "run", *TD3, *TWO, SHORT, override, status=1)
     assert told in line
     assert not (tmp_path / "run" / "seed=3").exists()
+
+
+def test_each_seed_is_a_run_of_its_own_at_wandb(tmp_path: Path) -> None:
+    pytest.importorskip("wandb")
+    trackers = "logger.trackers=[csv,wandb]", "logger.wandb.mode=offline"
+    finish(tmp_path / "run", *TD3, *TWO, SHORT, *trackers)
+    for name in NAMES:
+        points = [row for row in stored_by_wandb(tmp_path / "run" / name) if "train/q" in row]
+        assert [row["step"] for row in points] == [
+            row["step"] for row in rows(tmp_path / "run" / name / "train.csv")
+        ]

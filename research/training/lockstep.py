@@ -132,11 +132,21 @@ def restore(states: tuple[Any, ...]) -> None:
 
 
 def run_in_lockstep(
-    task: Callable[[Seat], Any], names: Sequence[str], stop: StopRequest
+    task: Callable[[Seat], Any],
+    names: Sequence[str],
+    stop: StopRequest,
+    each: Callable[[], None] = lambda: None,
 ) -> list[Seat]:
     """Run a task for each name, all to their ends; the seats have the results and the errors.
 
     A run that fails, or ends early, leaves the others alone; KeyboardInterrupt ends all.
+
+    Args:
+        task: called at each seat.
+        names: of the runs.
+        stop: asks all of them to end.
+        each: called before each computation.
+
     """
     outside = generators()
     seats = [Seat(name, stop) for name in names]
@@ -147,6 +157,7 @@ def run_in_lockstep(
         if any(type(seat.error) is KeyboardInterrupt for seat in seats):  # not Preempted
             waiting[0].go_on(None, KeyboardInterrupt())
             continue
+        each()
         first = min(seat.request.turn for seat in waiting if seat.request)
         group = [seat for seat in waiting if seat.request and seat.request.turn == first]
         try:

@@ -20,6 +20,9 @@ from research.training.records.trackers.base import (
     run_name,
 )
 
+OPEN: list[Any] = []
+"""W&B's runs of this process that have not ended."""
+
 
 class WandB(AppendOnly):
     """A run at W&B, or in files that ``wandb sync`` uploads later.
@@ -60,6 +63,7 @@ class WandB(AppendOnly):
                 name=run_name(self.run_dir),
                 dir=self.run_dir,
                 resume="allow",
+                reinit="create_new",  # else another seed of this process goes on with the first
                 config=hyperparameters_of(hyperparameters),
                 allow_val_change=True,
             )
@@ -69,6 +73,7 @@ class WandB(AppendOnly):
                 f"W&B could not start a run in project '{project}': {message_of(error)}; "
                 "logger.wandb.mode=offline needs no network"
             ) from error
+        OPEN.append(self.run)
         self.run.define_metric("*", step_metric="step")
         if self.run.resumed:
             return position_of(dict(self.run.summary))
@@ -92,8 +97,10 @@ class WandB(AppendOnly):
     def end(self, status: int) -> None:
         """End the run with an exit status, and wait until its file is whole."""
         self.run.finish(exit_code=status)
+        OPEN.remove(self.run)
         self.run = None
-        self.wandb.teardown()
+        if not OPEN:  # of several seeds in this process
+            self.wandb.teardown()
 
 
 def position_of(row: Mapping[str, Any]) -> Position:
