@@ -17,6 +17,7 @@ from research.explain import one_line
 from research.process import error_line
 from research.signals import StopRequest
 from research.status import BLANK, Status, read_status
+from research.training.saving.retention import holds_checkpoints
 
 if TYPE_CHECKING:
     from research.training.lockstep import Seat
@@ -54,6 +55,8 @@ def train_seeds(cfg: DictConfig, run_dir: Path, run_in: RunIn) -> float:
             f"trainer.profile is of one run, got trainer.num_seeds={cfg.trainer.num_seeds}; set it "
             "to 1"
         )
+    if holds_checkpoints(run_dir):
+        raise UserError(f"{run_dir} holds a run of one seed; choose another hydra.run.dir")
     configs = {f"seed={each.seed}": each for each in one_for_each_seed(cfg)}
     for name in configs:
         (run_dir / name).mkdir(exist_ok=True)
@@ -63,9 +66,9 @@ def train_seeds(cfg: DictConfig, run_dir: Path, run_in: RunIn) -> float:
 
     status = Status(run_dir)
     status.start(total_steps=cfg.trainer.total_steps)
-    progress = Progress(status, [run_dir / name for name in configs])
+    joint = JointStatus(status, [run_dir / name for name in configs])
     with crash_told(run_dir), StopRequest() as stop, logs(run_dir, list(configs)):
-        seats = run_in_lockstep(train, list(configs), stop, each=progress.show)
+        seats = run_in_lockstep(train, list(configs), stop, each=joint.show)
     errors = {seat.name: seat.error for seat in seats if seat.error is not None}
     try:
         for error in errors.values():
@@ -84,13 +87,13 @@ def train_seeds(cfg: DictConfig, run_dir: Path, run_in: RunIn) -> float:
         status.end("failed", str(error))
         raise
     score = fmean(seat.result for seat in seats)
-    progress.show(at_once=True)
+    joint.show(at_once=True)
     status.update(step=status.fields["step"], score=score)
     status.end("completed", "all seeds are complete")
     return score
 
 
-class Progress:
+class JointStatus:
     """Keeps the status of all seeds: the step that all have reached, and the speed of the slowest.
 
     Args:

@@ -68,6 +68,8 @@ def test_each_seed_is_a_run_which_goes_on_alone_or_with_the_others(tmp_path: Pat
     quoted = f'hydra.run.dir="{folder / "seed=3"}"'
     finish(tmp_path / "alone", *TD3, "seed=3", "trainer.total_steps=300", COMPILED, quoted)
     assert rows(folder / "seed=3" / "eval.csv")[-1]["step"] == 300
+    *_, line = finish(tmp_path / "seed3", *TD3, *TWO, SHORT, status=1)
+    assert line.startswith(f"train.py: {tmp_path / 'seed3'} holds a run of one seed; choose")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])

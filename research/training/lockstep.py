@@ -152,9 +152,11 @@ def run_in_lockstep(
     seats = [Seat(name, stop) for name in names]
     for seat in seats:
         seat.begin(task)
+        if type(seat.error) is KeyboardInterrupt:  # not Preempted, which all save their work for
+            break
     joint: JointGradients | None = None
     while waiting := [seat for seat in seats if seat.request is not None]:
-        if any(type(seat.error) is KeyboardInterrupt for seat in seats):  # not Preempted
+        if any(type(seat.error) is KeyboardInterrupt for seat in seats):
             waiting[0].go_on(None, KeyboardInterrupt())
             continue
         each()

@@ -175,6 +175,16 @@ def test_an_interrupt_ends_all_at_once(tmp_path: Path, load: Load) -> None:
     assert [type(seat.error) for seat in seats] == [KeyboardInterrupt] * 3
 
 
+def test_an_interrupt_before_the_first_step_begins_no_other(tmp_path: Path, load: Load) -> None:
+    def interrupt(trainer: Trainer) -> None:
+        if trainer.run.seed == 1:
+            raise KeyboardInterrupt
+
+    seats = together(tmp_path, load, *TD3, prepare=interrupt)
+    assert [type(seat.error) for seat in seats] == [KeyboardInterrupt] * 2 + [type(None)]
+    assert not (tmp_path / "2").exists()
+
+
 def test_what_draws_random_numbers_is_left_to_each(
     tmp_path: Path, load: Load, caplog: pytest.LogCaptureFixture
 ) -> None:
