@@ -42,7 +42,7 @@ from research.process import collect_seldom, error_line
 from research.rank import devices_override, follow, leading, train_in_parallel
 from research.rehearsal import Task, rehearsing
 from research.resume import claim, compare, is_as_long, read_files
-from research.seeds import train_seeds
+from research.seeds import check_seeds, train_seeds
 from research.signals import OF_A_RUN, handle
 from research.status import Status, sole_process
 from research.training.run import Run
@@ -220,6 +220,7 @@ def forecast_memory(cfg: DictConfig) -> int:
 def run_task(task: Task, cfg: DictConfig) -> float:
     """Check the config, lock the run directory, run, and write the outcome to its status file."""
     check(cfg)
+    check_seeds(cfg)
     run_dir = Path(HydraConfig.get().runtime.output_dir)
     node = this_node()
     if node.index > 0:  # the first one has the run directory

@@ -14,6 +14,7 @@ from research.config import construct_part, to_plain
 from research.errors import UserError
 from research.explain import one_line
 from research.process import error_line
+from research.seeds import check_seeds
 from research.status import Status
 from research.training.run import Run
 
@@ -56,6 +57,7 @@ class Rehearsal:
             UserError: a part cannot be built; for a bug, its traceback is on stderr.
 
         """
+        check_seeds(cfg)
         cfg = cfg.copy()
         with open_dict(cfg):
             cfg.device = "cpu"

@@ -31,6 +31,21 @@ EVERY_S = 2.0
 log = logging.getLogger(__name__)
 
 
+def check_seeds(cfg: DictConfig) -> None:
+    """Refuse several seeds together with what is of one run.
+
+    Raises:
+        UserError: for ``trainer.devices`` above 1, or a profile.
+
+    """
+    for key, allowed in (("devices", 1), ("profile", False)):
+        if cfg.trainer.num_seeds > 1 and cfg.trainer[key] != allowed:
+            raise UserError(
+                f"trainer.num_seeds={cfg.trainer.num_seeds} trains several runs in one process, "
+                f"got trainer.{key}={str(cfg.trainer[key]).lower()}; set one of them to its default"
+            )
+
+
 def train_seeds(cfg: DictConfig, run_dir: Path, run_in: RunIn) -> float:
     """Train ``trainer.num_seeds`` runs, from ``seed`` on, in ``run_dir/seed=<seed>``.
 
@@ -38,23 +53,13 @@ def train_seeds(cfg: DictConfig, run_dir: Path, run_in: RunIn) -> float:
         the mean of their scores.
 
     Raises:
-        UserError: a run failed, and the others have come to their end; or the settings cannot be
-            those of several seeds.
+        UserError: a run failed, and the others have come to their end; or the directory holds a run
+            of one seed.
         Preempted: a signal ended them, and all have saved their work.
 
     """
     from research.training.lockstep import run_in_lockstep
 
-    if cfg.trainer.devices > 1:
-        raise UserError(
-            f"trainer.num_seeds={cfg.trainer.num_seeds} trains in one process, "
-            f"got trainer.devices={cfg.trainer.devices}; set one of them to 1"
-        )
-    if cfg.trainer.profile:
-        raise UserError(
-            f"trainer.profile is of one run, got trainer.num_seeds={cfg.trainer.num_seeds}; set it "
-            "to 1"
-        )
     if holds_checkpoints(run_dir):
         raise UserError(f"{run_dir} holds a run of one seed; choose another hydra.run.dir")
     configs = {f"seed={each.seed}": each for each in one_for_each_seed(cfg)}
@@ -67,30 +72,36 @@ def train_seeds(cfg: DictConfig, run_dir: Path, run_in: RunIn) -> float:
     status = Status(run_dir)
     status.start(total_steps=cfg.trainer.total_steps)
     joint = JointStatus(status, [run_dir / name for name in configs])
-    with crash_told(run_dir), StopRequest() as stop, logs(run_dir, list(configs)):
-        seats = run_in_lockstep(train, list(configs), stop, each=joint.show)
-    errors = {seat.name: seat.error for seat in seats if seat.error is not None}
     try:
-        for error in errors.values():
-            if type(error) is KeyboardInterrupt:
-                raise error
-        if any(isinstance(error, Preempted) for error in errors.values()):
-            again = override("hydra.run.dir", run_dir)
-            raise Preempted(f"{stop.made}: stopped; resume with {again}")
-        if errors:
-            told = [f"{name}: {one_line(e) or error_line(e)}" for name, e in errors.items()]
-            raise UserError("; ".join(told))
-    except KeyboardInterrupt as error:
-        status.end("preempted", str(error) or "interrupted")
-        raise
-    except UserError as error:
-        status.end("failed", str(error))
+        with crash_told(run_dir), StopRequest() as stop, logs(run_dir, list(configs)):
+            seats = run_in_lockstep(train, list(configs), stop, each=joint.show)
+        if error := first_error(seats, run_dir, stop):
+            raise error
+    except BaseException as error:
+        ending = "preempted" if isinstance(error, KeyboardInterrupt) else "failed"
+        with suppress(OSError):  # on a full disk; why it failed says more
+            status.end(ending, one_line(error) or error_line(error))
         raise
     score = fmean(seat.result for seat in seats)
     joint.show(at_once=True)
     status.update(step=status.fields["step"], score=score)
     status.end("completed", "all seeds are complete")
     return score
+
+
+def first_error(seats: Sequence["Seat"], run_dir: Path, stop: StopRequest) -> BaseException | None:
+    """The exception that the command ends with, if a run ended by one."""
+    errors = {seat.name: seat.error for seat in seats if seat.error is not None}
+    for error in errors.values():
+        if type(error) is KeyboardInterrupt:
+            return error
+    if any(isinstance(error, Preempted) for error in errors.values()):
+        again = override("hydra.run.dir", run_dir)
+        return Preempted(f"{stop.made}: stopped; resume with {again}")
+    told = {name: one_line(error) or error_line(error) for name, error in errors.items()}
+    if len(told) == len(seats) and len({*told.values()}) == 1:
+        return UserError(told[seats[0].name])  # an error of the config, not of a seed
+    return UserError("; ".join(f"{name}: {line}" for name, line in told.items())) if told else None
 
 
 class JointStatus:

@@ -111,8 +111,11 @@ def test_a_seed_that_fails_is_told_by_its_name_and_the_others_come_to_their_end(
 @pytest.mark.parametrize(
     ("override", "told"),
     [
-        ("trainer.devices=2", "trainer.num_seeds=2 trains in one process, got trainer.devices=2"),
-        ("trainer.profile=true", "trainer.profile is of one run, got trainer.num_seeds=2"),
+        (
+            "trainer.devices=2",
+            "trainer.num_seeds=2 trains several runs in one process, got trainer.dev",
+        ),
+        ("trainer.profile=true", "several runs in one process, got trainer.profile=true; set one"),
         ("trainer.num_seeds=0", "trainer.num_seeds must be an integer of at least 1, got 0"),
     ],
 )
@@ -133,3 +136,37 @@ def test_each_seed_is_a_run_of_its_own_at_wandb(tmp_path: Path) -> None:
         assert [row["step"] for row in points] == [
             row["step"] for row in rows(tmp_path / "run" / name / "train.csv")
         ]
+
+
+def test_an_error_of_all_seeds_is_told_once(tmp_path: Path) -> None:
+    lines = finish(tmp_path / "run", *TD3, *TWO, SHORT, "trainer.score.metric=eval/x", status=1)
+    assert lines[-1].startswith("train.py: ")
+    assert lines[-1].count("eval/x") == 1
+    assert status(tmp_path / "run")["state"] == "failed"
+
+
+def test_a_second_copy_is_refused_and_spoils_nothing(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    process = train(folder, *TD3, *TWO, LONG)
+    wait_for_step(folder / "seed=3", 40, process)
+    other = train(folder, *TD3, *TWO, LONG)
+    other.join(LIMIT_S)
+    assert other.exitcode == 1
+    assert "is in use by another process" in folder.with_suffix(".txt").read_text()
+    process.join(LIMIT_S)
+    assert process.exitcode == 0
+    assert status(folder)["state"] == "completed"
+
+
+def test_in_a_sweep_each_job_has_several_runs(tmp_path: Path) -> None:
+    sweep = tmp_path / "sweep"
+    grid = "-m", "alg.tau=0.1,0.2", f"hydra.sweep.dir={sweep}", "hydra.launcher.max_jobs=1"
+    finish(tmp_path / "unused", *TD3, *TWO, "trainer.total_steps=120", *grid)
+    found = find([sweep])
+    assert [entry.problem for entry in found] == [None] * 4
+    assert {(entry.values["alg.tau"], entry.values["seed"]) for entry in found} == {
+        (tau, seed) for tau in (0.1, 0.2) for seed in (3, 4)
+    }
+    other = "hydra.sweep.dir=" + str(tmp_path / "other"), "trainer.devices=2"
+    lines = finish(tmp_path / "refused", *TD3, *TWO, *grid, *other, status=1)
+    assert "trains several runs in one process, got trainer.devices=2" in lines[-1]

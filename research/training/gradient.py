@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from types import FunctionType
 from typing import Any
 
@@ -44,7 +45,7 @@ class CompiledGradients:
         self.names = {parameter: name for name, parameter in alg.named_parameters()}
         parameters = {name: parameter.detach() for parameter, name in self.names.items()}
         self.tensors = {**parameters, **dict(alg.named_buffers())}
-        self.graphs: dict[str, Pure | None] = {}
+        self.graphs: dict[str, Callable[..., Any] | None] = {}
 
     def __call__(
         self,
@@ -63,24 +64,23 @@ class CompiledGradients:
 
         """
         if objective.name not in self.graphs:
+            names = [self.names[parameter] for parameter in parameters]
+            trained = {name: self.tensors[name] for name in names}
+            fixed = {name: value for name, value in self.tensors.items() if name not in trained}
             pure = pure_gradient(self.alg, objective, self.precision, self.device)
-            self.graphs[objective.name] = compiled(pure)
+            self.graphs[objective.name] = partial(compiled(pure), trained, fixed)
         graph = self.graphs[objective.name]
         if graph is None:
             return None
-        names = [self.names[parameter] for parameter in parameters]
-        trained = {name: self.tensors[name] for name in names}
-        fixed = {name: value for name, value in self.tensors.items() if name not in trained}
         try:
-            gradients, loss = graph(trained, fixed, tuple(arguments), factor)
+            gradients, loss = graph(tuple(arguments), factor)
         except (TorchDynamoException, FailOnRecompileLimitHit) as error:
             reason = str(error).strip().partition("\n")[0]
-            log.warning(
-                "%s is trained eagerly, for torch.compile cannot: %s", objective.name, reason
-            )
+            told = "%s is trained eagerly, for torch.compile cannot: %s"
+            log.warning(told, objective.name, reason)
             self.graphs[objective.name] = None
             return None
-        return Loss(**loss), [gradients[name] for name in names]
+        return Loss(**loss), list(gradients.values())
 
 
 class LossModule(nn.Module):

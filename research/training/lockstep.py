@@ -150,10 +150,24 @@ def run_in_lockstep(
     """
     outside = generators()
     seats = [Seat(name, stop) for name in names]
-    for seat in seats:
-        seat.begin(task)
-        if type(seat.error) is KeyboardInterrupt:  # not Preempted, which all save their work for
-            break
+    try:
+        for seat in seats:
+            seat.begin(task)
+            if type(seat.error) is KeyboardInterrupt:  # not Preempted, for which all save
+                break
+        go_on_together(seats, each)
+    except BaseException as error:  # of what is between the runs
+        for seat in seats:
+            if seat.request is not None:
+                seat.go_on(None, error)
+        raise
+    finally:
+        restore(outside)
+    return seats
+
+
+def go_on_together(seats: Sequence[Seat], each: Callable[[], None]) -> None:
+    """Answer the seats' requests until no run is left."""
     joint: JointGradients | None = None
     while waiting := [seat for seat in seats if seat.request is not None]:
         if any(type(seat.error) is KeyboardInterrupt for seat in seats):
@@ -172,8 +186,6 @@ def run_in_lockstep(
         else:
             for seat, answer in zip(group, answers, strict=True):
                 seat.go_on(answer)
-    restore(outside)
-    return seats
 
 
 class JointGradients:
@@ -282,7 +294,7 @@ def tensors_of(alg: Algorithm) -> dict[str, Tensor]:
 def stack(trees: Sequence[Any]) -> Any:
     """Nested tuples and dicts of tensors (...) as one of tensors (K, ...); None if they differ."""
     leaves, specs = zip(*map(tree_flatten, trees), strict=True)
-    if len({str(spec) for spec in specs}) > 1:
+    if any(spec != specs[0] for spec in specs):
         return None
     stacked = []
     for values in zip(*leaves, strict=True):

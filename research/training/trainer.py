@@ -301,8 +301,6 @@ class Trainer:
                 self.advance()
                 if self.profile is not None:
                     self.profile.advance(self.step, self.learner.updates)
-            if self.profile is not None:
-                self.profile.close(self.step, self.learner.updates)
 
     def start(self) -> None:
         """Resume from the last checkpoint, or begin a new run."""
@@ -597,7 +595,9 @@ class Trainer:
         return self.run.folder / "checkpoints" / "data"
 
     def close(self) -> None:
-        """Close the environments and the logger."""
+        """Close the environments and the logger, and write a profile that was begun."""
+        if self.profile is not None:
+            self.profile.close(self.step, self.learner.updates)
         for env in (self.env, self.eval_env, self.videos.env if self.videos else None):
             if isinstance(env, VectorEnv):
                 env.close()

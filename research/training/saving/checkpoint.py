@@ -115,8 +115,9 @@ def compact(value: Any) -> Any:
         return {key: compact(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return type(value)(compact(item) for item in value)
-    is_part = isinstance(value, torch.Tensor) and value.untyped_storage().nbytes() > value.nbytes
-    return value.clone() if is_part else value
+    if not isinstance(value, torch.Tensor) or value.layout != torch.strided:
+        return value
+    return value.clone() if value.untyped_storage().nbytes() > value.nbytes else value
 
 
 def load_newest(run_dir: Path, load: Callable[[Checkpoint], None]) -> Path:
