@@ -122,19 +122,25 @@ def test_what_fails_leaves_the_others_as_they_are(tmp_path: Path, load: Load) ->
         assert_same(tmp_path / "one fails" / name, tmp_path / "all" / name, **EXACT)
 
 
-@pytest.mark.parametrize("behind", [("1",), ("0", "2"), SEEDS])
+@pytest.mark.parametrize(
+    ("alg", "behind"), [("td3", ("1",)), ("td3", ("0", "2")), ("td3", SEEDS), ("crossq", ("1",))]
+)
 def test_runs_go_on_from_different_steps_to_the_same_end(
-    tmp_path: Path, load: Load, behind: Sequence[str]
+    tmp_path: Path, load: Load, alg: str, behind: Sequence[str]
 ) -> None:
-    together(tmp_path / "whole", load, *TD3)
-    together(tmp_path / "parts", load, *TD3, "trainer.total_steps=120")
+    """CrossQ's statistics of batches move with every loss that is computed, its own or not."""
+    sizes = {"crossq": ["network.actor_hidden_dims=[16]", "network.critic_hidden_dims=[16]"]}
+    task = [each for each in TD3 if alg == "td3" or "hidden_dims" not in each]
+    task += [f"alg={alg}", *sizes.get(alg, [])]
+    together(tmp_path / "whole", load, *task)
+    together(tmp_path / "parts", load, *task, "trainer.total_steps=120")
     for name in behind:  # as if it had been killed before it saved
         folder = tmp_path / "parts" / name / "checkpoints"
         *_, before, newest = sorted(folder.glob("0*"))
         shutil.rmtree(newest)
         (folder / "last").unlink()
         (folder / "last").symlink_to(before.name)
-    together(tmp_path / "parts", load, *TD3)
+    together(tmp_path / "parts", load, *task)
     for name in SEEDS:
         assert_same(tmp_path / "parts" / name, tmp_path / "whole" / name, **EXACT)
 
