@@ -15,7 +15,7 @@ from research.networks.actor_critic import (
     make_encoder,
 )
 from research.networks.encoders import EncoderFactory
-from research.networks.mlp import MLP, Activation, Init, Layers
+from research.networks.mlp import MLP, Activation, Init, Layers, initialise
 from research.ranges import PositiveInt
 
 
@@ -89,6 +89,7 @@ class SquashedGaussianActorCritic(StochasticActorCritic):
         activation: makes the activation after each hidden layer.
         layer_norm: whether hidden layers are normalised before their activation.
         init: fills the weight matrices; None for torch's own initialisation.
+        output_init: fills those of the output layers; None to do as ``init``.
         log_std_bounds: least and largest logarithm of the standard deviation before the squashing.
         encoder: makes the encoder that actor and critics share; None for none.
 
@@ -107,6 +108,7 @@ class SquashedGaussianActorCritic(StochasticActorCritic):
         activation: Activation,
         layer_norm: bool,
         init: Init | None,
+        output_init: Init | None = None,
         log_std_bounds: tuple[float, float],
         encoder: EncoderFactory | None = None,
     ) -> None:
@@ -114,5 +116,8 @@ class SquashedGaussianActorCritic(StochasticActorCritic):
         self.action_dim = action_dim = bounded_action_dim(action_space)
         self.encoder, obs_dim = make_encoder(encoder, observation_space)
         layers = Layers(hidden_dims, activation, layer_norm, init)
-        self.actor = SquashedGaussianActor(MLP(obs_dim, 2 * action_dim, layers), log_std_bounds)
+        mlp = MLP(obs_dim, 2 * action_dim, layers)
+        self.actor = SquashedGaussianActor(mlp, log_std_bounds)
         self.critics = Critics(num_critics, obs_dim, action_dim, layers)
+        for output in (mlp[-1], self.critics.ensemble.layers[-1]):
+            initialise(output, output_init)

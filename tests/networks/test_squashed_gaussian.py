@@ -1,5 +1,7 @@
 """The squashed Gaussian against torch's own distributions, and the network around it."""
 
+from functools import partial
+
 import gymnasium
 import numpy as np
 import pytest
@@ -7,9 +9,10 @@ import torch
 from gymnasium.spaces import Box
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import nn
+from torch import Tensor, nn
 from torch.distributions import Independent, Normal, TanhTransform, TransformedDistribution
 
+from research.networks.mlp import EnsembleLinear, Init
 from research.networks.squashed_gaussian import SquashedGaussian, SquashedGaussianActorCritic
 from tests.conftest import Spaces
 
@@ -62,7 +65,10 @@ def test_gradients_reach_mean_and_std_through_actions_and_densities() -> None:
 
 
 def make_network(
-    spaces: Spaces, log_std_bounds: tuple[float, float] = (-5, 2)
+    spaces: Spaces,
+    log_std_bounds: tuple[float, float] = (-5, 2),
+    init: Init | None = None,
+    output_init: Init | None = None,
 ) -> SquashedGaussianActorCritic:
     return SquashedGaussianActorCritic(
         *spaces,
@@ -70,7 +76,8 @@ def make_network(
         num_critics=3,
         activation=nn.ReLU,
         layer_norm=False,
-        init=None,
+        init=init,
+        output_init=output_init,
         log_std_bounds=log_std_bounds,
     )
 
@@ -90,6 +97,28 @@ def test_the_critics_rate_observations_with_actions(spaces: Spaces) -> None:
     network = make_network(spaces)
     assert network.critics(torch.randn(5, 3), torch.rand(5, 2)).shape == (3, 5)
     assert network.actor(torch.randn(5, 3)).mean.shape == (5, 2)
+
+
+def gains(network: SquashedGaussianActorCritic) -> list[float]:
+    """Of the orthogonal matrices of the hidden and the output layer, of actor and critics."""
+    actor, critics = network.actor.mlp, network.critics.ensemble.layers
+    matrices = [layer.weight for layer in actor.modules() if isinstance(layer, nn.Linear)]
+    members = [layer.weight for layer in critics.modules() if isinstance(layer, EnsembleLinear)]
+    return [gain(matrix) for matrix in [*matrices, *(each for w in members for each in w)]]
+
+
+def gain(matrix: Tensor) -> float:
+    """All singular values of a matrix, which are one."""
+    values = torch.linalg.svdvals(matrix.detach())
+    torch.testing.assert_close(values, values[:1].expand_as(values))
+    return round(values[0].item(), 4)
+
+
+def test_output_layers_may_have_an_initialisation_of_their_own(spaces: Spaces) -> None:
+    double, half = (partial(nn.init.orthogonal_, gain=gain) for gain in (2.0, 0.5))
+    assert set(gains(make_network(spaces, init=double))) == {2.0}
+    own = gains(make_network(spaces, init=double, output_init=half))
+    assert own == [2.0, 0.5, *3 * [2.0], *3 * [0.5]]
 
 
 @pytest.mark.parametrize("bounds", [(2.0, -5.0), (0.0, 0.0)])

@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -113,10 +114,15 @@ def test_told_to_end_it_saves_and_is_gone_on_from_without_torchrun(folder: Path)
 
 
 def test_a_rank_that_is_killed_fails_the_run(folder: Path) -> None:
-    # Rank 0 notices at its next update, but not while it evaluates or saves: SIGTERM comes first.
-    run = Torchrun(folder, *ENDLESS, "trainer.evaluation.every=15000")
-    wait_until_learning(folder, num_rows=3)  # the first takes it long: it imports TensorBoard
-    os.kill(run.ranks()[1], signal.SIGKILL)
+    run = Torchrun(folder, *ENDLESS)
+    wait_until_learning(folder)
+    other = run.ranks()[1]
+    run.process.send_signal(signal.SIGSTOP)  # or its SIGTERM may end rank 0 first, which saves
+    os.kill(other, signal.SIGKILL)
+    deadline = time.monotonic() + LIMIT_S
+    while status(folder)["state"] == "running" and time.monotonic() < deadline:
+        time.sleep(0.05)
+    run.process.send_signal(signal.SIGCONT)
     assert run.join() == 1
     assert status(folder)["state"] == "failed"
 
