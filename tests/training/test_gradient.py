@@ -2,7 +2,8 @@
 
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import pytest
@@ -13,8 +14,10 @@ from torch._dynamo.exc import Unsupported
 from research.algs.base import Loss, Objective
 from research.algs.regression import Regression
 from research.batches import Example
-from research.training.gradient import CompiledGradients, pure_gradient
+from research.training import gradient
+from research.training.gradient import OF_CODE, CompiledGradients, choose_guards, pure_gradient
 from research.training.learner import Learner
+from tests.algs.learning import make_learner
 from tests.algs.test_supervised import make, make_batch, make_cnn, make_mlp, weights
 
 needs_compiler = pytest.mark.skipif(
@@ -67,7 +70,8 @@ def test_as_one_function_a_gradient_is_what_backward_gives_to_the_bit(
     plain, graph = make(**settings), make(execution="compile", **settings)
     batches = [make_batch() for _ in range(3)] + [make_batch(7)]
     assert_same_updates(plain, graph, batches=batches, rtol=0, atol=0)
-    assert uncompiled == [{"fullgraph": True, "dynamic": False}]
+    options = {"guard_filter_fn": choose_guards}
+    assert uncompiled == [{"fullgraph": True, "dynamic": False, "options": options}]
 
 
 def test_statistics_move_as_they_do_eagerly(uncompiled: list[Any]) -> None:
@@ -104,11 +108,9 @@ def test_a_pure_gradient_is_of_all_that_is_trained_and_keeps_nothing() -> None:
         alg.get_parameter("network.mlp.0.bias").add_(1)
     value, metrics, result, _ = alg.loss(batch, None)
     (2 * value).backward()
-    for name, gradient in gradients.items():
+    for name, found in gradients.items():
         expected = alg.get_parameter(name).grad
-        assert torch.equal(
-            gradient, torch.zeros_like(gradient) if expected is None else expected
-        ), name
+        assert torch.equal(found, torch.zeros_like(found) if expected is None else expected), name
     assert set(gradients) == set(trained)
     assert set(loss) == {"value", "metrics", "result"}
     for mine, own in zip(
@@ -118,6 +120,39 @@ def test_a_pure_gradient_is_of_all_that_is_trained_and_keeps_nothing() -> None:
     ):
         assert torch.equal(mine, own)
         assert not mine.requires_grad
+
+
+class Scaled(Regression):
+    """Its loss reads a number."""
+
+    scale = 1.0
+
+    def loss(self, batch: Example, noise: Any) -> Loss:
+        return Loss(self.scale * (self.network(batch.obs) - batch.target).square().mean())
+
+
+def test_what_a_loss_reads_may_change_and_so_may_the_size_of_a_batch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    kept: list[str] = []
+
+    def choose(guards: Sequence[Any]) -> list[bool]:
+        kept.extend(guard.guard_type for guard in guards)
+        return choose_guards(guards)
+
+    compile = torch.compile
+    monkeypatch.setattr(torch, "compile", partial(compile, backend="eager"))
+    monkeypatch.setattr(gradient, "choose_guards", choose)
+    learners = []
+    for execution in ("eager", "compile"):
+        torch.manual_seed(1)
+        alg = Scaled(make_mlp(), optim=partial(torch.optim.SGD, lr=0.1))
+        learners.append(make_learner(alg, execution=execution))
+    for scale, size in ((1.0, 9), (2.0, 9), (2.0, 7), (1.0, 9), (3.0, 7)):
+        for learner in learners:
+            learner.alg.scale = scale  # type: ignore[assignment]
+        assert_same_updates(*learners, batches=[make_batch(size)], rtol=0, atol=0)
+    assert set(kept) > OF_CODE & {"TYPE_MATCH", "MODULE_MATCH", "DICT_KEYS_MATCH"}
 
 
 def test_what_cannot_be_compiled_goes_on_eagerly_and_says_so_once(
