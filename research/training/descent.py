@@ -3,7 +3,8 @@
 import copy
 import inspect
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -31,6 +32,9 @@ class Descent:
         schedule: makes the schedule of the learning rate; None for a constant rate.
         max_grad_norm: bound on the norm of the gradient, above 0; None for no bound.
         scaler: scales the losses of fp16; None for no scaling.
+        capturable: whether a graph may capture the steps, wherever the optimizer has an option of
+            that name. Its rate and its number of steps are then tensors, which rounds differently,
+            so that all runs on a GPU need it.
 
     Raises:
         ValueError: the objective trains nothing.
@@ -46,6 +50,7 @@ class Descent:
         schedule: ScheduleFactory | None,
         max_grad_norm: float | None,
         scaler: LossScaler | None,
+        capturable: bool = False,
     ) -> None:
         groups = group_parameters(objective.trains)
         self.parameters: list[nn.Parameter] = list(unique_parameters(objective.trains))
@@ -72,10 +77,20 @@ class Descent:
                 "schedule": self.schedule and self.schedule.state_dict(),
             }
         )
+        groups = self.optim.param_groups
+        self.rates: list[Tensor] | None = None
+        if capturable and all("capturable" in group for group in groups):
+            self.rates = [torch.tensor(float(group["lr"]), device=self.device) for group in groups]
+            warnings.filterwarnings("ignore", message="This instance was constructed with capturab")
         # a delayed actor's optimizer has made no step when its schedule first does
         warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
         if max_grad_norm is not None:
             clip_gradients(self.optim, max_grad_norm)
+
+    @property
+    def device(self) -> torch.device:
+        """Of the parameters."""
+        return self.parameters[0].device
 
     def begin(self) -> None:
         """Forget the gradient of the last step."""
@@ -95,8 +110,7 @@ class Descent:
         if not isinstance(share, Tensor):
             if self.scaler is None and share == 1.0:
                 return None
-            like = self.parameters[0]
-            share = torch.full((), share, dtype=like.dtype, device=like.device)
+            share = torch.full((), share, dtype=self.parameters[0].dtype, device=self.device)
         return share if self.scaler is None else self.scaler.scale(share)
 
     def add_gradients(self, gradients: Sequence[Tensor]) -> None:
@@ -124,10 +138,44 @@ class Descent:
         if self.stop is not None and metrics[self.stop.metric].item() > self.stop.above:
             self.is_stopped = True
             return True
-        if self.scaler is not None:
-            return self.scaler.step(self.optim)
-        self.optim.step()
+        with self.rates_as_tensors():
+            if self.scaler is not None:
+                return self.scaler.step(self.optim)
+            self.optim.step()
         return True
+
+    def why_not_captured(self) -> str | None:
+        """The reason why a graph cannot repeat the steps, if there is one."""
+        name = type(self.optim).__name__
+        if self.scaler is not None:
+            return "precision=fp16 waits for the GPU"
+        if self.stop is not None:
+            return f"a bound on {self.stop.metric} waits for the GPU"
+        if self.rates is None and self.schedule is not None:
+            return f"{name} has no option capturable, which a schedule of its rate needs"
+        return None
+
+    def take_rates(self) -> None:
+        """Set the rates that are tensors to the schedule's."""
+        if self.rates is not None and self.schedule is not None:
+            for rate, group in zip(self.rates, self.optim.param_groups, strict=True):
+                rate.fill_(group["lr"])
+
+    @contextmanager
+    def rates_as_tensors(self) -> Iterator[None]:
+        """In this context, the optimizer can be captured if it has ``rates``."""
+        if self.rates is None:
+            yield
+            return
+        groups = self.optim.param_groups
+        before = [{name: group[name] for name in ("lr", "capturable")} for group in groups]
+        for group, rate in zip(groups, self.rates, strict=True):
+            group |= {"lr": rate, "capturable": True}
+        try:
+            yield
+        finally:
+            for group, own in zip(groups, before, strict=True):
+                group |= own
 
     def step_schedule(self) -> None:
         """Step the schedule if it counts updates."""
@@ -158,6 +206,9 @@ class Descent:
         """
         groups = [hyperparameters(group) for group in self.optim.param_groups]
         self.optim.load_state_dict(state["optimizer"])
+        if self.rates is not None:
+            for own in self.optim.state.values():
+                own["step"] = own["step"].to(self.device, torch.float32)
         if self.scaler is not None and state["scaler"] is not None:
             self.scaler.load_state_dict(state["scaler"])
         if self.settings == state["settings"]:

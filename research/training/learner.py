@@ -1,10 +1,13 @@
 """Updates of an algorithm from batches."""
 
 import copy
+import logging
+import os
+import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -22,6 +25,7 @@ from research.errors import UserError
 from research.parallel.batch_norm import has_batch_norm, synchronise_batch_norm
 from research.parallel.sums import count_examples, is_parallel
 from research.processors.base import Processor
+from research.training.capture import Captured, CudaGraphs, Graphs
 from research.training.descent import Descent, ScheduleFactory
 from research.training.meter import Metrics, Phases, check_metric
 from research.training.precision import LossScaler, Precision, autocast, make_step
@@ -29,6 +33,14 @@ from research.training.precision import LossScaler, Precision, autocast, make_st
 if TYPE_CHECKING:
     from research.training.gradient import CompiledGradients
     from research.training.lockstep import Seat
+
+
+Execution: TypeAlias = Literal["auto", "eager", "graph", "compile"]
+
+MANY_UPDATES = 100_000
+"""For so many a compiler, which takes 20 s to a minute, pays for itself a few times over."""
+
+log = logging.getLogger(__name__)
 
 
 class Learner:
@@ -61,7 +73,8 @@ class Learner:
             gradients are summed.
         ema_decay: decay, in (0, 1), of an exponential moving average of the weights, which
             evaluation uses (Polyak and Juditsky, 1992); None for no average.
-        execution: ``eager``; or ``compile``: torch.compile makes one graph of each gradient.
+        execution: ``eager``; ``compile``: torch.compile makes one graph of each gradient;
+            ``graph``: a CUDA graph repeats the whole update; ``auto``: as ``choose_execution``.
         seat: computes the gradients of a run in lockstep with others; None for a run alone.
 
     Attributes:
@@ -71,7 +84,7 @@ class Learner:
     Raises:
         ValueError: for ``prefetch`` if the dataset does not support it or is prioritised,
             objectives that do not go together, or settings that an algorithm with an update of its
-            own cannot have.
+            own cannot have, as are CUDA graphs without a GPU.
         UserError: batch normalisation is to be shared by processes that have no GPUs.
 
     """
@@ -90,7 +103,7 @@ class Learner:
         precision: Precision,
         accumulate: int,
         ema_decay: float | None,
-        execution: Literal["eager", "compile"],
+        execution: Execution,
         seat: "Seat | None" = None,
     ) -> None:
         self.rollouts = dataset if isinstance(dataset, RolloutDataset) else None
@@ -109,6 +122,9 @@ class Learner:
         if not is_wanted or self.prioritised is not None:
             self.preparing = None
         self.has_own_update = type(alg).update is not Algorithm.update
+        if execution == "auto" and (is_parallel() or self.has_own_update):
+            execution = "eager"
+        execution = choose_execution(execution, device, total_updates, is_alone=seat is None)
         if self.has_own_update:
             refuse_own_update(alg, precision, accumulate, execution)
         if is_parallel():
@@ -137,6 +153,8 @@ class Learner:
         self.gradients: CompiledGradients | Seat | None = seat
         if seat is not None:
             seat.learner = self
+        self.graphs: Graphs | None = CudaGraphs(device) if execution == "graph" else None
+        self.captured: Captured | None = None
 
     def make_optimizers(self) -> dict[str, Descent]:
         """Make the optimizers with their schedules, by the names of the objectives.
@@ -153,14 +171,28 @@ class Learner:
                 schedule=self.schedule,
                 max_grad_norm=self.max_grad_norm,
                 scaler=scaler(self.device),
+                capturable=self.device.type == "cuda" or self.graphs is not None,
             )
             for objective in self.objectives
         }
+        if self.graphs is not None:
+            self.captured = Captured(self.graphs, "updates")
+            reasons = (descent.why_not_captured() for descent in self.descents.values())
+            if reason := self.why_not_captured() or next(filter(None, reasons), None):
+                self.captured.refuse(reason)
         if self.execution == "compile" and self.gradients is None:
             from research.training.gradient import CompiledGradients  # takes a second
 
             self.gradients = CompiledGradients(self.alg, self.precision, self.device)
         return self.descents
+
+    def why_not_captured(self) -> str | None:
+        """The reason why a graph cannot repeat the updates, if there is one."""
+        if is_parallel():
+            return "several ranks wait for each other"
+        if self.gradients is not None:
+            return "several seeds compute their gradients together"
+        return None
 
     def prepare(self) -> None:
         """Let the dataset gather the next batch; nothing may be added before its update."""
@@ -212,27 +244,55 @@ class Learner:
         """Take the steps that are due, on a processed batch; returns the metrics."""
         descents = self.descents or self.make_optimizers()
         self.updates += 1
+        for descent in descents.values():
+            descent.take_rates()
         if self.has_own_update:
             optimizers = {name: descent.optim for name, descent in descents.items()}
             metrics = self.alg.update(batch, self.step, optimizers)
             taken = dict.fromkeys(descents, True)
-        else:
+            self.move_copies(taken)
+        elif self.captured is None or self.captured.is_refused:
             metrics, taken = self.take_steps(batch, descents)
+        else:
+            metrics, taken = self.replay_steps(self.captured, batch, descents)
         for name, descent in descents.items():
             if taken.get(name, True):
                 descent.step_schedule()
+        return metrics
+
+    def replay_steps(
+        self, captured: Captured, batch: Any, descents: dict[str, Descent]
+    ) -> tuple[dict[str, Tensor], dict[str, bool]]:
+        """``take_steps`` as a graph, one for the steps and copies that are due together."""
+        due = [each.name for each in self.objectives if self.updates % each.every == 0]
+        copied = [self.updates % copy.every == 0 for copy in self.copies]
+
+        def take_steps(batch: Any) -> tuple[dict[str, Tensor], tuple[Tensor, ...]]:
+            metrics, _ = self.take_steps(batch, descents)
+            return metrics, tuple(self.priorities)
+
+        metrics, priorities = captured((*due, *copied), take_steps, batch)
+        self.priorities = list(priorities)
+        return metrics, dict.fromkeys(due, True)
+
+    def move_copies(self, taken: dict[str, bool]) -> None:
+        """Move the copies that are due, and the average if every step was ``taken``."""
         copies = self.copies
         if self.average is not None and all(taken.values()):
             copies = [*copies, self.averaging]
         for target, module, tau, every in copies:
             if self.updates % every == 0:
                 polyak_update(module, target, tau)
-        return metrics
 
     def take_steps(
         self, batch: Any, descents: dict[str, Descent]
     ) -> tuple[dict[str, Tensor], dict[str, bool]]:
-        """The metrics of the steps that were due, and whether each was taken."""
+        """Take the steps that are due and move the copies.
+
+        Returns:
+            the metrics of the steps, and whether each was taken.
+
+        """
         batch = self.alg.augment(batch)
         parts = list(cut((batch, self.alg.draw(batch, self.step)), self.accumulate))
         metrics: dict[str, Tensor] = {}
@@ -249,6 +309,7 @@ class Learner:
         if self.precision == "fp16" and taken:
             share = 1 - sum(taken.values()) / len(taken)
             metrics["skipped_share"] = torch.tensor(share, device=self.device)
+        self.move_copies(taken)
         return metrics, taken
 
     def compute_gradient(
@@ -394,6 +455,38 @@ def check_objectives(objectives: Sequence[Objective]) -> Sequence[Objective]:
     if len(prioritising) > 1:
         raise ValueError(f"one objective may give priorities, but these do: {prioritising}")
     return objectives
+
+
+def choose_execution(
+    execution: Execution, device: torch.device, total_updates: int, *, is_alone: bool
+) -> Execution:
+    """How updates are executed where that is left open: fast, if it is known to be.
+
+    On a GPU they are captured, unless several seeds compute them together. On a CPU they are
+    compiled in long runs, if there is a compiler.
+
+    Raises:
+        ValueError: CUDA graphs are asked for, but not on a GPU.
+
+    """
+    if execution == "graph" and device.type != "cuda":
+        raise ValueError(
+            f"trainer.execution=graph needs device=cuda, this run is on {device.type}; try auto"
+        )
+    if execution != "auto":
+        return execution
+    if device.type == "cuda":
+        return "graph" if is_alone else "eager"
+    if device.type == "cpu" and total_updates >= MANY_UPDATES and has_compiler():
+        told = "%s updates are enough to compile the gradients; trainer.execution=eager does not"
+        log.info(told, f"{total_updates:,}")
+        return "compile"
+    return "eager"
+
+
+def has_compiler() -> bool:
+    """Whether torch.compile finds what compiles C++ for a CPU."""
+    return any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++")))
 
 
 def refuse_own_update(

@@ -8,9 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from research.algs.base import Algorithm
+from research.algs.base import Acted, Algorithm
 from research.batches import list_tensors, map_tensors
 from research.processors.base import Processor
+from research.training.capture import Captured, Graphs
 from research.training.precision import DTYPES, Precision, autocast, make_step
 
 
@@ -45,6 +46,11 @@ class Policy:
         self.device = next(alg.parameters()).device
         self.precision: Precision = precision
         self.step = make_step(self.device)
+        self.captured: Captured | None = None
+
+    def capture(self, graphs: Graphs) -> None:
+        """Let graphs choose the actions from now on, from the processed observations."""
+        self.captured = Captured(graphs, "actions")
 
     def __call__(self, obs: Any, *, step: int, explore: bool) -> np.ndarray:
         """Actions (E, A) for the first observations (E, O) of episodes, or a dict of such."""
@@ -73,18 +79,22 @@ class Policy:
 
         """
         self.step.fill_(step)
-        with self.autocast():
-            action, memory, extras = self.alg.act_with_memory(
-                self.processor.process_obs(self.to_device(obs)),
-                memory,
-                self.to_device(info),
-                self.step,
-                explore,
-            )
+        seen = self.processor.process_obs(self.to_device(obs)), memory, self.to_device(info)
+        if self.captured is None:
+            acted = self.act(*seen, explore=explore)
+        else:
+            key = explore, self.alg.training
+            acted = self.captured(key, lambda seen: self.act(*seen, explore=explore), seen)
+        action, memory, extras = acted
         if action.dtype in DTYPES.values():
             action = action.float()
         stored = {name: value.float().cpu().numpy() for name, value in extras.items()}
         return Response(self.processor.unprocess_action(action).cpu().numpy(), memory, stored)
+
+    def act(self, obs: Any, memory: Any, info: Any, *, explore: bool) -> Acted:
+        """The algorithm's actions for processed observations."""
+        with self.autocast():
+            return self.alg.act_with_memory(obs, memory, info, self.step, explore)
 
     def observe(self, obs: Any) -> None:
         """Let the processor take note of the observations (E, O) of a step of training."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, cast
+from typing import Any, TypeAlias, cast
 
 from gymnasium.vector import VectorEnv
 
@@ -33,7 +33,7 @@ from research.training.episodes import mean_metrics
 from research.training.evaluation import ALWAYS_EVALUATED, Evaluation, evaluate, validate
 from research.training.filming import Videos
 from research.training.infos import Infos
-from research.training.learner import Learner
+from research.training.learner import Execution, Learner
 from research.training.meter import Phases
 from research.training.pace import Pace
 from research.training.policy import Policy
@@ -106,7 +106,9 @@ class Trainer:
         precision: of the networks' arithmetic, ``fp32``, ``bf16`` or ``fp16``; weights are fp32.
         accumulate: parts into which a batch is cut to save memory, at least 1.
         ema_decay: of averaged weights, by which the policy is evaluated, in (0, 1); None for none.
-        execution: ``eager``; or ``compile``: torch.compile makes one graph of each gradient.
+        execution: of updates: ``eager``; ``compile``: torch.compile makes one graph of each
+            gradient; ``graph``: CUDA graphs repeat updates and actions; or ``auto``: on a GPU
+            graphs, elsewhere compiled if the run is long and a compiler is there.
         prefetch: whether a thread gathers the next batch during an update, which changes no number;
             None: only on a GPU, and only if the dataset supports it.
         profile: whether to record where the time of some steps goes, into ``profile/``.
@@ -146,7 +148,7 @@ class Trainer:
         precision: Precision,
         accumulate: PositiveInt,
         ema_decay: Decay | None,
-        execution: Literal["eager", "compile"],
+        execution: Execution,
         prefetch: bool | None,
         profile: bool,
         log_every: PositiveInt,
@@ -222,6 +224,9 @@ class Trainer:
             seat=run.seat,
         )
         self.evaluated = Policy(self.learner.average or alg, processor, precision)
+        if self.learner.graphs is not None:
+            for policy in (self.policy, self.evaluated):
+                policy.capture(self.learner.graphs)
         self.step = 0
         self.seconds = 0.0
         self.finished: list[dict[str, float]] = []

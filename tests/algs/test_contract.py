@@ -3,6 +3,7 @@
 import copy
 import io
 import math
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,12 +23,15 @@ from research.config import build, check
 from research.datasets.base import CountableDataset, RolloutDataset
 from research.processors.base import Processor
 from research.status import Status
+from research.training.capture import WARM_UP
 from research.training.collector import to_tensors
 from research.training.descent import unique_parameters
 from research.training.learner import Learner
+from research.training.policy import Policy
 from research.training.run import Run
 from tests.algs.learning import make_learner
 from tests.conftest import Load, algs, alone, collects, small
+from tests.training.recording import RecordedGraphs, RefusedGraphs
 
 START = torch.zeros((), dtype=torch.float64)
 """The step at which actions are taken."""
@@ -398,6 +402,36 @@ def test_a_graph_for_each_gradient_makes_the_same_updates(
         parts = make(cfg, execution=execution)
         metrics = [parts.take_all_steps(parts.sample()) for _ in range(2)]
         results.append((metrics, parts.alg.state_dict(), parts.learner.state_dict()))
+    torch.testing.assert_close(*results, rtol=0, atol=0)
+
+
+def test_captured_updates_and_actions_are_eager_ones_to_the_bit(
+    cfg: DictConfig, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a stand-in for CUDA graphs, which repeats operators where and with what they were."""
+    adam = sys.modules[torch.optim.Adam.__module__]
+    monkeypatch.setattr(adam, "_get_capturable_supported_devices", lambda **_: ["cpu"])
+    replays, results = [], []
+    for graphs in (RefusedGraphs(), RecordedGraphs()):
+        parts = make(cfg)
+        parts.learner.graphs = graphs
+        batch = parts.sample()
+        torch.manual_seed(0)
+        metrics = [parts.learner.learn(batch) for _ in range(2 * (WARM_UP + 2))]
+        actions = []
+        if isinstance(parts.env, VectorEnv):
+            policy = Policy(parts.alg, parts.processor)
+            policy.capture(graphs)
+            memory = parts.alg.initial_memory(parts.env.num_envs)
+            obs, _ = parts.env.reset(seed=0)
+            for step in range(WARM_UP + 2):
+                acted = policy.respond(obs, memory, {}, step=step, explore=True)
+                actions.append(torch.from_numpy(acted.action))
+                memory = acted.memory
+        replays.append(graphs.replays)
+        results.append((metrics, actions, parts.alg.state_dict(), parts.learner.state_dict()))
+    assert replays[0] == 0
+    assert replays[1] >= 4 + 2 * bool(actions), caplog.text
     torch.testing.assert_close(*results, rtol=0, atol=0)
 
 

@@ -101,9 +101,9 @@ def test_the_critics_rate_observations_with_actions(spaces: Spaces) -> None:
 
 def gains(network: SquashedGaussianActorCritic) -> list[float]:
     """Of the orthogonal matrices of the hidden and the output layer, of actor and critics."""
-    actor, critics = network.actor.mlp, network.critics.ensemble.layers
-    matrices = [layer.weight for layer in actor.modules() if isinstance(layer, nn.Linear)]
-    members = [layer.weight for layer in critics.modules() if isinstance(layer, EnsembleLinear)]
+    layers = list(network.modules())
+    matrices = [layer.weight for layer in layers if isinstance(layer, nn.Linear)]
+    members = [layer.weight for layer in layers if isinstance(layer, EnsembleLinear)]
     return [gain(matrix) for matrix in [*matrices, *(each for w in members for each in w)]]
 
 

@@ -1,0 +1,163 @@
+"""Functions of tensors as CUDA graphs, which run without Python between their kernels.
+
+A graph reads and writes the memory that its function used when it was captured, and repeats the
+Python of that one call: numbers, branches and tensors other than its inputs are what they were.
+What is to change from call to call must be a tensor that changes in place.
+"""
+
+import logging
+import warnings
+from collections import Counter
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from research.batches import list_tensors, map_tensors
+
+T = TypeVar("T")
+
+WARM_UP = 3
+"""Calls before a function is captured, in which its libraries and optimizers allocate memory."""
+
+log = logging.getLogger(__name__)
+
+
+class Graphs(Protocol):
+    """Makes graphs of one device.
+
+    Attributes:
+        device: whose tensors they write.
+
+    """
+
+    device: torch.device
+
+    def watch(self, function: Callable[[], T]) -> tuple[T, bool]:
+        """What ``function`` returns, and whether it waited for the device."""
+        ...
+
+    def capture(self, function: Callable[[], T]) -> tuple[T, Callable[[], None]]:
+        """What ``function`` returns, not computed yet, and what computes it each time."""
+        ...
+
+
+class CudaGraphs:
+    """Makes CUDA graphs, which share their memory: a result is overwritten by any later replay."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.pool: Any = None
+
+    def watch(self, function: Callable[[], T]) -> tuple[T, bool]:
+        """See ``Graphs``; a capture that fails would leave torch's generator unusable."""
+        mode = torch.cuda.get_sync_debug_mode()
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.filterwarnings("always", message=".*synchronizing CUDA operation")
+                result = function()
+        finally:
+            torch.cuda.set_sync_debug_mode(mode)
+        waits = ["synchronizing CUDA operation" in str(each.message) for each in caught]
+        for is_wait, each in zip(waits, caught, strict=True):
+            if not is_wait:
+                warnings.warn(each.message, each.category, stacklevel=2)
+        return result, any(waits)
+
+    def capture(self, function: Callable[[], T]) -> tuple[T, Callable[[], None]]:
+        """See ``Graphs``; draws of torch's default generator are new in each replay."""
+        graph = torch.cuda.CUDAGraph()
+        # other threads, which gather batches, may allocate memory meanwhile
+        with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
+            result = function()
+        self.pool = self.pool or graph.pool()
+        return result, graph.replay
+
+
+class Recording(NamedTuple):
+    """A captured function.
+
+    Attributes:
+        inputs: the tensors that it reads.
+        outputs: in dicts and tuples, the tensors that it writes.
+        replay: computes these from those.
+
+    """
+
+    inputs: Sequence[Tensor]
+    outputs: Any
+    replay: Callable[[], None]
+
+
+class Captured:
+    """Calls functions of tensors, from the fourth call on as a graph.
+
+    Args:
+        graphs: makes them.
+        what: is said to run eagerly if it cannot be captured, like "the updates".
+
+    """
+
+    def __init__(self, graphs: Graphs, what: str) -> None:
+        self.graphs = graphs
+        self.what = what
+        self.is_refused = False
+        self.calls: Counter[Hashable] = Counter()
+        self.recordings: dict[Hashable, Recording] = {}
+
+    def refuse(self, reason: str) -> None:
+        """Call functions as they are from now on, and say why."""
+        self.is_refused = True
+        log.warning("%s run eagerly, not as CUDA graphs: %s", self.what, reason)
+
+    def __call__(self, key: Hashable, function: Callable[[Any], Any], inputs: Any) -> Any:
+        """``function(inputs)``, in tensors that later calls leave alone.
+
+        Args:
+            key: tells apart the functions, and what else they depend on but their inputs. For each
+                key, and each shape of the inputs, there is a graph.
+            function: takes and returns tensors in dicts and tuples.
+            inputs: for it.
+
+        """
+        if self.is_refused:
+            return function(inputs)
+        tensors = list_tensors(inputs)
+        key = (key, tuple((each.shape, each.dtype) for each in tensors))
+        recording = self.recordings.get(key)
+        if recording is None:
+            self.calls[key] += 1
+            if self.calls[key] < WARM_UP:
+                return function(inputs)
+            if self.calls[key] == WARM_UP:
+                outputs, waited = self.graphs.watch(lambda: function(inputs))
+                if waited:
+                    self.refuse("they wait for the GPU, by .item() or the like")
+                return outputs
+            try:
+                recording = self.recordings[key] = self.record(function, inputs)
+            except Exception as error:  # if it is the function's own, the eager call will raise it
+                self.refuse(str(error).strip().partition("\n")[0])
+                return function(inputs)
+        torch._foreach_copy_(recording.inputs, tensors)  # type: ignore[reportPrivateImportUsage]
+        recording.replay()
+        outputs = list_tensors(recording.outputs)
+        copies = [torch.empty_like(output) for output in outputs]
+        torch._foreach_copy_(copies, outputs)  # type: ignore[reportPrivateImportUsage]
+        rest = iter(copies)
+        return map_tensors(lambda _: next(rest), recording.outputs)
+
+    def record(self, function: Callable[[Any], Any], inputs: Any) -> Recording:
+        """Capture ``function(inputs)``.
+
+        Raises:
+            RuntimeError: it cannot be captured.
+
+        """
+        places = map_tensors(Tensor.clone, inputs)
+        outputs, replay = self.graphs.capture(lambda: function(places))
+        if others := {each.device for each in list_tensors(outputs)} - {self.graphs.device}:
+            raise RuntimeError(f"a result is on {others.pop()}, where no graph changes it")
+        return Recording(list_tensors(places), outputs, replay)
