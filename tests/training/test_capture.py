@@ -57,20 +57,19 @@ def replays(learner: Learner) -> int:
     return learner.graphs.replays
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {},
-        {"accumulate": 3},
-        {"max_grad_norm": 0.01},
-        {"ema_decay": 0.9},
-        {"precision": "bf16"},
-        {"schedule": HALVES},
-        {"schedule": partial(ReduceLROnPlateau, patience=0)},
-        {"optim": SGD},
-    ],
-    ids=str,
-)
+SETTINGS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "accumulate": {"accumulate": 3},
+    "max_grad_norm": {"max_grad_norm": 0.01},
+    "ema_decay": {"ema_decay": 0.9},
+    "bf16": {"precision": "bf16"},
+    "schedule": {"schedule": HALVES},
+    "plateau": {"schedule": partial(ReduceLROnPlateau, patience=0)},
+    "sgd": {"optim": SGD},
+}
+
+
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
 def test_captured_updates_are_eager_ones_to_the_bit(settings: dict[str, Any]) -> None:
     batches = [make_batch() for _ in range(WARM_UP + 3)]
     results, learners = [], make_both(**settings)
@@ -172,7 +171,7 @@ def test_what_cannot_be_captured_goes_on_eagerly_and_says_so_once(
             "SGD has no option capturable, which a schedule of its rate needs",
         ),
     ],
-    ids=str,
+    ids=["fp16", "sgd"],
 )
 def test_settings_that_no_graph_can_have_are_known_before_one_is_made(
     settings: dict[str, Any], reason: str, caplog: pytest.LogCaptureFixture
