@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 
+from research.training.trainer import Trainer
 from tests.conftest import Load
 from tests.training.parts import build_trainer
 
@@ -55,6 +56,21 @@ def test_instructions_are_counted_in_calls_too() -> None:
     assert count_instructions(lambda: (once(), once())) > 1.9 * count_instructions(once) > 50
 
 
+def count_steps(trainer: Trainer, steps: range) -> list[int]:
+    """The bytecode instructions of each call of the loop that begins after one of these steps."""
+    advance, counts = trainer.advance, []
+
+    def counted() -> None:
+        if trainer.step in steps:
+            counts.append(count_instructions(advance))
+        else:
+            advance()
+
+    trainer.advance = counted  # type: ignore[method-assign]
+    trainer.train()
+    return counts
+
+
 @pytest.mark.skipif(
     (sys.version_info[:2], torch.__version__.split(".")[:2]) != ((3, 11), ["2", "14"]),
     reason="recorded with Python 3.11 and torch 2.14",
@@ -66,17 +82,25 @@ def test_a_step_takes_no_more_instructions_than_were_recorded(
     """If it takes more for a good reason, the commit that records them gives it."""
     pace = ON_POLICY if alg == "ppo" else OFF_POLICY
     trainer = build_trainer(tmp_path, load(f"alg={alg}", *COMMON, *pace))
-    advance, counts = trainer.advance, []
-
-    def counted() -> None:
-        if 150 <= trainer.step < 250:  # two rollouts
-            counts.append(count_instructions(advance))
-        else:
-            advance()
-
-    trainer.advance = counted  # type: ignore[method-assign]
-    trainer.train()
+    counts = count_steps(trainer, range(150, 250))  # of PPO two rollouts
     per_step = statistics.mean(counts)
     assert len(counts) == 100
     assert per_step < 1.2 * RECORDED[alg]
     assert per_step > 0.8 * RECORDED[alg], "it has become cheaper: record that"
+
+
+def test_a_step_of_a_thousand_environments_takes_no_more_instructions(
+    tmp_path: Path, load: Load
+) -> None:
+    """Arrays alone grow: in both cases episodes end in nearly every step."""
+    medians = []
+    for count in (64, 1024):
+        sizes = (f"env.num_envs={count}", f"trainer.pace.warmup_steps={10 * count}")
+        own = (*sizes, f"trainer.total_steps={60 * count}", "dataset.capacity=50000")
+        native = ("env=native", "env.id=CartPole-v1", f"trainer.pace.steps_per_update={count}")
+        never = "trainer.checkpoints.every=null"
+        seldom = (never, "trainer.evaluation.every=1000000", "trainer.log_every=1000000")
+        cfg = load("alg=dqn", "network.hidden_dims=[8]", *COMMON, *native, *own, *seldom)
+        trainer = build_trainer(tmp_path / str(count), cfg)
+        medians.append(statistics.median(count_steps(trainer, range(30 * count, 60 * count))))
+    assert medians[1] < 1.15 * medians[0]
