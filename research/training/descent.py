@@ -57,6 +57,7 @@ class Descent:
         if not self.parameters:
             raise ValueError(f"the objective {objective.name} has no parameter to train")
         self.scaler = scaler
+        self.max_grad_norm = max_grad_norm
         self.stop = objective.stop
         self.is_stopped = False
         self.scheduled = 0
@@ -91,6 +92,10 @@ class Descent:
     def device(self) -> torch.device:
         """Of the parameters."""
         return self.parameters[0].device
+
+    def has_state(self) -> bool:
+        """Whether the optimizer has made a step with every parameter."""
+        return all(self.optim.state.get(parameter) for parameter in self.parameters)
 
     def begin(self) -> None:
         """Forget the gradient of the last step."""

@@ -20,6 +20,9 @@ Pure = Callable[
 ]
 """See ``pure_gradient``."""
 
+NOT_COMPILED = (TorchDynamoException, FailOnRecompileLimitHit)
+"""What torch.compile raises for code that it cannot compile."""
+
 OF_CODE = {
     *("BUILTIN_MATCH", "CLASS_MATCH", "CLOSURE_MATCH", "DICT_CONTAINS", "DICT_KEYS_MATCH"),
     *("DICT_NOT_CONTAINS", "DUPLICATE_INPUT", "EMPTY_NN_MODULE_HOOKS_DICT", "MODULE_MATCH"),
@@ -81,7 +84,7 @@ class CompiledGradients:
             return None
         try:
             gradients, loss = graph(tuple(arguments), factor)
-        except (TorchDynamoException, FailOnRecompileLimitHit) as error:
+        except NOT_COMPILED as error:
             reason = str(error).strip().partition("\n")[0]
             told = "%s is trained eagerly, for torch.compile cannot: %s"
             log.warning(told, objective.name, reason)
@@ -145,14 +148,19 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 def choose_guards(guards: Sequence[Any]) -> list[bool]:
     """Which guards are checked at each call: of what may change while a run trains.
 
-    These are the inputs' shapes, numbers that a loss reads, and torch's own state; not the code and
-    the modules, of which a small network has 700 guards, which take a twentieth of an update.
+    These are the inputs' shapes, numbers that a loss reads, and torch's own state; not the code,
+    the modules and other tensors, of which a small network has 700 guards, which take a twentieth
+    of an update.
 
     Args:
         guards: torch.compile's entries, for which it wants a bool each.
 
     """
-    return [guard.guard_type not in OF_CODE for guard in guards]
+    return [
+        guard.guard_type not in OF_CODE
+        and (guard.guard_type != "TENSOR_MATCH" or "inputs" in guard.name)
+        for guard in guards
+    ]
 
 
 def of_its_own_code(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -31,6 +31,7 @@ from research.training.meter import Metrics, Phases, check_metric
 from research.training.precision import LossScaler, Precision, autocast, make_step
 
 if TYPE_CHECKING:
+    from research.training.compiled import CompiledUpdates
     from research.training.gradient import CompiledGradients
     from research.training.lockstep import Seat
 
@@ -73,8 +74,9 @@ class Learner:
             gradients are summed.
         ema_decay: decay, in (0, 1), of an exponential moving average of the weights, which
             evaluation uses (Polyak and Juditsky, 1992); None for no average.
-        execution: ``eager``; ``compile``: torch.compile makes one graph of each gradient;
-            ``graph``: a CUDA graph repeats the whole update; ``auto``: as ``choose_execution``.
+        execution: ``eager``; ``compile``: torch.compile makes one graph of an update, or of each of
+            its gradients; ``graph``: a CUDA graph repeats the whole update; ``auto``: as
+            ``choose_execution`` has it.
         seat: computes the gradients of a run in lockstep with others; None for a run alone.
 
     Attributes:
@@ -155,6 +157,7 @@ class Learner:
             seat.learner = self
         self.graphs: Graphs | None = CudaGraphs(device) if execution == "graph" else None
         self.captured: Captured | None = None
+        self.compiled: CompiledUpdates | None = None
 
     def make_optimizers(self) -> dict[str, Descent]:
         """Make the optimizers with their schedules, by the names of the objectives.
@@ -181,10 +184,25 @@ class Learner:
             if reason := self.why_not_captured() or next(filter(None, reasons), None):
                 self.captured.refuse(reason)
         if self.execution == "compile" and self.gradients is None:
-            from research.training.gradient import CompiledGradients  # takes a second
-
-            self.gradients = CompiledGradients(self.alg, self.precision, self.device)
+            self.compile(self.descents)
         return self.descents
+
+    def compile(self, descents: dict[str, Descent]) -> None:
+        """Let torch.compile make graphs of whole updates, or of the gradients alone."""
+        from research.training.compiled import CompiledUpdates, is_plain_adam  # takes a second
+
+        is_whole = all(map(is_plain_adam, descents.values()))
+        if not is_whole or self.accumulate > 1 or is_parallel():
+            self.gradients = self.compile_gradients()
+            return
+        copies = self.copies if self.average is None else [*self.copies, self.averaging]
+        self.compiled = CompiledUpdates(self.alg, descents, copies, self.precision, self.device)
+
+    def compile_gradients(self) -> "CompiledGradients":
+        """A graph for each gradient."""
+        from research.training.gradient import CompiledGradients
+
+        return CompiledGradients(self.alg, self.precision, self.device)
 
     def why_not_captured(self) -> str | None:
         """The reason why a graph cannot repeat the updates, if there is one."""
@@ -294,7 +312,10 @@ class Learner:
 
         """
         batch = self.alg.augment(batch)
-        parts = list(cut((batch, self.alg.draw(batch, self.step)), self.accumulate))
+        drawn = batch, self.alg.draw(batch, self.step)
+        if self.compiled is not None and (found := self.run_compiled(drawn, descents)) is not None:
+            return found
+        parts = list(cut(drawn, self.accumulate))
         metrics: dict[str, Tensor] = {}
         taken: dict[str, bool] = {}
         results: dict[str, list[Any]] = {}
@@ -312,6 +333,31 @@ class Learner:
         self.move_copies(taken)
         return metrics, taken
 
+    def run_compiled(
+        self, drawn: tuple[Any, Any], descents: dict[str, Descent]
+    ) -> tuple[dict[str, Tensor], dict[str, bool]] | None:
+        """``take_steps`` as one graph; None if that cannot be, or not yet."""
+        assert self.compiled is not None
+        due = [each for each in self.objectives if self.updates % each.every == 0]
+        if not due or any(not descents[objective.name].has_state() for objective in due):
+            return None
+        moved = [self.updates % copy.every == 0 for copy in self.compiled.copies]
+        losses = self.compiled(due, moved, drawn)
+        if losses is None:
+            self.compiled, self.gradients = None, self.compile_gradients()
+            return None
+        metrics: dict[str, Tensor] = {}
+        for objective in due:
+            loss = losses[objective.name]
+            metrics |= {self.loss_name(objective): loss.value, **loss.metrics}
+            if objective.prioritises:
+                self.priorities = [] if loss.priority is None else [loss.priority]
+        return metrics, {objective.name: True for objective in due}
+
+    def loss_name(self, objective: Objective) -> str:
+        """Under which an objective's loss is logged."""
+        return "loss" if len(self.objectives) == 1 else f"{objective.name}_loss"
+
     def compute_gradient(
         self,
         objective: Objective,
@@ -327,7 +373,7 @@ class Learner:
             UserError: a rank's share of the batch has fewer examples than there are parts.
 
         """
-        name = "loss" if len(self.objectives) == 1 else f"{objective.name}_loss"
+        name = self.loss_name(objective)
         metrics: dict[str, Tensor] = {}
         own = []
         counts = [count_rows(part) for part in parts]

@@ -106,8 +106,8 @@ class Trainer:
         precision: of the networks' arithmetic, ``fp32``, ``bf16`` or ``fp16``; weights are fp32.
         accumulate: parts into which a batch is cut to save memory, at least 1.
         ema_decay: of averaged weights, by which the policy is evaluated, in (0, 1); None for none.
-        execution: of updates: ``eager``; ``compile``: torch.compile makes one graph of each
-            gradient; ``graph``: CUDA graphs repeat updates and actions; or ``auto``: on a GPU
+        execution: of updates: ``eager``; ``compile``: torch.compile makes one graph of
+            each; ``graph``: CUDA graphs repeat updates and actions; or ``auto``: on a GPU
             graphs, elsewhere compiled if the run is long and a compiler is there.
         prefetch: whether a thread gathers the next batch during an update, which changes no number;
             None: only on a GPU, and only if the dataset supports it.

@@ -398,11 +398,31 @@ def test_a_graph_for_each_gradient_makes_the_same_updates(
     """To the bit, if what computes them is not compiled."""
     monkeypatch.setattr(torch, "compile", lambda function, **options: function)
     results = []
-    for execution in ("eager", "compile"):
-        parts = make(cfg, execution=execution)
+    for compiles in (False, True):
+        parts = make(cfg)
+        if compiles:
+            parts.learner.gradients = parts.learner.compile_gradients()
         metrics = [parts.take_all_steps(parts.sample()) for _ in range(2)]
         results.append((metrics, parts.alg.state_dict(), parts.learner.state_dict()))
     torch.testing.assert_close(*results, rtol=0, atol=0)
+
+
+def test_a_graph_of_the_whole_makes_the_same_updates_but_for_rounding(
+    cfg: DictConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If what computes it is not compiled; in float64, where Adam does not magnify the rounding."""
+    monkeypatch.setattr(torch, "compile", lambda function, **options: function)
+    results = []
+    for execution in ("eager", "compile"):
+        parts = make(cfg, execution=execution)
+        parts.alg.double()
+        parts.learner.average = parts.learner.average and parts.learner.average.double()
+        batch = parts.sample()
+        torch.manual_seed(0)
+        metrics = [parts.learner.learn(batch) for _ in range(6)]
+        results.append((metrics, parts.alg.state_dict()))
+        assert (parts.learner.compiled is not None) == (execution == "compile")
+    torch.testing.assert_close(*results, rtol=1e-7, atol=1e-9)
 
 
 def test_captured_updates_and_actions_are_eager_ones_to_the_bit(
