@@ -122,7 +122,8 @@ def test_one_goes_on_where_the_other_was(executions: tuple[str, str]) -> None:
     ids=["sgd", "amsgrad", "accumulate", "fp16"],
 )
 def test_what_no_graph_of_an_update_holds_has_graphs_of_gradients(settings: dict[str, Any]) -> None:
-    plain, graph = make(**(own := {"optim": ADAM} | settings)), make(execution="compile", **own)
+    own: dict[str, Any] = {"optim": ADAM} | settings
+    plain, graph = make(**own), make(execution="compile", **own)
     batches = [Example(torch.randn(8, 3), torch.randn(8, 2)) for _ in range(3)]
     torch.testing.assert_close(*(train(each, batches) for each in (plain, graph)), rtol=0, atol=0)
     assert graph.compiled is None
