@@ -97,9 +97,10 @@ def choose(alg: str, device: torch.device) -> dict[str, Callable[[], Learn]]:
         "eager": partial(make_ours, alg, device, "eager"),
         "sb3": partial(make_sb3, alg, device),
     }
+    on_device = "dataset.device=cuda"
     if device.type == "cuda":
         systems["graph"] = partial(make_ours, alg, device, "graph")
-        systems["graph_on_device"] = partial(make_ours, alg, device, "graph", "cuda")
+        systems["graph_on_device"] = partial(make_ours, alg, device, "graph", on_device)
     if alg == "td3":
         systems["captured"] = partial(make_captured, device)
     return {**systems, "compile": partial(make_ours, alg, device, "compile")}
@@ -111,9 +112,9 @@ def make_config(alg: str, device: torch.device, *overrides: str) -> DictConfig:
     return compose_config(*own, *overrides)
 
 
-def make_ours(alg: str, device: torch.device, execution: str, rows: str = "cpu") -> Learn:
+def make_ours(alg: str, device: torch.device, execution: str, *overrides: str) -> Learn:
     """Our learner."""
-    cfg = make_config(alg, device, f"dataset.device={rows}")
+    cfg = make_config(alg, device, *overrides)
     seed_everything(0)
     env = build(cfg.env)
     data = build(cfg.dataset, env, 0)
