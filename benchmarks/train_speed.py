@@ -53,7 +53,7 @@ CARTPOLES = (
     *(f"trainer.pace.horizon={HORIZON}", "trainer.pace.minibatches=32"),
 )
 PHASES = ("environment", "sample", "update")
-OURS = {"ours": (), "compiled": ("trainer.execution=compile",)}
+OURS = {"ours": ("trainer.execution=eager",), "compiled": ("trainer.execution=compile",)}
 PEERS = {"sb3": "benchmarks/sb3.py", "plain": "benchmarks/drqv2_plain.py"}
 STARTERS = ("ours", "sb3", "cleanrl")
 
@@ -202,7 +202,7 @@ def measure_rollouts(bench: Bench, windows: int, settle: int, steps: int) -> lis
     if settle % HORIZON or steps % HORIZON:
         raise ValueError(f"--settle and --steps must be multiples of the horizon, {HORIZON}")
     rows: list[dict[str, float]] = [{} for _ in range(windows)]
-    for index, system in interleaved(("ours", "sb3"), windows):
+    for index, system in interleaved((*OURS, "sb3"), windows):
         window = bench.train(system, *CARTPOLES, first=settle, last=settle + steps)
         steps_per_s = steps * NUM_ENVS / window["wall_s"]
         rows[index][f"{system}_steps_per_s"] = steps_per_s
