@@ -16,7 +16,7 @@ import logging
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -82,6 +82,18 @@ def main() -> None:
     for index, name in interleaved(list(points), arguments.rounds):
         found[name].append(points[name].measure())
         log.info("round %d: %s: %.0f us", index, name, found[name][-1])
+        if name == list(points)[-1]:
+            write_table(arguments.results, points, found, facts)
+    draw(arguments.results)
+
+
+def write_table(
+    results: Path,
+    points: Mapping[str, Point],
+    found: Mapping[str, Sequence[float]],
+    facts: Mapping[str, object],
+) -> None:
+    """The table of what was found, beside the figures that it has from an earlier command."""
     rows = []
     for name, (figure, line, size, _) in points.items():
         smallest = next(each for each in points.values() if each[:2] == (figure, line))
@@ -90,13 +102,10 @@ def main() -> None:
         figures = {"us": statistics.median(found[name]), "ratio": statistics.median(ratios)}
         limits = {"least": min(ratios), "most": max(ratios)}
         rows.append({"figure": figure, "line": line, "size": size, **figures, **limits, **facts})
-    kept = [
-        row
-        for row in read_rows(arguments.results / "growth.csv")
-        if row["figure"] not in {p.figure for p in points.values()}
-    ]
-    write_rows(arguments.results / "growth.csv", [*kept, *rows])
-    draw(arguments.results)
+    drawn = {point.figure for point in points.values()}
+    path = results / "growth.csv"
+    kept = [row for row in read_rows(path) if row["figure"] not in drawn]
+    write_rows(path, [*kept, *rows])
 
 
 def make_points(threads: int) -> Iterator[Point]:

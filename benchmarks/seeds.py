@@ -65,7 +65,7 @@ def measure(way: str, folder: Path, num_seeds: int, threads: int) -> float:
     execution, is_one = WAYS[way]
     if is_one:
         train(folder / "run", threads, f"trainer.num_seeds={num_seeds}", execution=execution)
-        folders = sorted((folder / "run").glob("seed=*"))
+        folders = sorted((folder / "run").glob("seed=*")) or [folder / "run"]
     else:
         folders = [folder / str(seed) for seed in range(num_seeds)]
         with ThreadPoolExecutor(num_seeds) as pool:
