@@ -7,7 +7,8 @@
 - ``jobs``: microseconds until each of so many TD3 trainings, as processes that share the cores, has
   made a step; ``seeds``: the same of so many seeds in one process, compiled.
 
-Each point is a median of rounds, in which all points take turns, against the smallest of its line.
+Each point is a median of rounds, in which all points take turns, with its range; the figures show
+it against the first point, the smallest size.
 Keep the machine quiet meanwhile.
 """
 
@@ -96,12 +97,12 @@ def write_table(
     """The table of what was found, beside the figures that it has from an earlier command."""
     rows = []
     for name, (figure, line, size, _) in points.items():
-        smallest = next(each for each in points.values() if each[:2] == (figure, line))
-        first = found[f"{figure} {line} {smallest.size}"]
-        ratios = [one / other for one, other in zip(found[name], first, strict=True)]
-        figures = {"us": statistics.median(found[name]), "ratio": statistics.median(ratios)}
-        limits = {"least": min(ratios), "most": max(ratios)}
-        rows.append({"figure": figure, "line": line, "size": size, **figures, **limits, **facts})
+        us = {
+            "us": statistics.median(found[name]),
+            "least": min(found[name]),
+            "most": max(found[name]),
+        }
+        rows.append({"figure": figure, "line": line, "size": size, **us, **facts})
     drawn = {point.figure for point in points.values()}
     path = results / "growth.csv"
     kept = [row for row in read_rows(path) if row["figure"] not in drawn]
@@ -192,7 +193,8 @@ def draw(results: Path) -> None:
             points = [row for row in own if row["line"] == line]
             sizes = [int(row["size"]) for row in points]
             ratios, least, most = (
-                [float(row[column]) for row in points] for column in ("ratio", "least", "most")
+                [float(row[column]) / float(own[0]["us"]) for row in points]
+                for column in ("us", "least", "most")
             )
             axis.plot(sizes, ratios, marker="o", markersize=3, label=line.replace("_", " "))
             axis.fill_between(sizes, least, most, alpha=0.2)
