@@ -94,7 +94,7 @@ class Descent:
         return self.parameters[0].device
 
     def has_state(self) -> bool:
-        """Whether the optimizer has made a step with every parameter."""
+        """Whether the optimizer has a state for every parameter; not of those that no loss uses."""
         return all(self.optim.state.get(parameter) for parameter in self.parameters)
 
     def begin(self) -> None:

@@ -339,10 +339,12 @@ class Learner:
         """``take_steps`` as one graph; None if that cannot be, or not yet."""
         assert self.compiled is not None
         due = [each for each in self.objectives if self.updates % each.every == 0]
-        if not due or any(not descents[objective.name].has_state() for objective in due):
-            return None
-        moved = [self.updates % copy.every == 0 for copy in self.compiled.copies]
-        losses = self.compiled(due, moved, drawn)
+        if not due or not all(descents[objective.name].optim.state for objective in due):
+            return None  # an optimizer's first step, which makes its state
+        losses = None
+        if all(descents[objective.name].has_state() for objective in due):
+            moved = [self.updates % copy.every == 0 for copy in self.compiled.copies]
+            losses = self.compiled(due, moved, drawn)
         if losses is None:
             self.compiled, self.gradients = None, self.compile_gradients()
             return None

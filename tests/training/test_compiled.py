@@ -1,7 +1,7 @@
 """Whole updates as graphs: eager ones but for rounding, and of whom they can be made."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -9,10 +9,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 from torch.optim import Adam, AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
-from research.algs.base import Loss
+from research.algs.base import Loss, Objective
 from research.algs.regression import Regression
 from research.batches import Example
 from research.training.compiled import CompiledUpdates
@@ -128,6 +129,30 @@ def test_what_no_graph_of_an_update_holds_has_graphs_of_gradients(settings: dict
     torch.testing.assert_close(*(train(each, batches) for each in (plain, graph)), rtol=0, atol=0)
     assert graph.compiled is None
     assert isinstance(graph.gradients, CompiledGradients)
+
+
+class Spare(Regression):
+    """Trains a layer that its loss does not use, for which Adam has no state."""
+
+    def __init__(self, optim: Any) -> None:
+        super().__init__(make_mlp(), optim=optim)
+        self.spare = nn.Linear(1, 1)
+
+    def objectives(self) -> Sequence[Objective]:
+        (objective,) = super().objectives()
+        return [objective._replace(trains=[self])]
+
+
+@pytest.mark.usefixtures("uncompiled")
+def test_what_no_loss_uses_leaves_graphs_of_gradients() -> None:
+    learners = []
+    for execution in ("eager", "compile"):
+        torch.manual_seed(1)
+        learners.append(make_learner(Spare(ADAM), execution=execution))
+    batches = [Example(torch.randn(8, 3), torch.randn(8, 2)) for _ in range(4)]
+    torch.testing.assert_close(*(train(each, batches) for each in learners), rtol=0, atol=0)
+    assert learners[1].compiled is None
+    assert isinstance(learners[1].gradients, CompiledGradients)
 
 
 class Printing(Regression):
