@@ -1,5 +1,6 @@
 """Whole updates as graphs: eager ones but for rounding, and of whom they can be made."""
 
+import dataclasses
 import logging
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -140,7 +141,7 @@ class Spare(Regression):
 
     def objectives(self) -> Sequence[Objective]:
         (objective,) = super().objectives()
-        return [objective._replace(trains=[self])]
+        return [dataclasses.replace(objective, trains=[self])]
 
 
 @pytest.mark.usefixtures("uncompiled")
