@@ -83,7 +83,7 @@ class Classification(Supervised):
         if self.mixup_alpha == 0:
             return batch
         device = batch.target.device
-        alpha = torch.tensor(self.mixup_alpha, device=device)
+        alpha = torch.full((), self.mixup_alpha, device=device)  # a tensor would wait for a GPU
         share = torch.distributions.Beta(alpha, alpha, validate_args=False).sample()
         return mix(
             batch._replace(target=self.one_hot(batch.target)),
