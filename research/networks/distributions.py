@@ -56,7 +56,9 @@ class Categorical(NamedTuple):
 
     def sample(self) -> Tensor:
         """Actions (B,) int64, drawn from torch's global generator."""
-        return torch.multinomial(self.logits.softmax(dim=-1), 1).squeeze(-1)
+        probs = self.logits.softmax(dim=-1)
+        # torch.multinomial's own draw, without its check, which waits for a GPU
+        return (probs / torch.empty_like(probs).exponential_()).argmax(dim=-1)
 
     def log_prob(self, action: Tensor) -> Tensor:
         """Log-probabilities (B,) of actions (B,)."""

@@ -51,15 +51,16 @@ class CudaGraphs:
         self.pool: Any = None
 
     def watch(self, function: Callable[[], T]) -> tuple[T, bool]:
-        """See ``Graphs``; a capture that fails would leave torch's generator unusable."""
+        """See ``Graphs``; a capture that fails may leave torch's generator unusable."""
         mode = torch.cuda.get_sync_debug_mode()
-        torch.cuda.set_sync_debug_mode("warn")
-        try:
-            with warnings.catch_warnings(record=True) as caught:
-                warnings.filterwarnings("always", message=".*synchronizing CUDA operation")
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.filterwarnings("ignore", message="Synchronization debug mode")
+            warnings.filterwarnings("always", message=".*synchronizing CUDA operation")
+            torch.cuda.set_sync_debug_mode("warn")
+            try:
                 result = function()
-        finally:
-            torch.cuda.set_sync_debug_mode(mode)
+            finally:
+                torch.cuda.set_sync_debug_mode(mode)
         waits = ["synchronizing CUDA operation" in str(each.message) for each in caught]
         for is_wait, each in zip(waits, caught, strict=True):
             if not is_wait:
@@ -69,9 +70,16 @@ class CudaGraphs:
     def capture(self, function: Callable[[], T]) -> tuple[T, Callable[[], None]]:
         """See ``Graphs``; draws of torch's default generator are new in each replay."""
         graph = torch.cuda.CUDAGraph()
-        # other threads, which gather batches, may allocate memory meanwhile
-        with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
-            result = function()
+        generator = torch.cuda.default_generators[torch.cuda.current_device()]
+        stream, before = torch.cuda.current_stream(), generator.clone_state()
+        try:
+            # other threads, which gather batches, may allocate memory meanwhile
+            with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
+                result = function()
+        except BaseException:
+            torch.cuda.set_stream(stream)
+            generator.graphsafe_set_state(before)
+            raise
         self.pool = self.pool or graph.pool()
         return result, graph.replay
 
@@ -91,18 +99,26 @@ class Recording(NamedTuple):
     replay: Callable[[], None]
 
 
+def copy_all(places: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    """Copy the values into places of their shapes, in one kernel if they are of one kind."""
+    if places:  # it takes no empty list
+        torch._foreach_copy_(places, values)  # type: ignore[reportPrivateImportUsage]
+
+
 class Captured:
     """Calls functions of tensors, from the fourth call on as a graph.
 
     Args:
         graphs: makes them.
         what: is said to run eagerly if it cannot be captured, like "the updates".
+        level: of logging, at which that is said.
 
     """
 
-    def __init__(self, graphs: Graphs, what: str) -> None:
+    def __init__(self, graphs: Graphs, what: str, level: int = logging.WARNING) -> None:
         self.graphs = graphs
         self.what = what
+        self.level = level
         self.is_refused = False
         self.calls: Counter[Hashable] = Counter()
         self.recordings: dict[Hashable, Recording] = {}
@@ -110,7 +126,7 @@ class Captured:
     def refuse(self, reason: str) -> None:
         """Call functions as they are from now on, and say why."""
         self.is_refused = True
-        log.warning("%s run eagerly, not as CUDA graphs: %s", self.what, reason)
+        log.log(self.level, "%s run eagerly, not as CUDA graphs: %s", self.what, reason)
 
     def __call__(self, key: Hashable, function: Callable[[Any], Any], inputs: Any) -> Any:
         """``function(inputs)``, in tensors that later calls leave alone.
@@ -141,11 +157,11 @@ class Captured:
             except Exception as error:  # if it is the function's own, the eager call will raise it
                 self.refuse(str(error).strip().partition("\n")[0])
                 return function(inputs)
-        torch._foreach_copy_(recording.inputs, tensors)  # type: ignore[reportPrivateImportUsage]
+        copy_all(recording.inputs, tensors)
         recording.replay()
         outputs = list_tensors(recording.outputs)
         copies = [torch.empty_like(output) for output in outputs]
-        torch._foreach_copy_(copies, outputs)  # type: ignore[reportPrivateImportUsage]
+        copy_all(copies, outputs)
         rest = iter(copies)
         return map_tensors(lambda _: next(rest), recording.outputs)
 

@@ -1,16 +1,20 @@
 """Whole updates as graphs that torch.compile makes: gradients, steps of Adam, and moved copies."""
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 from torch.optim import Adam, AdamW
 
 from research.algs.base import Algorithm, Loss, Objective, PolyakCopy
 from research.training.descent import Descent
-from research.training.gradient import NOT_COMPILED, compiled, pure_gradient
+from research.training.gradient import compiled, pure_gradient
 from research.training.precision import Precision
+
+log = logging.getLogger(__name__)
 
 
 class AdamGroup(NamedTuple):
@@ -62,6 +66,9 @@ class CompiledUpdates:
         precision: of the networks' arithmetic.
         device: of the tensors.
 
+    Attributes:
+        is_exhausted: whether it gave up since there would be too many graphs.
+
     """
 
     def __init__(
@@ -78,7 +85,7 @@ class CompiledUpdates:
         self.precision: Precision = precision
         self.device = device
         self.names = {parameter: name for name, parameter in alg.named_parameters()}
-        modules = [alg, *(copy.target for copy in copies)]
+        modules = [alg, *(module for copy in copies for module in (copy.target, copy.of))]
         # one detached tensor for each parameter: aliases among its inputs would slow a graph
         self.places = {each: each.detach() for module in modules for each in module.parameters()}
         self.tensors = {
@@ -94,6 +101,7 @@ class CompiledUpdates:
         }
         self.moves = [self.make_move(copy) for copy in copies]
         self.graphs: dict[Any, Callable[..., Any]] = {}
+        self.is_exhausted = False
 
     def __call__(
         self, due: Sequence[Objective], moved: Sequence[bool], arguments: tuple[Any, Any]
@@ -117,7 +125,12 @@ class CompiledUpdates:
                     rate.fill_(group["lr"])
         try:
             losses = self.graphs[key](arguments)
-        except NOT_COMPILED:
+        except FailOnRecompileLimitHit:
+            self.is_exhausted = True
+            reason = "more than eight sizes of batches, or values of a number that a loss reads"
+            log.warning("updates run eagerly from now on: %s", reason)
+            return None
+        except TorchDynamoException:
             return None
         return {name: Loss(**loss) for name, loss in losses.items()}
 

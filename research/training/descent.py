@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from research.algs.base import Objective
@@ -83,6 +83,7 @@ class Descent:
         if capturable and all("capturable" in group for group in groups):
             self.rates = [torch.tensor(float(group["lr"]), device=self.device) for group in groups]
             warnings.filterwarnings("ignore", message="This instance was constructed with capturab")
+        self.constants = self.read_constants()
         # a delayed actor's optimizer has made no step when its schedule first does
         warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
         if max_grad_norm is not None:
@@ -156,9 +157,18 @@ class Descent:
             return "precision=fp16 waits for the GPU"
         if self.stop is not None:
             return f"a bound on {self.stop.metric} waits for the GPU"
-        if self.rates is None and self.schedule is not None:
-            return f"{name} has no option capturable, which a schedule of its rate needs"
+        if self.rates is None and (self.schedule is not None or type(self.optim) is not SGD):
+            return f"{name} has no option capturable"
         return None
+
+    def read_constants(self) -> list[dict[str, Any]]:
+        """The options of all groups, without their rates."""
+        groups = map(hyperparameters, self.optim.param_groups)
+        return [{name: each for name, each in group.items() if name != "lr"} for group in groups]
+
+    def schedules_more(self) -> bool:
+        """Whether the schedule has changed more than the rate, as OneCycleLR does the momentum."""
+        return self.schedule is not None and self.read_constants() != self.constants
 
     def take_rates(self) -> None:
         """Set the rates that are tensors to the schedule's."""

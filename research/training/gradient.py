@@ -20,12 +20,9 @@ Pure = Callable[
 ]
 """See ``pure_gradient``."""
 
-NOT_COMPILED = (TorchDynamoException, FailOnRecompileLimitHit)
-"""What torch.compile raises for code that it cannot compile."""
-
 OF_CODE = {
     *("BUILTIN_MATCH", "CLASS_MATCH", "CLOSURE_MATCH", "DICT_CONTAINS", "DICT_KEYS_MATCH"),
-    *("DICT_NOT_CONTAINS", "DUPLICATE_INPUT", "EMPTY_NN_MODULE_HOOKS_DICT", "MODULE_MATCH"),
+    *("DICT_NOT_CONTAINS", "EMPTY_NN_MODULE_HOOKS_DICT", "MODULE_MATCH"),
     *("NOT_PRESENT_IN_GENERIC_DICT", "TYPE_MATCH"),
 }
 """Guards, by torch.compile's names, of what does not change while a run trains."""
@@ -84,7 +81,7 @@ class CompiledGradients:
             return None
         try:
             gradients, loss = graph(tuple(arguments), factor)
-        except NOT_COMPILED as error:
+        except (TorchDynamoException, FailOnRecompileLimitHit) as error:
             reason = str(error).strip().partition("\n")[0]
             told = "%s is trained eagerly, for torch.compile cannot: %s"
             log.warning(told, objective.name, reason)

@@ -124,6 +124,9 @@ class Learner:
         if not is_wanted or self.prioritised is not None:
             self.preparing = None
         self.has_own_update = type(alg).update is not Algorithm.update
+        self.level = (
+            logging.INFO if execution == "auto" else logging.WARNING
+        )  # of what is not asked
         if execution == "auto" and (is_parallel() or self.has_own_update):
             execution = "eager"
         execution = choose_execution(execution, device, total_updates, is_alone=seat is None)
@@ -179,7 +182,7 @@ class Learner:
             for objective in self.objectives
         }
         if self.graphs is not None:
-            self.captured = Captured(self.graphs, "updates")
+            self.captured = Captured(self.graphs, "updates", self.level)
             reasons = (descent.why_not_captured() for descent in self.descents.values())
             if reason := self.why_not_captured() or next(filter(None, reasons), None):
                 self.captured.refuse(reason)
@@ -191,7 +194,13 @@ class Learner:
         """Let torch.compile make graphs of whole updates, or of the gradients alone."""
         from research.training.compiled import CompiledUpdates, is_plain_adam  # takes a second
 
-        is_whole = all(map(is_plain_adam, descents.values()))
+        own = set(self.alg.parameters())
+        if any(parameter not in own for each in descents.values() for parameter in each.parameters):
+            log.log(
+                self.level, "updates run eagerly: an objective trains what is not the algorithm's"
+            )
+            return
+        is_whole = all(map(is_plain_adam, descents.values())) and self.device.type != "mps"
         if not is_whole or self.accumulate > 1 or is_parallel():
             self.gradients = self.compile_gradients()
             return
@@ -206,11 +215,7 @@ class Learner:
 
     def why_not_captured(self) -> str | None:
         """The reason why a graph cannot repeat the updates, if there is one."""
-        if is_parallel():
-            return "several ranks wait for each other"
-        if self.gradients is not None:
-            return "several seeds compute their gradients together"
-        return None
+        return "several ranks wait for each other" if is_parallel() else None
 
     def prepare(self) -> None:
         """Let the dataset gather the next batch; nothing may be added before its update."""
@@ -264,6 +269,10 @@ class Learner:
         self.updates += 1
         for descent in descents.values():
             descent.take_rates()
+        if (self.captured or self.compiled) and any(
+            descent.schedules_more() for descent in descents.values()
+        ):
+            self.go_on_without_constants()
         if self.has_own_update:
             optimizers = {name: descent.optim for name, descent in descents.items()}
             metrics = self.alg.update(batch, self.step, optimizers)
@@ -278,12 +287,21 @@ class Learner:
                 descent.step_schedule()
         return metrics
 
+    def go_on_without_constants(self) -> None:
+        """Let optimizers take the steps, of which graphs keep all options but the rates."""
+        if self.captured is not None and not self.captured.is_refused:
+            self.captured.refuse("the schedule changes more than the learning rate")
+        if self.compiled is not None:
+            self.compiled, self.gradients = None, self.compile_gradients()
+
     def replay_steps(
         self, captured: Captured, batch: Any, descents: dict[str, Descent]
     ) -> tuple[dict[str, Tensor], dict[str, bool]]:
         """``take_steps`` as a graph, one for the steps and copies that are due together."""
         due = [each.name for each in self.objectives if self.updates % each.every == 0]
         copied = [self.updates % copy.every == 0 for copy in self.copies]
+        if not due:
+            return self.take_steps(batch, descents)
 
         def take_steps(batch: Any) -> tuple[dict[str, Tensor], tuple[Tensor, ...]]:
             metrics, _ = self.take_steps(batch, descents)
@@ -346,9 +364,11 @@ class Learner:
             moved = [self.updates % copy.every == 0 for copy in self.compiled.copies]
             losses = self.compiled(due, moved, drawn)
         if losses is None:
-            self.compiled, self.gradients = None, self.compile_gradients()
+            is_exhausted, self.compiled = self.compiled.is_exhausted, None
+            self.gradients = None if is_exhausted else self.compile_gradients()
             return None
         metrics: dict[str, Tensor] = {}
+        self.priorities = []
         for objective in due:
             loss = losses[objective.name]
             metrics |= {self.loss_name(objective): loss.value, **loss.metrics}
@@ -514,12 +534,16 @@ def choose_execution(
     compiled in long runs, if there is a compiler.
 
     Raises:
-        ValueError: CUDA graphs are asked for, but not on a GPU.
+        ValueError: CUDA graphs are asked for, but not on a GPU, or for several seeds.
 
     """
     if execution == "graph" and device.type != "cuda":
         raise ValueError(
             f"trainer.execution=graph needs device=cuda, this run is on {device.type}; try auto"
+        )
+    if execution == "graph" and not is_alone:
+        raise ValueError(
+            "trainer.execution=graph is of one seed, not of trainer.num_seeds; try auto"
         )
     if execution != "auto":
         return execution
@@ -534,7 +558,7 @@ def choose_execution(
 
 def has_compiler() -> bool:
     """Whether torch.compile finds what compiles C++ for a CPU."""
-    return any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++")))
+    return shutil.which(os.environ.get("CXX", "g++")) is not None
 
 
 def refuse_own_update(

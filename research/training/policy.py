@@ -1,5 +1,6 @@
 """From an environment's observations to its actions."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
@@ -48,9 +49,15 @@ class Policy:
         self.step = make_step(self.device)
         self.captured: Captured | None = None
 
-    def capture(self, graphs: Graphs) -> None:
-        """Let graphs choose the actions from now on, from the processed observations."""
-        self.captured = Captured(graphs, "actions")
+    def capture(self, graphs: Graphs, level: int = logging.WARNING) -> None:
+        """Let graphs choose the actions from now on, from the processed observations.
+
+        Args:
+            graphs: of the device.
+            level: of logging, at which it is said if they cannot.
+
+        """
+        self.captured = Captured(graphs, "actions", level)
 
     def __call__(self, obs: Any, *, step: int, explore: bool) -> np.ndarray:
         """Actions (E, A) for the first observations (E, O) of episodes, or a dict of such."""

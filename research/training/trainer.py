@@ -226,7 +226,7 @@ class Trainer:
         self.evaluated = Policy(self.learner.average or alg, processor, precision)
         if self.learner.graphs is not None:
             for policy in (self.policy, self.evaluated):
-                policy.capture(self.learner.graphs)
+                policy.capture(self.learner.graphs, self.learner.level)
         self.step = 0
         self.seconds = 0.0
         self.finished: list[dict[str, float]] = []

@@ -66,3 +66,12 @@ def test_a_nearly_certain_choice_has_finite_numbers(far: float) -> None:
     numbers.sum().backward()
     assert logits.grad is not None
     assert torch.cat([numbers, logits.grad[0]]).isfinite().all()
+
+
+def test_categories_are_drawn_as_torch_draws_them() -> None:
+    distribution = Categorical(torch.randn(200, 5))
+    torch.manual_seed(3)
+    drawn = distribution.sample()
+    torch.manual_seed(3)
+    expected = torch.multinomial(distribution.logits.softmax(dim=-1), 1).squeeze(-1)
+    assert torch.equal(drawn, expected)

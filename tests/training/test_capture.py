@@ -1,6 +1,8 @@
 """Updates and actions as graphs: those of the eager functions to the bit, or said not to be."""
 
+import dataclasses
 import logging
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
+from torch.optim.lr_scheduler import LambdaLR, OneCycleLR, ReduceLROnPlateau
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-from research.algs.base import Loss
+from research.algs.base import Loss, Objective
 from research.algs.regression import Regression
 from research.batches import Example
 from research.training import learner as learning
@@ -168,10 +170,11 @@ def test_what_cannot_be_captured_goes_on_eagerly_and_says_so_once(
         ({"precision": "fp16"}, "precision=fp16 waits for the GPU"),
         (
             {"optim": SGD, "schedule": HALVES},
-            "SGD has no option capturable, which a schedule of its rate needs",
+            "SGD has no option capturable",
         ),
+        ({"optim": partial(torch.optim.Adagrad, lr=0.1)}, "Adagrad has no option capturable"),
     ],
-    ids=["fp16", "sgd"],
+    ids=["fp16", "sgd", "adagrad"],
 )
 def test_settings_that_no_graph_can_have_are_known_before_one_is_made(
     settings: dict[str, Any], reason: str, caplog: pytest.LogCaptureFixture
@@ -182,6 +185,37 @@ def test_settings_that_no_graph_can_have_are_known_before_one_is_made(
     assert caplog.messages == [f"updates run eagerly, not as CUDA graphs: {reason}"]
     train(learner, [make_batch() for _ in range(WARM_UP + 2)])
     assert replays(learner) == 0
+
+
+def test_a_schedule_of_more_than_the_rate_ends_the_graphs(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    cycle = partial(OneCycleLR, max_lr=2**-5, total_steps=60)  # which moves Adam's betas, too
+    batches = [make_batch() for _ in range(WARM_UP + 5)]
+    learners = make_both(schedule=cycle)
+    learners[1].graphs = RefusedGraphs()  # rates are tensors there, too
+    found = [train(learner, batches) for learner in learners]
+    torch.testing.assert_close(*found, rtol=0, atol=0)
+    reason = "the schedule changes more than the learning rate"
+    assert caplog.messages == 2 * [f"updates run eagerly, not as CUDA graphs: {reason}"]
+
+
+class Seldom(Regression):
+    """Has a step in every second update."""
+
+    def objectives(self) -> Sequence[Objective]:
+        return [dataclasses.replace(each, every=2) for each in super().objectives()]
+
+
+def test_updates_without_a_step_are_no_graphs() -> None:
+    learners = []
+    for graphs in (None, RecordedGraphs()):
+        torch.manual_seed(1)
+        learners.append(make_learner(Seldom(make_mlp(), optim=ADAM)))
+        learners[-1].graphs = graphs
+    batches = [make_batch() for _ in range(2 * WARM_UP + 6)]
+    torch.testing.assert_close(*(train(each, batches) for each in learners), rtol=0, atol=0)
+    assert replays(learners[1]) == 3
 
 
 def test_an_optimizer_keeps_its_rate_as_a_number() -> None:
@@ -262,6 +296,10 @@ def test_on_a_gpu_a_run_of_graphs_is_the_eager_run(alg: str, tmp_path: Path) -> 
 def test_graphs_need_a_gpu() -> None:
     with pytest.raises(ValueError, match="execution=graph needs device=cuda, this run is on cpu"):
         make(execution="graph")
+    with pytest.raises(
+        ValueError, match=r"graph is of one seed, not of trainer\.num_seeds; try auto"
+    ):
+        choose_execution("graph", torch.device("cuda"), 1, is_alone=False)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 from torch.optim import Adam, AdamW
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.lr_scheduler import LambdaLR, OneCycleLR
 
 from research.algs.base import Loss, Objective
 from research.algs.regression import Regression
@@ -179,6 +179,30 @@ def test_what_cannot_be_compiled_is_trained_eagerly_and_said_once(
     torch.testing.assert_close(*found, rtol=0, atol=0)
     (message,) = (each for each in caplog.messages if "is trained eagerly" in each)
     assert message.startswith("network is trained eagerly, for torch.compile cannot: ")
+
+
+@pytest.mark.usefixtures("uncompiled")
+def test_a_schedule_of_more_than_the_rate_is_followed() -> None:
+    cycle = partial(OneCycleLR, max_lr=0.05, total_steps=60)  # which moves Adam's betas, too
+    batches = [make_batch() for _ in range(8)]
+    learners = [make_double(schedule=cycle, execution=each) for each in ("eager", "compile")]
+    torch.testing.assert_close(*(train(each, batches) for each in learners), rtol=1e-9, atol=1e-11)
+    assert learners[1].compiled is None
+
+
+def test_many_sizes_of_batches_end_the_graphs_and_it_is_said(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    compile: Callable[..., Any] = torch.compile
+    monkeypatch.setattr(torch, "compile", partial(compile, backend="eager"))
+    batches = [make_batch(size) for size in range(2, 15)]
+    learners = [make_double(execution=execution) for execution in ("eager", "compile")]
+    with caplog.at_level(logging.WARNING, "research.training"):
+        found = [train(learner, batches) for learner in learners]
+    torch.testing.assert_close(*found, rtol=1e-9, atol=1e-11)
+    assert (learners[1].compiled, learners[1].gradients) == (None, None)
+    (message,) = (each for each in caplog.messages if "from now on" in each)
+    assert message.startswith("updates run eagerly from now on: more than eight sizes of batches")
 
 
 @pytest.mark.slow
