@@ -93,7 +93,7 @@ class CapturedTD3:
             self.step(-self.critics(obs, self.actor(obs))[0].mean(), self.actor, 0)
             new = [*self.actor.parameters(), *self.critics.parameters()]
             with torch.no_grad():
-                torch._foreach_lerp_(list(self.targets.parameters()), new, 0.005)  # type: ignore
+                torch._foreach_lerp_(list(self.targets.parameters()), new, 0.005)  # type: ignore[reportPrivateImportUsage]
 
     def step(self, loss: Tensor, module: nn.Module, index: int) -> None:
         """Step one optimizer."""

@@ -32,7 +32,7 @@ from benchmarks.numerics import compose_config
 from benchmarks.sb3 import make_model
 from research.batches import Step
 from research.config import build
-from research.training.learner import Learner
+from research.training.learner import Execution, Learner
 from research.training.meter import Phases
 from research.training.seed import seed_everything
 
@@ -112,7 +112,7 @@ def make_config(alg: str, device: torch.device, *overrides: str) -> DictConfig:
     return compose_config(*own, *overrides)
 
 
-def make_ours(alg: str, device: torch.device, execution: str, *overrides: str) -> Learn:
+def make_ours(alg: str, device: torch.device, execution: Execution, *overrides: str) -> Learn:
     """Our learner."""
     cfg = make_config(alg, device, *overrides)
     seed_everything(0)
@@ -139,7 +139,7 @@ def make_ours(alg: str, device: torch.device, execution: str, *overrides: str) -
         precision="fp32",
         accumulate=1,
         ema_decay=None,
-        execution=execution,  # type: ignore[arg-type]
+        execution=execution,
     )
     phases = Phases()
 

@@ -36,6 +36,7 @@ from benchmarks.measure import (
     run_python,
     write_rows,
 )
+from research.training.learner import Execution
 
 CPU = torch.device("cpu")
 ENVIRONMENTS, BATCHES, WIDTHS = (
@@ -135,8 +136,8 @@ class Updates:
 
     """
 
-    def __init__(self, execution: str, override: str) -> None:
-        self.execution = execution
+    def __init__(self, execution: Execution, override: str) -> None:
+        self.execution: Execution = execution
         self.override = override
         self.learn: Learn | None = None
 

@@ -6,12 +6,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
+from torch._dynamo.exc import FailOnRecompileLimitHit
 from torch.optim import Adam, AdamW
 
 from research.algs.base import Algorithm, Loss, Objective, PolyakCopy
 from research.training.descent import Descent
-from research.training.gradient import compiled, pure_gradient
+from research.training.gradient import NOT_COMPILED, compiled, pure_gradient
 from research.training.precision import Precision
 
 log = logging.getLogger(__name__)
@@ -46,10 +46,18 @@ class AdamGroup(NamedTuple):
 
 
 class Move(NamedTuple):
-    """A copy that follows a module: the tensors of both, and how far it goes."""
+    """A copy that follows a module.
 
-    parameters: tuple[Sequence[Tensor], Sequence[Tensor]]
-    buffers: tuple[Sequence[Tensor], Sequence[Tensor]]
+    Attributes:
+        old, new: the parameters of both, detached.
+        buffers: the pairs of both.
+        tau: the share of the way that the copy's parameters go.
+
+    """
+
+    old: Sequence[Tensor]
+    new: Sequence[Tensor]
+    buffers: Sequence[tuple[Tensor, Tensor]]
     tau: float
 
 
@@ -130,7 +138,7 @@ class CompiledUpdates:
             reason = "more than eight sizes of batches, or values of a number that a loss reads"
             log.warning("updates run eagerly from now on: %s", reason)
             return None
-        except TorchDynamoException:
+        except NOT_COMPILED:
             return None
         return {name: Loss(**loss) for name, loss in losses.items()}
 
@@ -164,9 +172,9 @@ class CompiledUpdates:
                     take_adam_step(group, gradients)
                 losses[objective.name] = loss
             for move in moves:
-                if move.parameters[0]:
-                    torch._foreach_lerp_(*move.parameters, move.tau)  # type: ignore[reportPrivateImportUsage]
-                for old, new in zip(*move.buffers, strict=True):
+                if move.old:
+                    torch._foreach_lerp_(move.old, move.new, move.tau)  # type: ignore[reportPrivateImportUsage]
+                for old, new in move.buffers:
                     old.copy_(new)
             return losses
 
@@ -197,8 +205,8 @@ class CompiledUpdates:
         """The tensors of a copy and of what it follows."""
         pair = copy.target, copy.of
         old, new = ([self.places[each] for each in module.parameters()] for module in pair)
-        buffers = tuple(list(module.buffers()) for module in pair)
-        return Move((old, new), buffers, copy.tau)  # type: ignore[arg-type]
+        buffers = zip(copy.target.buffers(), copy.of.buffers(), strict=True)
+        return Move(old, new, list(buffers), copy.tau)
 
 
 def is_plain_adam(descent: Descent) -> bool:

@@ -20,6 +20,9 @@ Pure = Callable[
 ]
 """See ``pure_gradient``."""
 
+NOT_COMPILED = (TorchDynamoException, OSError)
+"""What torch.compile raises where it cannot; OSError if it cannot write to its cache."""
+
 OF_CODE = {
     *("BUILTIN_MATCH", "CLASS_MATCH", "CLOSURE_MATCH", "DICT_CONTAINS", "DICT_KEYS_MATCH"),
     *("DICT_NOT_CONTAINS", "EMPTY_NN_MODULE_HOOKS_DICT", "MODULE_MATCH"),
@@ -81,7 +84,7 @@ class CompiledGradients:
             return None
         try:
             gradients, loss = graph(tuple(arguments), factor)
-        except (TorchDynamoException, FailOnRecompileLimitHit) as error:
+        except (*NOT_COMPILED, FailOnRecompileLimitHit) as error:
             reason = str(error).strip().partition("\n")[0]
             told = "%s is trained eagerly, for torch.compile cannot: %s"
             log.warning(told, objective.name, reason)

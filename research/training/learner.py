@@ -550,7 +550,7 @@ def choose_execution(
     if device.type == "cuda":
         return "graph" if is_alone else "eager"
     if device.type == "cpu" and total_updates >= MANY_UPDATES and has_compiler():
-        told = "%s updates are enough to compile the gradients; trainer.execution=eager does not"
+        told = "%s updates are enough for torch.compile; without it: trainer.execution=eager"
         log.info(told, f"{total_updates:,}")
         return "compile"
     return "eager"

@@ -1,6 +1,6 @@
 """Pendulums that are stepped as one tensor."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium
 import numpy as np
@@ -15,7 +15,7 @@ LENGTH = 200
 class BatchedPendulum(VectorEnv):
     """E copies of gymnasium's Pendulum-v1, written in torch; all episodes begin and end at once."""
 
-    metadata = {"autoreset_mode": AutoresetMode.NEXT_STEP}  # noqa: RUF012
+    metadata: ClassVar[dict[str, Any]] = {"autoreset_mode": AutoresetMode.NEXT_STEP}
 
     def __init__(self, num_envs: int, max_episode_steps: int | None = None) -> None:
         self.num_envs = num_envs
@@ -54,4 +54,4 @@ class BatchedPendulum(VectorEnv):
         return self.observe(), -cost.numpy(), never, over, {}
 
 
-gymnasium.register("BatchedPendulum-v0", vector_entry_point=BatchedPendulum)  # type: ignore[arg-type]
+gymnasium.register("BatchedPendulum-v0", vector_entry_point=f"{__name__}:BatchedPendulum")

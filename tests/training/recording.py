@@ -20,7 +20,7 @@ class Call(NamedTuple):
     operator: Any
     args: Sequence[Any]
     kwargs: dict[str, Any]
-    results: Sequence[Tensor]
+    results: Sequence[Tensor | None]
 
 
 class Recorder(TorchDispatchMode):
@@ -52,7 +52,7 @@ class Recorder(TorchDispatchMode):
             for each in tree_leaves(result)
             if isinstance(each, Tensor)
         ]
-        self.calls.append(Call(func, args, kwargs, results))  # type: ignore[arg-type]
+        self.calls.append(Call(func, args, kwargs, results))
         return result
 
 

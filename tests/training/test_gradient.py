@@ -149,18 +149,28 @@ def test_what_a_loss_reads_may_change_and_so_may_the_size_of_a_batch(
         alg = Scaled(make_mlp(), optim=partial(torch.optim.SGD, lr=0.1))
         learners.append(make_learner(alg, execution=execution))
     for scale, size in ((1.0, 9), (2.0, 9), (2.0, 7), (1.0, 9), (3.0, 7)):
-        for learner in learners:
-            learner.alg.scale = scale  # type: ignore[assignment]
+        monkeypatch.setattr(Scaled, "scale", scale)
         assert_same_updates(*learners, batches=[make_batch(size)], rtol=0, atol=0)
     assert set(kept) > OF_CODE & {"TYPE_MATCH", "MODULE_MATCH", "DICT_KEYS_MATCH"}
 
 
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (Unsupported("no C++ compiler\nand more", case_name="compiler"), "no C++ compiler"),
+        (OSError(28, "No space left on device"), "[Errno 28] No space left on device"),
+    ],
+    ids=["compiler", "disk"],
+)
 def test_what_cannot_be_compiled_goes_on_eagerly_and_says_so_once(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    error: Exception,
+    reason: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     def compile(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
         def call(*arguments: Any) -> Any:
-            raise Unsupported("no C++ compiler is here\nand more", case_name="compiler")
+            raise error
 
         return call
 
@@ -171,7 +181,7 @@ def test_what_cannot_be_compiled_goes_on_eagerly_and_says_so_once(
         assert_same_updates(plain, graph, batches=batches, rtol=0, atol=0)
     (record,) = caplog.records
     assert record.getMessage() == (
-        "network is trained eagerly, for torch.compile cannot: no C++ compiler is here"
+        f"network is trained eagerly, for torch.compile cannot: {reason}"
     )
 
 
