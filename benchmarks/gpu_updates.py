@@ -32,7 +32,8 @@ from benchmarks.numerics import compose_config
 from benchmarks.sb3 import make_model
 from research.batches import Step
 from research.config import build
-from research.training.learner import Execution, Learner
+from research.training.execution import Execution
+from research.training.learner import Learner
 from research.training.meter import Phases
 from research.training.seed import seed_everything
 

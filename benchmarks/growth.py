@@ -36,7 +36,7 @@ from benchmarks.measure import (
     run_python,
     write_rows,
 )
-from research.training.learner import Execution
+from research.training.execution import Execution
 
 CPU = torch.device("cpu")
 ENVIRONMENTS, BATCHES, WIDTHS = (

@@ -2,12 +2,10 @@
 
 import copy
 import logging
-import os
-import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -27,6 +25,7 @@ from research.parallel.sums import count_examples, is_parallel
 from research.processors.base import Processor
 from research.training.capture import Captured, CudaGraphs, Graphs
 from research.training.descent import Descent, ScheduleFactory
+from research.training.execution import Execution, choose_execution, refuse_own_update
 from research.training.meter import Metrics, Phases, check_metric
 from research.training.precision import LossScaler, Precision, autocast, make_step
 
@@ -35,11 +34,6 @@ if TYPE_CHECKING:
     from research.training.gradient import CompiledGradients
     from research.training.lockstep import Seat
 
-
-Execution: TypeAlias = Literal["auto", "eager", "graph", "compile"]
-
-MANY_UPDATES = 100_000
-"""For so many a compiler, which takes 20 s to a minute, pays for itself a few times over."""
 
 log = logging.getLogger(__name__)
 
@@ -523,59 +517,6 @@ def check_objectives(objectives: Sequence[Objective]) -> Sequence[Objective]:
     if len(prioritising) > 1:
         raise ValueError(f"one objective may give priorities, but these do: {prioritising}")
     return objectives
-
-
-def choose_execution(
-    execution: Execution, device: torch.device, total_updates: int, *, is_alone: bool
-) -> Execution:
-    """How updates are executed where that is left open: fast, if it is known to be.
-
-    On a GPU they are captured, unless several seeds compute them together. On a CPU they are
-    compiled in long runs, if there is a compiler.
-
-    Raises:
-        ValueError: CUDA graphs are asked for, but not on a GPU, or for several seeds.
-
-    """
-    if execution == "graph" and device.type != "cuda":
-        raise ValueError(
-            f"trainer.execution=graph needs device=cuda, this run is on {device.type}; try auto"
-        )
-    if execution == "graph" and not is_alone:
-        raise ValueError(
-            "trainer.execution=graph is of one seed, not of trainer.num_seeds; try auto"
-        )
-    if execution != "auto":
-        return execution
-    if device.type == "cuda":
-        return "graph" if is_alone else "eager"
-    if device.type == "cpu" and total_updates >= MANY_UPDATES and has_compiler():
-        told = "%s updates are enough for torch.compile; without it: trainer.execution=eager"
-        log.info(told, f"{total_updates:,}")
-        return "compile"
-    return "eager"
-
-
-def has_compiler() -> bool:
-    """Whether torch.compile finds what compiles C++ for a CPU."""
-    return shutil.which(os.environ.get("CXX", "g++")) is not None
-
-
-def refuse_own_update(
-    alg: Algorithm, precision: Precision, accumulate: int, execution: str
-) -> None:
-    """Raise a ValueError for what needs objectives, if the algorithm has an update of its own."""
-    wanted = {
-        f"trainer.precision={precision}": precision != "fp32",
-        f"trainer.accumulate={accumulate}": accumulate > 1,
-        f"trainer.execution={execution}": execution != "eager",
-        "several ranks": is_parallel(),
-    }
-    for setting, is_wanted in wanted.items():
-        if is_wanted:
-            raise ValueError(
-                f"{setting} needs objectives, but {type(alg).__name__} has an update of its own"
-            )
 
 
 def copy_algorithm(alg: Algorithm) -> Algorithm:

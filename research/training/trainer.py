@@ -31,9 +31,10 @@ from research.training.collector import Collector
 from research.training.descent import ScheduleFactory
 from research.training.episodes import mean_metrics
 from research.training.evaluation import ALWAYS_EVALUATED, Evaluation, evaluate, validate
+from research.training.execution import Execution
 from research.training.filming import Videos
 from research.training.infos import Infos
-from research.training.learner import Execution, Learner
+from research.training.learner import Learner
 from research.training.meter import Phases
 from research.training.pace import Pace
 from research.training.policy import Policy

@@ -17,9 +17,10 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 from research.algs.base import Loss, Objective
 from research.algs.regression import Regression
 from research.batches import Example
-from research.training import learner as learning
+from research.training import execution as executing
 from research.training.capture import WARM_UP, Captured
-from research.training.learner import MANY_UPDATES, Execution, Learner, choose_execution
+from research.training.execution import MANY_UPDATES, Execution, choose_execution
+from research.training.learner import Learner
 from tests.algs.learning import make_learner
 from tests.algs.test_supervised import make, make_batch, make_mlp
 from tests.commands import train as start_training
@@ -322,7 +323,7 @@ def test_what_is_fast_is_chosen(
     chosen: Execution,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(learning, "has_compiler", lambda: compiler)
+    monkeypatch.setattr(executing, "has_compiler", lambda: compiler)
     found = choose_execution("auto", torch.device(device), updates, is_alone=is_alone)
     assert found == chosen
     asked: Execution

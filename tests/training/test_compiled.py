@@ -113,6 +113,18 @@ def test_one_goes_on_where_the_other_was(executions: tuple[str, str]) -> None:
 
 
 @pytest.mark.usefixtures("uncompiled")
+def test_a_resumed_run_has_the_bits_of_one_that_was_not() -> None:
+    batches = [make_batch() for _ in range(6)]
+    whole, first, second = (make_double(schedule=HALVES, execution="compile") for _ in range(3))
+    expected = train(whole, batches)
+    train(first, batches[:3])
+    second.alg.load_state_dict(first.alg.state_dict())
+    second.load_state_dict(first.state_dict())
+    found = train(second, batches[3:])
+    torch.testing.assert_close(found[1:], expected[1:], rtol=0, atol=0)
+
+
+@pytest.mark.usefixtures("uncompiled")
 @pytest.mark.parametrize(
     "settings",
     [

@@ -243,7 +243,7 @@ def test_an_update_of_its_own_is_averaged_and_resumes() -> None:
 def test_what_needs_objectives_is_refused_for_an_update_of_its_own(
     monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], setting: str
 ) -> None:
-    monkeypatch.setattr("research.training.learner.is_parallel", lambda: not settings)
+    monkeypatch.setattr("research.training.execution.is_parallel", lambda: not settings)
     message = f"^{setting} needs objectives, but Hopping has an update of its own$"
     with pytest.raises(ValueError, match=message):
         make_learner(Hopping(), **settings)
