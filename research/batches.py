@@ -194,6 +194,12 @@ def list_tensors(batch: Any) -> list[Tensor]:
     return found
 
 
+def copy_all(places: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    """Copy the values into places of their shapes, in one kernel if they are of one kind."""
+    if places:  # it takes no empty list
+        torch._foreach_copy_(places, values)  # type: ignore[reportPrivateImportUsage]
+
+
 def add_weight(batch: Transition | ExtendedTransition, weight: Tensor) -> WeightedTransition:
     """The batch with the weight (B,) of each of its steps."""
     held = batch[5:] if isinstance(batch, ExtendedTransition) else ({}, {}, {})

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from research.batches import list_tensors, map_tensors
+from research.batches import copy_all, list_tensors, map_tensors
 
 T = TypeVar("T")
 
@@ -97,12 +97,6 @@ class Recording(NamedTuple):
     inputs: Sequence[Tensor]
     outputs: Any
     replay: Callable[[], None]
-
-
-def copy_all(places: Sequence[Tensor], values: Sequence[Tensor]) -> None:
-    """Copy the values into places of their shapes, in one kernel if they are of one kind."""
-    if places:  # it takes no empty list
-        torch._foreach_copy_(places, values)  # type: ignore[reportPrivateImportUsage]
 
 
 class Captured:

@@ -27,6 +27,47 @@ def test_a_mean_of_many_does_not_lose_the_small_ones() -> None:
     assert metrics.take()["q"] == (2**24 + 999) / 1000
 
 
+def test_many_values_share_few_blocks_of_memory() -> None:
+    metrics = Metrics("train")
+    for step in range(1000):
+        metrics.add({"q": scalar(float(step))}, step=step)
+    assert len(metrics.columns["q"].blocks) == 4
+    assert metrics.take() == {"q": 499.5}
+
+
+def test_a_value_that_changes_after_its_update_is_counted_as_it_was() -> None:
+    metrics = Metrics("train")
+    value = torch.tensor(2.0)
+    metrics.add({"q": value}, step=1)
+    value.fill_(7.0)
+    assert metrics.take() == {"q": 2.0}
+
+
+def test_integers_and_fractions_of_one_metric_are_not_rounded() -> None:
+    metrics = Metrics("train")
+    metrics.add({"share": torch.tensor(1), "flag": torch.tensor(True)}, step=1)
+    metrics.add({"share": scalar(0.5), "flag": torch.tensor(False)}, step=2)
+    assert metrics.take() == {"share": 0.75, "flag": 0.5}
+
+
+def test_a_metric_has_no_dimensions() -> None:
+    with pytest.raises(UserError, match="train/q must be a detached tensor without dimensions"):
+        Metrics("train").add({"q": torch.ones(3)}, step=1)
+
+
+def test_values_not_yet_taken_are_restored_with_their_steps() -> None:
+    metrics, restored = Metrics("train"), Metrics("train")
+    for step in range(300):
+        metrics.add({"q": scalar(0.1 * step)} | ({"p": scalar(1.0)} if step % 2 else {}), step=step)
+    restored.load_state_dict(metrics.state_dict(), torch.device("cpu"))
+    for each in (metrics, restored):
+        each.add({"q": scalar(1.0), "p": scalar(float("nan"))}, step=300)
+        with pytest.raises(UserError, match=r"^train/p became nan at step 300;"):
+            each.take()
+        del each.columns["p"]
+    assert metrics.take() == restored.take()
+
+
 def test_nothing_is_counted_in_two_rows() -> None:
     metrics = Metrics("train")
     metrics.add({"q": scalar(1.0)}, step=1)
