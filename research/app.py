@@ -3,7 +3,6 @@
 import functools
 import logging
 import os
-import resource
 import signal
 import sys
 import threading
@@ -20,7 +19,7 @@ from hydra.core.singleton import Singleton
 from hydra.errors import OverrideParseException
 from omegaconf import DictConfig
 
-from research.config import build, check, to_plain
+from research.config import check, to_plain
 from research.console import outlive_readers
 from research.crash import LOG, crash_told, enable_on_stderr, fatal_signal
 from research.errors import Misfit, UserError, is_ours
@@ -35,6 +34,7 @@ from research.explain import (
     one_line,
 )
 from research.files import write_whole
+from research.forecast import forecast_memory, size
 from research.hydra_versions import VERSION_BASE, execution_whitelist
 from research.launchers.plan.store import share_config_store
 from research.parallel.ranks import Node, TorchrunRank, this_node, torchrun_rank
@@ -114,7 +114,8 @@ def for_launchers(task: Task) -> dict[str, Any]:
         "keeps_status": True,
         "check_config": check,
         "rehearse": functools.partial(rehearsing, task),
-        "forecast_memory": forecast_memory,
+        "forecast_memory": functools.partial(forecast_memory, task),
+        "size": size,
     }
 
 
@@ -201,20 +202,6 @@ def keep_asserts_of_parser() -> None:
     exec(code, overrides_visitor.__dict__)
     name = "HydraOverrideVisitor"
     overrides_parser.__dict__[name] = overrides_visitor.__dict__[name]
-
-
-def forecast_memory(cfg: DictConfig) -> int:
-    """Bytes of host memory that a run will take: this process with its environment, and the data.
-
-    The networks are not counted: beside the libraries and a replay buffer they are small.
-    """
-    env = build(cfg.env)
-    dataset = build(cfg.dataset, env, cfg.seed)
-    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    if hasattr(env, "close"):
-        env.close()
-    stored = getattr(dataset, "memory_bytes", 0)
-    return cfg.trainer.devices * (kilobytes * 1024 + cfg.trainer.num_seeds * stored)
 
 
 def run_task(task: Task, cfg: DictConfig) -> float:

@@ -25,7 +25,7 @@ SHARED = {
     *("hydra_versions", "load_order", "process", "ranges", "signals", "status"),
 }
 MAY_IMPORT_HYDRA = {
-    *("app.py", "config.py", "explain.py", "hydra_versions.py", "rank.py"),
+    *("app.py", "config.py", "explain.py", "forecast.py", "hydra_versions.py", "rank.py"),
     *("rehearsal.py", "resume.py", "seeds.py", "trust.py"),
     "launchers",
     "results",

@@ -54,11 +54,16 @@ def peak_memory(device: torch.device) -> dict[str, float]:
     ``memory_gb`` is what was in the host's memory, without its environments' processes;
     ``gpu_memory_gb`` is what torch had reserved on a GPU.
     """
-    unit = 1 if sys.platform == "darwin" else 1024
-    found = {"memory_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9}
+    found = {"memory_gb": peak_bytes() / 1e9}
     if device.type == "cuda":
         found["gpu_memory_gb"] = torch.cuda.max_memory_reserved(device) / 1e9
     return found
+
+
+def peak_bytes() -> int:
+    """The most bytes of this process that were in the host's memory."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def format_bytes(num_bytes: int) -> str:

@@ -1,6 +1,7 @@
 """The training loop of online, offline and supervised learning."""
 
 import logging
+import math
 import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -264,11 +265,14 @@ class Trainer:
         assert isinstance(self.dataset, OnlineDataset)
         return SharedCollector(lambda dataset: make(dataset=dataset), self.dataset, self.rank)
 
-    def train(self) -> float:
+    def train(self, max_updates: float = math.inf) -> float:
         """Train to ``total_steps``, from the run directory's last checkpoint if it has one.
 
         SIGINT, SIGTERM, SIGUSR1 or SIGUSR2 ends the training after the current step, with a
         checkpoint.
+
+        Args:
+            max_updates: of a trial, which then ends with an evaluation and a checkpoint.
 
         Returns:
             the best value of ``score.metric``.
@@ -283,7 +287,7 @@ class Trainer:
         request = nullcontext(self.run.seat.stop) if self.run.seat else StopRequest()
         with request as self.stop, closing(self):  # closing takes its time
             try:
-                self.run_to_end()
+                self.run_to_end(max_updates)
             except Preempted:  # raised during an evaluation, or a wait for examples
                 self.halt_if_asked()
                 raise
@@ -292,8 +296,8 @@ class Trainer:
                 self.logger.finish(self.run.config, {"best/score": self.score.best_score})
         return self.score.best_score
 
-    def run_to_end(self) -> None:
-        """Start or resume, and take all remaining steps."""
+    def run_to_end(self, max_updates: float) -> None:
+        """Start or resume, and take all remaining steps, or those of a trial."""
         if isinstance(self.dataset, WaitingDataset):
             self.dataset.wait_in(self.stop.at_once)
         self.start()
@@ -307,6 +311,9 @@ class Trainer:
                 self.advance()
                 if self.profile is not None:
                     self.profile.advance(self.step, self.learner.updates)
+                if self.learner.updates >= max_updates:
+                    self.evaluate_and_save()
+                    break
 
     def start(self) -> None:
         """Resume from the last checkpoint, or begin a new run."""

@@ -144,21 +144,15 @@ class Batch:
             tasks.append(Task(job, make_call(call)))
         return tasks
 
-    def check(
-        self, jobs: Sequence[Job], *, forecast: bool = False, elsewhere: bool = False
-    ) -> list[int | None]:
+    def check(self, jobs: Sequence[Job], *, elsewhere: bool = False) -> None:
         """Check the configs in one child process, which may import and build what they name.
 
         The task function may have these attributes: ``check_config`` checks a config, ``rehearse``
-        builds its parts without using them, ``forecast_memory`` returns the bytes that a job needs.
+        builds its parts without using them.
 
         Args:
             jobs: jobs of this batch.
-            forecast: whether to forecast the memory.
             elsewhere: whether the jobs run on other machines.
-
-        Returns:
-            the bytes that each job needs; None if they are unknown or there is no ``forecast``.
 
         Raises:
             UserError: for the first job that cannot run.
@@ -167,27 +161,25 @@ class Batch:
         task_function = self.program.task_function
         check = getattr(task_function, "check_config", None)
         rehearse = getattr(task_function, "rehearse", None)
-        forecast_memory = getattr(task_function, "forecast_memory", None) if forecast else None
-        if not jobs or (check is None and forecast_memory is None):
-            return [None] * len(jobs)
+        if not jobs or check is None:
+            return
         if self.is_search:  # a trial may fail
             rehearse = None
         elif rehearse is not None:
             rehearse = partial(rehearse, elsewhere=elsewhere)
         pairs = [(self.configs[job.number], job.folder) for job in jobs]
-        checks = Check(check, rehearse, forecast_memory, pairs, hydra_state())
+        checks = Check(check, rehearse, pairs, hydra_state())
         try:
             answers = call_in_process(checks)
         except RuntimeError:
             if not (elsewhere and rehearse):
                 raise
             answers = call_in_process(replace(checks, rehearse=None))  # this may have killed it
-        refused = [(job, line) for job, (line, _) in zip(jobs, answers, strict=True) if line]
+        refused = [(job, line) for job, line in zip(jobs, answers, strict=True) if line]
         if refused:
             job, line = refused[0]
             others = f", like {len(refused) - 1} more," if len(refused) > 1 else ""
             raise UserError(f"job {job.number} ({job.name}){others} cannot run: {line}")
-        return [num_bytes for _, num_bytes in answers]
 
     def returns(self, outcomes: Mapping[int, Outcome]) -> list[JobReturn]:
         """One ``JobReturn`` per job, in order, whatever happened, as Hydra's sweepers expect."""
@@ -214,37 +206,46 @@ class Batch:
 
 @dataclass
 class Check:
-    """Checks the configs of many jobs; returns what is wrong with each, or "", and its memory."""
+    """Checks the configs of many jobs; returns what is wrong with each, or ""."""
 
-    check: Callable[[DictConfig], object] | None
+    check: Callable[[DictConfig], object]
     rehearse: Callable[[], AbstractContextManager[Callable[[DictConfig, Path], None]]] | None
-    forecast_memory: Callable[[DictConfig], int] | None
     configs: Sequence[tuple[DictConfig, Path]]
     state: dict[Any, Any]
 
-    def __call__(self) -> list[tuple[str, int | None]]:
+    def __call__(self) -> list[str]:
         """Check them all."""
-        restore(self.state)
-        logging.disable()  # the jobs will log this themselves
-        warnings.simplefilter("ignore")
+        begin_quietly(self.state)
         with self.rehearse() if self.rehearse else nullcontext(lambda *_: None) as rehearse:
             return [self.check_one(config, folder, rehearse) for config, folder in self.configs]
 
     def check_one(
         self, config: DictConfig, folder: Path, rehearse: Callable[[DictConfig, Path], None]
-    ) -> tuple[str, int | None]:
+    ) -> str:
         """Check the config of the job whose run directory is ``folder``."""
-        HydraConfig.instance().set_config(config)
-        task_config = config.copy()
-        with open_dict(task_config):
-            del task_config["hydra"]
         try:
-            if self.check is not None:
-                self.check(task_config)
+            task_config = config_of_task(config)
+            self.check(task_config)
             rehearse(task_config, folder)
-            return "", self.forecast_memory(task_config) if self.forecast_memory else None
         except UserError as error:
-            return str(error), None
+            return str(error)
+        return ""
+
+
+def begin_quietly(state: dict[Any, Any]) -> None:
+    """Begin a call in a child process, which tells nothing that the jobs themselves will tell."""
+    restore(state)
+    logging.disable()
+    warnings.simplefilter("ignore")
+
+
+def config_of_task(config: DictConfig) -> DictConfig:
+    """The config of a job as its task function gets it, with Hydra's own set beside it."""
+    HydraConfig.instance().set_config(config)
+    task_config = config.copy()
+    with open_dict(task_config):
+        del task_config["hydra"]
+    return task_config
 
 
 def state(job: Job) -> str:

@@ -1,0 +1,145 @@
+"""The memory of a run is known before it starts."""
+
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+import train
+from benchmarks.measure import read_rows
+from research import config
+from research.forecast import Memory, forecast_memory, shorten, size
+from research.training.run import Run
+from tests.conftest import Load, algs, small
+
+ROOT = Path(__file__).parent.parent
+
+
+def task(cfg: DictConfig, run: Run) -> float:
+    return train.main.__wrapped__(cfg, run)  # type: ignore[attr-defined]
+
+
+def command(*arguments: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "train.py", *arguments], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["alg=td3", "env=pendulum", "trainer.total_steps=512"],
+        ["alg=ppo", "env=cartpole_gym", "trainer.pace.horizon=256", "trainer.total_steps=512"],
+    ],
+    ids=lambda overrides: overrides[0],
+)
+def test_a_run_takes_what_was_forecast(tmp_path: Path, overrides: Sequence[str]) -> None:
+    common = [*overrides, "device=cpu", "trainer.evaluation.episodes=2"]
+    dry = [f"hydra.sweep.dir={tmp_path / 'sweep'}", "hydra.sweeper.dry_run=true"]
+    told = command("-m", *common, *dry)
+    (row,) = (line for line in told.splitlines() if line.startswith("0 "))
+    (forecast,) = re.findall(r"([\d.]+) GB  -$", row)
+    command(*common, f"hydra.run.dir={tmp_path / 'run'}")
+    used = float(read_rows(tmp_path / "run" / "time.csv")[-1]["memory_gb"])
+    assert float(forecast) == pytest.approx(used, rel=0.1)
+
+
+@pytest.mark.parametrize("alg", algs())
+def test_every_algorithm_can_be_tried(load: Load, tmp_path: Path, alg: str) -> None:
+    (tmp_path / "run").mkdir()
+    overrides = small(alg, tmp_path, batch_size=16, capacity=5000)
+    cfg = load(*overrides, "trainer.execution=eager")
+    memory = forecast_memory(task, cfg, tmp_path / "run")
+    assert memory.host > 10**8
+    assert memory.gpu == 0
+    assert config.builder is config.construct_part
+
+
+def test_a_trial_is_short_and_keeps_the_length_of_the_run(load: Load) -> None:
+    cfg = load("env=cheetah", "trainer.total_steps=5000", "logger.trackers=[csv,wandb]")
+    shorten(cfg)
+    assert cfg.trainer.total_steps == 5000
+    assert cfg.trainer.pace.warmup_steps == 64
+    assert cfg.trainer.evaluation.episodes == 1
+    assert cfg.logger.trackers == ["csv"]
+    short = load("trainer.pace.warmup_steps=7", "trainer.total_steps=20")
+    shorten(short)
+    assert short.trainer.pace.warmup_steps == 7
+    supervised = load("alg=classification")
+    before = set(supervised.trainer)
+    shorten(supervised)
+    assert set(supervised.trainer) == before
+    assert supervised.trainer.pace is None
+
+
+@pytest.mark.parametrize(
+    ("override", "is_same"),
+    [
+        ("seed=7", True),
+        ("alg.optim.lr=3e-3", True),
+        ("dataset.batch_size=512", False),
+        ("trainer.total_steps=2000", False),
+        ("network.hidden_dims=[64,64]", False),
+    ],
+)
+def test_runs_that_differ_in_rates_alone_take_as_much(
+    load: Load, override: str, *, is_same: bool
+) -> None:
+    assert (size(load()) == size(load(override))) is is_same
+
+
+class Parts:
+    """A dataset and a trainer of known sizes, which a task builds in their order."""
+
+    capacity, memory_bytes = 1000, 10**6
+    total_steps = 250
+
+    class policy:
+        device = torch.device("cpu")
+
+    def train(self, max_updates: int) -> float:
+        assert max_updates < 100
+        return 0.0
+
+
+@pytest.mark.parametrize(("num_seeds", "num_ranks"), [(1, 1), (3, 1), (1, 2)])
+def test_seeds_and_ranks_share_the_libraries_alone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, num_seeds: int, num_ranks: int
+) -> None:
+    peaks = iter([10**9, 10**9 + 7 * 10**6])
+    monkeypatch.setattr("research.machine.memory.peak_bytes", lambda: next(peaks))
+    monkeypatch.setattr("research.forecast.construct_part", lambda *_: Parts())
+    cfg = OmegaConf.create(
+        {
+            "seed": 0,
+            "dataset": {},
+            "trainer": {"num_seeds": num_seeds, "devices": num_ranks, "total_steps": 250},
+        }
+    )
+
+    def build_two(cfg: DictConfig, run: Run) -> float:
+        config.build(cfg.dataset)
+        return config.build(cfg.trainer).train()
+
+    own = 7 * 10**6 + 250_000
+    expected = num_ranks * (10**9 + num_seeds * own)
+    assert forecast_memory(build_two, cfg, tmp_path) == Memory(expected, 0)
+
+
+def test_a_job_that_fails_within_its_trial_is_told_in_a_dry_run(tmp_path: Path) -> None:
+    """What no check can know before: an update that runs out of memory, a loss that is NaN."""
+    dry = [f"hydra.sweep.dir={tmp_path / 'sweep'}", "hydra.sweeper.dry_run=true"]
+    arguments = ["-m", "env=pendulum", "device=cpu", "trainer.total_steps=2000", "seed=0,1", *dry]
+    broken = ["alg.optim.lr=1e30"]
+    done = subprocess.run(
+        [sys.executable, "train.py", *arguments, *broken], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert "train.py: job 0 (seed=0) cannot run: UserError: " in done.stderr
