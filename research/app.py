@@ -42,7 +42,7 @@ from research.process import collect_seldom, error_line
 from research.rank import devices_override, follow, leading, train_in_parallel
 from research.rehearsal import Task, rehearsing
 from research.resume import claim, compare, is_as_long, read_files
-from research.seeds import check_seeds, train_seeds
+from research.seeds import check_seeds, has_many_seeds, train_seeds
 from research.signals import OF_A_RUN, handle
 from research.status import Status, sole_process
 from research.training.run import Run
@@ -213,7 +213,7 @@ def run_task(task: Task, cfg: DictConfig) -> float:
     if node.index > 0:  # the first one has the run directory
         return train_in_parallel(task, Run(run_dir, Status(run_dir), cfg.seed, to_plain(cfg)), node)
     with sole_process(run_dir):
-        if cfg.trainer.num_seeds == 1:
+        if not has_many_seeds(cfg):
             return run_in(run_dir, task, cfg, node)
 
         def run_seed(folder: Path, own: DictConfig, seat: "Seat") -> float:

@@ -39,7 +39,7 @@ MOVED = {
 class RunConfig(TypedDict):
     """The top level of a config: the run-wide keys, and one node per part."""
 
-    seed: Seed
+    seed: Seed | list[Seed]
     device: str
     name: str
     resume: Literal["auto", "must", "never", "override"]

@@ -9,6 +9,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from research import config
 from research.config import construct_part, to_plain
 from research.rehearsal import INDIFFERENT, Task
+from research.seeds import has_many_seeds, one_for_each_seed
+from research.signals import StopRequest
 from research.status import Status
 from research.training.run import Run
 
@@ -18,7 +20,6 @@ UPDATES = 16
 SHORTENED = {
     "trainer.evaluation.episodes": 1,
     "trainer.evaluation.batches": 1,
-    "trainer.num_seeds": 1,
     "trainer.devices": 1,
     "resume": "auto",
 }
@@ -45,10 +46,10 @@ class Memory(NamedTuple):
 
 
 def forecast_memory(task: Task, cfg: DictConfig, folder: Path) -> Memory:
-    """The memory that a run will take; to be called once in a fresh process.
+    """The memory that a run will take, or several seeds together; to be called in a fresh process.
 
     The run is begun, makes ``UPDATES`` updates, is evaluated and saved. To what that took is added
-    what the rest of the run will store. Ranks and seeds count as if they shared only the libraries.
+    what the rest of the run will store. Ranks take as much each as one of them would alone.
 
     Args:
         task: trains what a config names.
@@ -59,16 +60,35 @@ def forecast_memory(task: Task, cfg: DictConfig, folder: Path) -> Memory:
         Exception: any that the run would raise by then.
 
     """
-    num_seeds, num_ranks = cfg.trainer.num_seeds, cfg.trainer.devices
+    num_ranks = cfg.trainer.devices
     shorten(cfg)
     trial = Trial()
     config.builder = trial.build
     try:
-        task(cfg, Run(folder, Status(folder), cfg.seed, to_plain(cfg)))
+        if has_many_seeds(cfg):
+            try_seeds(task, cfg, folder)
+        else:
+            task(cfg, Run(folder, Status(folder), cfg.seed, to_plain(cfg)))
     finally:
         config.builder = construct_part
-    own = trial.taken - trial.libraries + trial.to_be_stored
-    return Memory(num_ranks * (trial.libraries + num_seeds * own), num_seeds * trial.reserved)
+    return Memory(num_ranks * (trial.taken + trial.to_be_stored), trial.reserved)
+
+
+def try_seeds(task: Task, cfg: DictConfig, folder: Path) -> None:
+    """Take the steps of the trial for every seed, in lockstep."""
+    from research.training.lockstep import Seat, run_in_lockstep
+
+    configs = {f"seed={each.seed}": each for each in one_for_each_seed(cfg)}
+
+    def train(seat: Seat) -> float:
+        (folder / seat.name).mkdir()
+        status, own = Status(folder / seat.name), configs[seat.name]
+        return task(own, Run(folder / seat.name, status, own.seed, to_plain(own), seat))
+
+    with StopRequest() as stop:
+        for seat in run_in_lockstep(train, list(configs), stop):
+            if seat.error is not None:
+                raise seat.error
 
 
 def size(cfg: DictConfig) -> str:
@@ -112,47 +132,41 @@ def has(cfg: DictConfig, key: str) -> bool:
 
 
 class Trial:
-    """Builds the parts of a run, and trains in place of its trainer.
+    """Builds the parts of runs, which train for a few updates.
 
     Attributes:
-        libraries: bytes in memory before the data, the networks and the trainer were built.
-        taken: the most bytes in memory until the end of the trial.
-        to_be_stored: bytes that the rest of the run will store.
+        taken: the most bytes in memory so far.
+        to_be_stored: bytes that the rest of the runs will store.
         reserved: bytes on the GPU.
 
     """
 
     def __init__(self) -> None:
-        self.libraries = self.taken = self.to_be_stored = self.reserved = 0
-        self.dataset: Any = None
-        self.trainer: Any = None
+        self.taken = self.to_be_stored = self.reserved = 0
 
     def build(self, node: DictConfig, *collaborators: Any) -> Any:
         """Take the place of ``research.config.build``."""
-        from research.machine.memory import peak_bytes
-
-        name = str(node._get_full_key(None))
-        if name == "dataset":
-            self.libraries = peak_bytes()
         part = construct_part(node, *collaborators)
-        if name == "dataset":
-            self.dataset = part
-        if name != "trainer":
-            return part
-        self.trainer = part
-        return self
+        return Tried(part, self) if node._get_full_key(None) == "trainer" else part
+
+
+class Tried(NamedTuple):
+    """Trains in place of a trainer."""
+
+    trainer: Any
+    trial: Trial
 
     def train(self) -> float:
-        """Take the place of ``Trainer.train``."""
+        """Make the updates, and note the memory."""
         import torch
 
         from research.machine.memory import peak_bytes
 
-        trainer = self.trainer
+        trainer, dataset, trial = self.trainer, self.trainer.dataset, self.trial
         score = trainer.train(UPDATES)
-        self.taken = peak_bytes()
-        filled = min(1, trainer.total_steps / getattr(self.dataset, "capacity", 1))
-        self.to_be_stored = int(getattr(self.dataset, "memory_bytes", 0) * filled)
+        trial.taken = peak_bytes()
+        filled = min(1, trainer.total_steps / getattr(dataset, "capacity", 1))
+        trial.to_be_stored += int(getattr(dataset, "memory_bytes", 0) * filled)
         if trainer.policy.device.type == "cuda":
-            self.reserved = torch.cuda.max_memory_reserved(trainer.policy.device)
+            trial.reserved = torch.cuda.max_memory_reserved(trainer.policy.device)
         return score

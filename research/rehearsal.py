@@ -14,7 +14,7 @@ from research.config import construct_part, to_plain
 from research.errors import UserError
 from research.explain import one_line
 from research.process import error_line
-from research.seeds import check_seeds
+from research.seeds import check_seeds, seeds_of
 from research.status import Status
 from research.training.run import Run
 
@@ -62,6 +62,7 @@ class Rehearsal:
         with open_dict(cfg):
             cfg.device = "cpu"
             cfg.trainer.devices = 1
+            cfg.seed = seeds_of(cfg)[0]
         plain = to_plain(cfg)
         content = json.dumps({key: plain[key] for key in plain if key not in INDIFFERENT})
         if content in self.seen:

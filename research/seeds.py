@@ -31,23 +31,45 @@ EVERY_S = 2.0
 log = logging.getLogger(__name__)
 
 
+def has_many_seeds(cfg: DictConfig) -> bool:
+    """Whether a config is of several runs: by ``trainer.num_seeds``, or by a list as ``seed``."""
+    return cfg.trainer.num_seeds > 1 or not isinstance(cfg.seed, int)
+
+
+def seeds_of(cfg: DictConfig) -> list[int]:
+    """The seed of each run of a config."""
+    if isinstance(cfg.seed, int):
+        return list(range(cfg.seed, cfg.seed + cfg.trainer.num_seeds))
+    return list(cfg.seed)
+
+
 def check_seeds(cfg: DictConfig) -> None:
     """Refuse several seeds together with what is of one run.
 
     Raises:
-        UserError: for ``trainer.devices`` above 1, or a profile.
+        UserError: for ``trainer.devices`` above 1, or a profile; for a list of seeds that is empty,
+            has one twice, or has ``trainer.num_seeds`` beside it.
 
     """
+    if not has_many_seeds(cfg):
+        return
+    several = f"trainer.num_seeds={cfg.trainer.num_seeds}"
+    if not isinstance(cfg.seed, int):
+        several = f"seed=[{','.join(map(str, cfg.seed))}]"
+        if cfg.trainer.num_seeds > 1:
+            raise UserError(f"{several} names the seeds; leave out trainer.num_seeds")
+        if not cfg.seed or len(set(cfg.seed)) < len(cfg.seed):
+            raise UserError(f"{several} must have at least one seed, and none twice")
     for key, allowed in (("devices", 1), ("profile", False)):
-        if cfg.trainer.num_seeds > 1 and cfg.trainer[key] != allowed:
+        if cfg.trainer[key] != allowed:
             raise UserError(
-                f"trainer.num_seeds={cfg.trainer.num_seeds} trains several runs in one process, "
+                f"{several} trains several runs in one process, "
                 f"got trainer.{key}={str(cfg.trainer[key]).lower()}; set one of them to its default"
             )
 
 
 def train_seeds(cfg: DictConfig, run_dir: Path, run_in: RunIn) -> float:
-    """Train ``trainer.num_seeds`` runs, from ``seed`` on, in ``run_dir/seed=<seed>``.
+    """Train a run for each seed of the config, in ``run_dir/seed=<seed>``.
 
     Returns:
         the mean of their scores.
@@ -131,7 +153,7 @@ class JointStatus:
 
 def one_for_each_seed(cfg: DictConfig) -> Iterator[DictConfig]:
     """The config of each run, as it would be alone."""
-    for seed in range(cfg.seed, cfg.seed + cfg.trainer.num_seeds):
+    for seed in seeds_of(cfg):
         own = copy.deepcopy(cfg)
         with open_dict(own):
             own.seed = seed

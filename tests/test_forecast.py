@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 import train
 from benchmarks.measure import read_rows
 from research import config
+from research.config import build
 from research.forecast import Memory, forecast_memory, shorten, size
 from research.training.run import Run
 from tests.conftest import Load, algs, small
@@ -96,7 +97,7 @@ def test_runs_that_differ_in_rates_alone_take_as_much(
 
 
 class Parts:
-    """A dataset and a trainer of known sizes, which a task builds in their order."""
+    """A dataset and a trainer of known sizes."""
 
     capacity, memory_bytes = 1000, 10**6
     total_steps = 250
@@ -104,33 +105,40 @@ class Parts:
     class policy:
         device = torch.device("cpu")
 
+    def __init__(self) -> None:
+        self.dataset = self
+
     def train(self, max_updates: int) -> float:
         assert max_updates < 100
         return 0.0
 
 
-@pytest.mark.parametrize(("num_seeds", "num_ranks"), [(1, 1), (3, 1), (1, 2)])
-def test_seeds_and_ranks_share_the_libraries_alone(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, num_seeds: int, num_ranks: int
+@pytest.mark.parametrize("num_ranks", [1, 2])
+def test_what_will_be_stored_is_added_and_ranks_share_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, num_ranks: int
 ) -> None:
-    peaks = iter([10**9, 10**9 + 7 * 10**6])
-    monkeypatch.setattr("research.machine.memory.peak_bytes", lambda: next(peaks))
+    monkeypatch.setattr("research.machine.memory.peak_bytes", lambda: 10**9)
     monkeypatch.setattr("research.forecast.construct_part", lambda *_: Parts())
-    cfg = OmegaConf.create(
-        {
-            "seed": 0,
-            "dataset": {},
-            "trainer": {"num_seeds": num_seeds, "devices": num_ranks, "total_steps": 250},
-        }
-    )
+    trainer = {"num_seeds": 1, "devices": num_ranks, "total_steps": 250}
+    cfg = OmegaConf.create({"seed": 0, "trainer": trainer})
 
-    def build_two(cfg: DictConfig, run: Run) -> float:
-        config.build(cfg.dataset)
+    def build_and_train(cfg: DictConfig, run: Run) -> float:
         return config.build(cfg.trainer).train()
 
-    own = 7 * 10**6 + 250_000
-    expected = num_ranks * (10**9 + num_seeds * own)
-    assert forecast_memory(build_two, cfg, tmp_path) == Memory(expected, 0)
+    expected = num_ranks * (10**9 + 250_000)
+    assert forecast_memory(build_and_train, cfg, tmp_path) == Memory(expected, 0)
+
+
+def test_seeds_are_tried_together(load: Load, tmp_path: Path) -> None:
+    """Each stores as much as one; they share the libraries."""
+    common = "env=pendulum", "trainer.execution=eager", "trainer.total_steps=500_000"
+    hosts = []
+    for name, seed in (("one", "seed=3"), ("two", "seed=[3,5]")):
+        (tmp_path / name).mkdir()
+        hosts.append(forecast_memory(task, load(*common, seed), tmp_path / name).host)
+    assert (tmp_path / "two" / "seed=5" / "status.json").exists()
+    stored = build(load(*common).dataset, build(load(*common).env), 0).memory_bytes
+    assert hosts[1] - hosts[0] == pytest.approx(stored / 2, abs=0.1 * hosts[0])
 
 
 def test_a_job_that_fails_within_its_trial_is_told_in_a_dry_run(tmp_path: Path) -> None:

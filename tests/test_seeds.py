@@ -2,7 +2,10 @@
 
 import json
 import os
+import re
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +19,7 @@ from tests.training.records.test_trackers import stored_by_wandb
 from tests.training.toys import rows
 
 LIMIT_S = 120.0
+ROOT = Path(__file__).parent.parent
 TD3 = (
     *("alg=td3", "env=pendulum", "env.action_repeat=5", "network.hidden_dims=[16]"),
     *("trainer.pace.warmup_steps=60", "trainer.log_every=20", "trainer.evaluation.every=120"),
@@ -117,6 +121,7 @@ def test_a_seed_that_fails_is_told_by_its_name_and_the_others_come_to_their_end(
         ),
         ("trainer.profile=true", "several runs in one process, got trainer.profile=true; set one"),
         ("trainer.num_seeds=0", "trainer.num_seeds must be an integer of at least 1, got 0"),
+        ("seed=[1,2]", "seed=[1,2] names the seeds; leave out trainer.num_seeds"),
     ],
 )
 def test_what_cannot_be_is_told_before_anything_is_made(
@@ -125,6 +130,35 @@ def test_what_cannot_be_is_told_before_anything_is_made(
     (line,) = finish(tmp_path / "run", *TD3, *TWO, SHORT, override, status=1)
     assert told in line
     assert not (tmp_path / "run" / "seed=3").exists()
+
+
+@pytest.mark.parametrize("seeds", ["[]", "[1,1]"])
+def test_a_list_of_seeds_has_some_and_none_twice(tmp_path: Path, seeds: str) -> None:
+    (line,) = finish(tmp_path / "run", *TD3, SHORT, f"seed={seeds}", status=1)
+    assert line == f"train.py: seed={seeds} must have at least one seed, and none twice"
+
+
+def test_the_seeds_of_a_list_are_those_that_are_counted(tmp_path: Path) -> None:
+    finish(tmp_path / "named", *TD3, "seed=[4,3]", SHORT)
+    finish(tmp_path / "counted", *TD3, *TWO, SHORT)
+    for name in NAMES:
+        assert weights(tmp_path / "named" / name) == weights(tmp_path / "counted" / name)
+
+
+def test_the_seeds_of_a_sweep_share_processes(tmp_path: Path) -> None:
+    """Its jobs are checked, forecast, run and found by seeds."""
+    sweep = "seed=range(0,4)", "hydra.sweeper.seeds_per_job=2", f"hydra.sweep.dir={tmp_path}"
+    command = [sys.executable, "train.py", "-m", *TD3, SHORT, "device=cpu", *sweep]
+    dry = subprocess.run(
+        [*command, "hydra.sweeper.dry_run=true"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert "2 jobs would run" in dry.stdout, dry.stderr
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"jobs  +failed.*\n +2/2 +0 ", done.stdout), done.stdout
+    entries = find([tmp_path])
+    assert sorted(entry.values["seed"] for entry in entries) == [0, 1, 2, 3]
+    assert {entry.folder.parent.name for entry in entries} == {"seed=0-1", "seed=2-3"}
 
 
 def test_each_seed_is_a_run_of_its_own_at_wandb(tmp_path: Path) -> None:

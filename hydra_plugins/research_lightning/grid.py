@@ -19,12 +19,15 @@ class GridConf(BasicSweeperConf):
     Attributes:
         paired: groups of keys that vary together, first value with first value, instead of being
             multiplied: ``[[alg.optim.lr,network.hidden_dims]]``.
+        seeds_per_job: seeds of ``seed=0,1,...`` that one process trains together, each in a run
+            directory of its own.
         dry_run: check and print every job, start none.
 
     """
 
     _target_: str = "hydra_plugins.research_lightning.grid.GridSweeper"
     paired: list[list[str]] = field(default_factory=list)
+    seeds_per_job: int = 1
     dry_run: bool = False
 
 
@@ -36,9 +39,17 @@ ConfigStore.instance().store(
 class GridSweeper(BasicSweeper):
     """Launches every combination of the swept values, where paired keys vary together."""
 
-    def __init__(self, *, paired: Sequence[Sequence[str]], dry_run: bool, **options: Any) -> None:
+    def __init__(
+        self,
+        *,
+        paired: Sequence[Sequence[str]],
+        seeds_per_job: int,
+        dry_run: bool,
+        **options: Any,
+    ) -> None:
         super().__init__(**options)
         self.paired = paired
+        self.seeds_per_job = seeds_per_job
         self.dry_run = dry_run
 
     def sweep(self, arguments: list[str]) -> list[Sequence[JobReturn]]:
@@ -55,7 +66,8 @@ class GridSweeper(BasicSweeper):
         assert self.hydra_context is not None
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         overrides = parser.parse_overrides([*self._parse_config(), *arguments])
-        self.overrides = in_batches(combine(overrides, self.paired), self.max_batch_size)
+        jobs = combine(overrides, self.paired, self.seeds_per_job)
+        self.overrides = in_batches(jobs, self.max_batch_size)
         sweep_dir = Path(self.config.hydra.sweep.dir)
         sweep_dir.mkdir(parents=True, exist_ok=True)
         # Our launchers replace it, once they have accepted the command.

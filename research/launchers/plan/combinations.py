@@ -9,18 +9,24 @@ from hydra.core.utils import JobReturn, JobStatus
 from research.errors import UserError, did_you_mean
 
 
-def combine(overrides: Sequence[Override], paired: Sequence[Sequence[str]]) -> list[list[str]]:
+def combine(
+    overrides: Sequence[Override], paired: Sequence[Sequence[str]], seeds_per_job: int = 1
+) -> list[list[str]]:
     """The overrides of each job, in the order of Hydra's basic sweeper, the last key fastest.
 
     Args:
         overrides: those of the command line; the last one for a key counts.
         paired: groups of swept keys that vary together.
+        seeds_per_job: values of ``seed`` that a job gets as a list.
 
     Raises:
-        UserError: a paired key is not swept, is in two groups, or the lengths in a group differ.
+        UserError: a paired key is not swept, is in two groups, or the lengths in a group differ;
+            or the seeds of a sweep cannot be divided into such lists.
 
     """
     values = {override.get_key_element(): expand(override) for override in overrides}
+    if seeds_per_job != 1:
+        values["seed"] = in_lists(values.get("seed", ["seed="]), seeds_per_job)
     names = {key.lstrip("+~"): key for key, choices in values.items() if len(choices) > 1}
     group_of: dict[str, int] = {}
     for index, group in enumerate(paired):
@@ -56,6 +62,18 @@ def expand(override: Override) -> list[str]:
             "choose hydra/sweeper=optuna"
         )
     return [f"{key}={value}" for value in override.sweep_string_iterator()]
+
+
+def in_lists(overrides: Sequence[str], size: int) -> list[str]:
+    """Overrides of ``seed`` as those by lists of ``size`` values."""
+    values = [override.partition("=")[2] for override in overrides]
+    if size < 1 or len(values) % size or not all(value.isdecimal() for value in values):
+        raise UserError(
+            f"hydra.sweeper.seeds_per_job={size} must divide the number of seeds of a sweep, such "
+            f"as 8 of seed=range(0,8); got {', '.join(overrides)}"
+        )
+    starts = range(0, len(values), size)
+    return [f"seed=[{','.join(values[start : start + size])}]" for start in starts]
 
 
 def swept_key(name: str, names: dict[str, str]) -> str:

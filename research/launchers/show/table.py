@@ -169,7 +169,9 @@ def seed_columns(rows: Sequence[Row]) -> tuple[list[Column], list[float | None]]
     states = [Counter(row.status["state"] for row in group) for group in groups.values()]
     scores = [final_scores(group) for group in groups.values()]
     columns = name_columns(names)[1:]
-    columns.append(Column("seeds", [f"{s['completed']}/{s.total()}" for s in states]))
+    have_lists = any(row.varies.get("seed", "").startswith("[") for row in rows)
+    title = "jobs" if have_lists else "seeds"
+    columns.append(Column(title, [f"{s['completed']}/{s.total()}" for s in states]))
     columns.append(Column("failed", [str(s["failed"]) for s in states]))
     # A score that is no number (a run that diverged) must not be hidden in a mean.
     unknown = [s["completed"] - len(known) for s, known in zip(states, scores, strict=True)]

@@ -15,8 +15,10 @@ from research.launchers.plan.combinations import combine, in_batches
 PARSER = OverridesParser.create()
 
 
-def jobs(*arguments: str, paired: Sequence[Sequence[str]] = ()) -> list[list[str]]:
-    return combine(PARSER.parse_overrides(list(arguments)), paired)
+def jobs(
+    *arguments: str, paired: Sequence[Sequence[str]] = (), seeds_per_job: int = 1
+) -> list[list[str]]:
+    return combine(PARSER.parse_overrides(list(arguments)), paired, seeds_per_job)
 
 
 @given(st.lists(st.integers(1, 3), max_size=4))
@@ -89,3 +91,20 @@ def test_batches_keep_all_jobs_in_order(number: int, size: int | None) -> None:
 def test_batches_of_nothing_are_refused() -> None:
     with pytest.raises(UserError, match="max_batch_size must be at least 1, got 0"):
         in_batches([["a=1"]], 0)
+
+
+def test_seeds_share_jobs() -> None:
+    assert jobs("lr=1,2", "seed=range(4,8)", seeds_per_job=2) == [
+        ["lr=1", "seed=[4,5]"],
+        ["lr=1", "seed=[6,7]"],
+        ["lr=2", "seed=[4,5]"],
+        ["lr=2", "seed=[6,7]"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("seed", "size"), [("seed=0,1,2", 2), ("seed=0,1", 0), ("a=1", 2), ("seed=[0,1],[2,3]", 2)]
+)
+def test_seeds_that_cannot_be_divided_are_refused(seed: str, size: int) -> None:
+    with pytest.raises(UserError, match=rf"^hydra\.sweeper\.seeds_per_job={size} must divide the"):
+        jobs(seed, seeds_per_job=size)
