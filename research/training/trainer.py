@@ -19,21 +19,20 @@ from research.datasets.base import (
     Dataset,
     ExtensibleDataset,
     OnlineDataset,
-    ValidationDataset,
     WaitingDataset,
 )
 from research.errors import Preempted, UserError, override
 from research.machine.memory import peak_memory
-from research.parallel.process_group import copy_from_first, from_first
+from research.parallel.process_group import copy_from_first
 from research.processors.base import Processor
 from research.ranges import Decay, NonNegativeInt, PositiveFloat, PositiveInt
 from research.signals import StopRequest
 from research.training.collector import Collector
 from research.training.descent import ScheduleFactory
 from research.training.episodes import mean_metrics
-from research.training.evaluation import ALWAYS_EVALUATED, Evaluation, evaluate, validate
+from research.training.evaluation import Evaluation
+from research.training.evaluator import Evaluator
 from research.training.execution import Execution
-from research.training.filming import Videos
 from research.training.infos import Infos
 from research.training.learner import Learner
 from research.training.meter import Phases
@@ -47,7 +46,6 @@ from research.training.records.progress import Progress
 from research.training.requirements import (
     check_parts,
     count_steps,
-    epoch_steps,
     share_dataset,
 )
 from research.training.run import Run
@@ -58,7 +56,6 @@ from research.training.saving.spaces import Spaces, write_spaces
 from research.training.score import Score
 from research.training.seed import (
     derive_seed,
-    preserve_random_state,
     random_state,
     restore_random_state,
     seed_everything,
@@ -165,8 +162,6 @@ class Trainer:
         self.processor = processor
         self.dataset = dataset
         self.env = env
-        self.make_env = make_env
-        self.eval_env: Any = None
         self.logger = logger
         self.run = run
         self.total_steps = count_steps(dataset, total_steps, total_epochs)
@@ -175,13 +170,6 @@ class Trainer:
         self.log_every = log_every
         self.profiles = profile
         self.profile: Profile | None = None
-        self.evaluation = evaluation
-        self.eval_every = evaluation.every or epoch_steps(dataset, "evaluation.every=null")
-        self.videos: Videos | None = None
-        if video_every is not None:
-            if not isinstance(env, VectorEnv):
-                raise ValueError(f"video_every={video_every} needs an environment; set it to null")
-            self.videos = Videos(video_every, partial(make_env, renders=True))
         self.checkpoints = checkpoints
         self.rank, self.num_ranks = share_dataset(dataset, devices)
         check_parts(alg, processor, dataset, env, collects=pace is not None)
@@ -225,9 +213,19 @@ class Trainer:
             execution=execution,
             seat=run.seat,
         )
-        self.evaluated = Policy(self.learner.average or alg, processor, precision)
+        self.evaluator = Evaluator(
+            Policy(self.learner.average or alg, processor, precision),
+            dataset,
+            env,
+            make_env,
+            evaluation,
+            video_every,
+            self.infos,
+            seed=run.seed,
+            rank=self.rank,
+        )
         if self.learner.graphs is not None:
-            for policy in (self.policy, self.evaluated):
+            for policy in (self.policy, self.evaluator.policy):
                 policy.capture(self.learner.graphs, self.learner.level)
         self.step = 0
         self.seconds = 0.0
@@ -304,7 +302,7 @@ class Trainer:
         terminal = None if self.run.seat is None else False  # one bar for each would be too much
         progress = Progress(self.total_steps, self.step, terminal=terminal)
         with closing(progress) as self.progress:
-            if self.score.evaluated_step < self.step and self.reached(self.eval_every):
+            if self.score.evaluated_step < self.step and self.reached(self.evaluator.every):
                 self.evaluate_and_save()  # it was stopped before this, or total_steps is lower now
             while self.step < self.total_steps and not self.score.is_exhausted():
                 self.halt_if_asked()
@@ -325,8 +323,7 @@ class Trainer:
             write_spaces(self.run.folder, Spaces(*spaces, *own_spaces))
             self.run.status.expect(self.total_steps)
             self.logger.rewind(self.step if is_begun else -1)
-            if self.videos is not None:
-                self.videos.begin(self.run.seed)
+            self.evaluator.begin()
             self.logger.start(self.run.config)
         if not is_begun:
             self.fit_processor()
@@ -337,7 +334,7 @@ class Trainer:
         self.alg.train()
         self.processor.train()
         if not is_begun:  # so that errors show before an epoch is spent
-            self.find_metric()
+            self.evaluator.find_metric(self.score, self.step, self.stop)
             self.announce()
         if self.collector is not None:
             self.collector.start()
@@ -364,16 +361,9 @@ class Trainer:
         profile.watch("sample", self.learner, "sample", "prepare")
         profile.watch("update", self.learner, "learn")
         profile.watch("log", self, "log_training")
-        profile.watch("evaluate", self, "evaluate")
+        profile.watch("evaluate", self.evaluator, "evaluate")
         profile.watch("checkpoint", self, "save")
         return profile
-
-    def find_metric(self) -> None:
-        """Refuse a ``score.metric`` that evaluations lack, if necessary by making one."""
-        if not isinstance(self.env, VectorEnv):
-            self.score.find(self.validate(0, 1))
-        elif self.score.metric.removeprefix("eval/") not in ALWAYS_EVALUATED:
-            self.score.find(self.evaluate())
 
     def fit_processor(self) -> None:
         """Fit the processor to all training batches, if the dataset can iterate over them."""
@@ -401,7 +391,7 @@ class Trainer:
         elif self.learner.updates < self.updates_due(self.step + self.step_size):
             self.learner.prepare()
         self.progress.update(self.step)
-        evaluates = self.reached(self.eval_every)
+        evaluates = self.reached(self.evaluator.every)
         if evaluates or self.reached(self.log_every):
             self.log_training()
         if evaluates:
@@ -468,9 +458,11 @@ class Trainer:
     def evaluate_and_save(self) -> None:
         """Score the policy; save a checkpoint, and keep the best."""
         self.phases.lap("other")
-        metrics = self.evaluate()
-        if self.rank == 0:
-            self.film_if_due()  # first: a signal meanwhile makes the run repeat the evaluation
+        metrics = self.evaluator.evaluate(self.step, self.stop)
+        if self.rank == 0:  # filmed first: a signal meanwhile makes the run repeat the evaluation
+            before, is_last = self.score.evaluated_step, self.step >= self.total_steps
+            if film := self.evaluator.film(self.step, before, self.stop, is_last=is_last):
+                self.logger.log_video("eval/video", *film, self.clock())
         self.phases.lap("evaluate")
         if self.rank == 0:
             self.logger.log("eval", metrics, self.clock())
@@ -478,52 +470,6 @@ class Trainer:
         self.learner.take_score(score)
         self.progress.report({"score": score})
         self.save(is_best=is_best)
-
-    def evaluate(self) -> dict[str, float]:
-        """The evaluation's metrics by name."""
-        if not isinstance(self.env, VectorEnv):
-            return self.validate(*self.evaluation.batches_at(self.step, self.eval_every))
-        return from_first(self.run_episodes() if self.rank == 0 else {})
-
-    def run_episodes(self) -> dict[str, float]:
-        """The metrics of an evaluation in environments."""
-        if self.eval_env is None:
-            with preserve_random_state():
-                self.eval_env = self.make_env()
-        return evaluate(
-            self.evaluated,
-            self.eval_env,
-            num_episodes=self.evaluation.episodes,
-            seed=self.run.seed,
-            step=self.step,
-            infos=self.infos,
-            interruptible=self.stop.at_once,
-        )
-
-    def film_if_due(self) -> None:
-        """Log a video of the evaluation's first episode, if it is due."""
-        if self.videos is None:
-            return
-        if self.videos.are_due(self.step, self.score.evaluated_step) or self.reached(None):
-            film = self.videos.film(
-                self.evaluated,
-                seed=self.run.seed,
-                step=self.step,
-                infos=self.infos,
-                interruptible=self.stop.at_once,
-            )
-            self.logger.log_video("eval/video", *film, self.clock())
-
-    def validate(self, first: int, count: int | None) -> dict[str, float]:
-        """The metrics of ``count`` batches of the examples held out, or of all."""
-        assert isinstance(self.dataset, ValidationDataset)
-        return validate(
-            self.evaluated,
-            self.dataset.validation_batches(first, count),
-            seed=self.run.seed,
-            step=self.step,
-            each=self.stop.check,
-        )
 
     def clock(self) -> Clock:
         """The progress of training, for a log row."""
@@ -611,8 +557,8 @@ class Trainer:
         """Close the environments and the logger, and write a profile that was begun."""
         if self.profile is not None:
             self.profile.close(self.step, self.learner.updates)
-        for env in (self.env, self.eval_env, self.videos.env if self.videos else None):
-            if isinstance(env, VectorEnv):
-                env.close()
+        if isinstance(self.env, VectorEnv):
+            self.env.close()
+        self.evaluator.close()
         if self.rank == 0:
             self.logger.close()

@@ -537,7 +537,7 @@ def test_evaluation_acts_by_the_average(cfg: DictConfig, tmp_path: Path) -> None
     trainer.learner.learn(parts.sample())
     space = batch_space(parts.dataset.observation_space, 10)
     space.seed(0)
-    obs, policies = space.sample(), (trainer.evaluated, trainer.policy)
+    obs, policies = space.sample(), (trainer.evaluator.policy, trainer.policy)
     before, collecting = (policy(obs, step=0, explore=False) for policy in policies)
     with torch.no_grad():
         for value in parts.trained().values():

@@ -243,7 +243,7 @@ def test_a_run_of_graphs_is_the_run_without(tmp_path: Path) -> None:
         trainer = make_online(tmp_path / type(graphs).__name__, num_envs=2, total_steps=40, alg=alg)
         trainer.learner.graphs = graphs
         trainer.policy.capture(graphs)
-        trainer.evaluated.capture(graphs)
+        trainer.evaluator.policy.capture(graphs)
         trainer.train()
         count = graphs.replays
         logs.append(logged(trainer.run.folder))

@@ -221,7 +221,7 @@ def test_a_signal_during_an_evaluation_does_not_wait_for_its_end(
         env.step = step_and_be_told
         return env
 
-    trainer.make_env = make_env
+    trainer.evaluator.make_env = make_env
     with pytest.raises(Preempted, match="stopped at step 30"):
         trainer.train()
     assert steps(tmp_path / "told" / "eval.csv") == [15]
@@ -265,7 +265,7 @@ def test_a_signal_during_an_evaluation_does_not_wait_for_a_step_that_hangs(
         setattr(env, where, hang)
         return env
 
-    trainer.make_env = make_env
+    trainer.evaluator.make_env = make_env
     with pytest.raises(Preempted, match="stopped at step 15"):
         trainer.train()
     trainer = make_online(tmp_path / "told")
