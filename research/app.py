@@ -210,6 +210,10 @@ def run_task(task: Task, cfg: DictConfig) -> float:
     check_seeds(cfg)
     run_dir = Path(HydraConfig.get().runtime.output_dir)
     node = this_node()
+    if has_many_seeds(cfg) and (node.count > 1 or torchrun_rank()):
+        raise UserError(
+            "several seeds are trained by one process, got several nodes or torchrun; give one seed"
+        )
     if node.index > 0:  # the first one has the run directory
         return train_in_parallel(task, Run(run_dir, Status(run_dir), cfg.seed, to_plain(cfg)), node)
     with sole_process(run_dir):

@@ -9,19 +9,18 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from research import config
 from research.config import construct_part, to_plain
 from research.rehearsal import INDIFFERENT, Task
-from research.seeds import has_many_seeds, one_for_each_seed
+from research.seeds import has_many_seeds, one_for_each_seed, seeds_of
 from research.signals import StopRequest
 from research.status import Status
 from research.training.run import Run
 
-UPDATES = 16
-"""So many that also the updates of every second step are captured, if any are."""
+UPDATES = 8
+"""So many that each kind of two that take turns is made four times, by when graphs are captured."""
 
 SHORTENED = {
     "trainer.evaluation.episodes": 1,
     "trainer.evaluation.batches": 1,
     "trainer.devices": 1,
-    "resume": "auto",
 }
 """What a trial of a run has less of than the run, by key."""
 
@@ -45,16 +44,19 @@ class Memory(NamedTuple):
     gpu: int
 
 
-def forecast_memory(task: Task, cfg: DictConfig, folder: Path) -> Memory:
+def forecast_memory(
+    task: Task, cfg: DictConfig, folder: Path, *, elsewhere: bool = False
+) -> Memory:
     """The memory that a run will take, or several seeds together; to be called in a fresh process.
 
     The run is begun, makes ``UPDATES`` updates, is evaluated and saved. To what that took is added
-    what the rest of the run will store. Ranks take as much each as one of them would alone.
+    what the rest of the run will store. Each rank counts as if it had whole batches.
 
     Args:
         task: trains what a config names.
         cfg: its config; it is changed.
         folder: an empty one, in place of the run directory.
+        elsewhere: whether the run is for another machine; it is tried on a device of this one.
 
     Raises:
         Exception: any that the run would raise by then.
@@ -62,7 +64,11 @@ def forecast_memory(task: Task, cfg: DictConfig, folder: Path) -> Memory:
     """
     num_ranks = cfg.trainer.devices
     shorten(cfg)
-    trial = Trial()
+    if elsewhere:
+        cfg.device = "auto"
+    if num_ranks > 1 and OmegaConf.select(cfg, "trainer.execution") == "auto":
+        cfg.trainer.execution = "eager"
+    trial, before = Trial(), config.builder
     config.builder = trial.build
     try:
         if has_many_seeds(cfg):
@@ -70,7 +76,7 @@ def forecast_memory(task: Task, cfg: DictConfig, folder: Path) -> Memory:
         else:
             task(cfg, Run(folder, Status(folder), cfg.seed, to_plain(cfg)))
     finally:
-        config.builder = construct_part
+        config.builder = before
     return Memory(num_ranks * (trial.taken + trial.to_be_stored), trial.reserved)
 
 
@@ -93,9 +99,8 @@ def try_seeds(task: Task, cfg: DictConfig, folder: Path) -> None:
 
 def size(cfg: DictConfig) -> str:
     """Equal for runs that take as much memory: seeds, rates and other fractions may differ."""
-    return json.dumps(
-        {k: without_fractions(v) for k, v in to_plain(cfg).items() if k not in INDIFFERENT}
-    )
+    sized = {k: without_fractions(v) for k, v in to_plain(cfg).items() if k not in INDIFFERENT}
+    return json.dumps([len(seeds_of(cfg)), sized])
 
 
 def without_fractions(tree: Any) -> Any:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from research.parallel.ranks import NODE
 from research.results.find import find
 from research.training.saving.checkpoint import load_checkpoint
 from tests.commands import train
@@ -136,6 +137,15 @@ def test_what_cannot_be_is_told_before_anything_is_made(
 def test_a_list_of_seeds_has_some_and_none_twice(tmp_path: Path, seeds: str) -> None:
     (line,) = finish(tmp_path / "run", *TD3, SHORT, f"seed={seeds}", status=1)
     assert line == f"train.py: seed={seeds} must have at least one seed, and none twice"
+
+
+def test_several_nodes_have_one_seed(tmp_path: Path) -> None:
+    command = [sys.executable, "train.py", *TD3, SHORT, "seed=[0,1]", f"hydra.run.dir={tmp_path}"]
+    environ = {**os.environ, NODE: "0/2:localhost:1"}
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environ)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("train.py: several seeds are trained by one process, got several nodes")
 
 
 def test_the_seeds_of_a_list_are_those_that_are_counted(tmp_path: Path) -> None:

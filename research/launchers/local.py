@@ -48,9 +48,8 @@ def launch(
         batch = Batch(program, overrides, [sys.executable, *sys.orig_argv[1:]])
         to_do = batch.to_do()
         if is_dry_run(batch):
-            show_plan(
-                batch, [name_slot(slots[i % len(slots)]) for i in range(len(to_do))], len(slots)
-            )
+            places = [name_slot(slots[i % len(slots)]) for i in range(len(to_do))]
+            show_plan(batch, to_do, places, slots)
             return []
         batch.check(to_do)
         outcomes, interrupted = run(batch, to_do, slots, options)

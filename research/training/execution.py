@@ -37,7 +37,7 @@ def choose_execution(
         )
     if execution == "graph" and not is_alone:
         raise ValueError(
-            "trainer.execution=graph is of one seed, not of trainer.num_seeds; try auto"
+            "trainer.execution=graph is of one seed, not of several in a process; try auto"
         )
     if execution != "auto":
         return execution

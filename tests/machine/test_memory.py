@@ -1,6 +1,8 @@
 """The memory that a process may use."""
 
 import resource
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,11 +12,13 @@ from research.machine import memory
 from research.machine.memory import (
     available_memory,
     format_bytes,
+    peak_bytes,
     peak_memory,
     require_memory,
 )
 
 GB = 10**9
+ROOT = Path(__file__).parents[2]
 V2_MOUNT = "30 23 0:26 / /cg rw,nosuid - cgroup2 cgroup2 rw,nsdelegate\n"
 V1_MOUNT = "35 31 0:32 {top} /cg/memory rw,relatime - cgroup cgroup rw,memory\n"
 
@@ -151,11 +155,23 @@ def test_sizes_are_readable(num_bytes: int, text: str) -> None:
     assert format_bytes(num_bytes) == text
 
 
+def test_what_the_parent_took_is_not_counted() -> None:
+    held = torch.ones(2**27)  # 537 MB
+    code = "from research.machine.memory import peak_bytes; print(peak_bytes())"
+    child = [sys.executable, "-c", code]
+    taken = int(subprocess.run(child, cwd=ROOT, capture_output=True, check=True).stdout)
+    assert 10**8 < taken < held.nbytes
+
+
+def test_without_proc_the_system_tells_the_peak(tmp_path: Path) -> None:
+    maximum = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    assert peak_bytes(tmp_path) == pytest.approx(maximum, rel=0.1)
+
+
 def test_the_most_memory_taken_is_kept() -> None:
     before = peak_memory(torch.device("cpu"))["memory_gb"]
-    status = Path("/proc/self/status").read_text()
-    (kilobytes,) = (line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))
-    assert before == pytest.approx(int(kilobytes) * 1024 / 1e9, rel=0.02)
+    rusage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+    assert 0.1 < before <= 1.02 * rusage
     needed = int(before * 1e9) + 2**26
     torch.ones(needed // 4)
     assert peak_memory(torch.device("cpu"))["memory_gb"] > before + 0.03

@@ -298,7 +298,7 @@ def test_graphs_need_a_gpu() -> None:
     with pytest.raises(ValueError, match="execution=graph needs device=cuda, this run is on cpu"):
         make(execution="graph")
     with pytest.raises(
-        ValueError, match=r"graph is of one seed, not of trainer\.num_seeds; try auto"
+        ValueError, match="graph is of one seed, not of several in a process; try auto"
     ):
         choose_execution("graph", torch.device("cuda"), 1, is_alone=False)
 

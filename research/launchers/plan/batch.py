@@ -1,11 +1,12 @@
 """The jobs that a sweeper launches: planned, composed and checked before the first starts."""
 
 import logging
+import math
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -88,12 +89,8 @@ class Batch:
         """The run directory of a new job, relative to the sweep's: ``hydra.sweep.subdir``."""
         config = load(self.program, number, name, overrides)
         self.composed[number] = config
-        before = HydraConfig.instance().cfg
-        HydraConfig.instance().set_config(config)
-        try:
+        with config_of_task(config):
             return os.path.normpath(str(OmegaConf.select(config, "hydra.sweep.subdir")))
-        finally:
-            HydraConfig.instance().cfg = before
 
     def compose(self, job: Job) -> DictConfig:
         """The config of a job, with its run directory as planned."""
@@ -224,9 +221,9 @@ class Check:
     ) -> str:
         """Check the config of the job whose run directory is ``folder``."""
         try:
-            task_config = config_of_task(config)
-            self.check(task_config)
-            rehearse(task_config, folder)
+            with config_of_task(config) as task_config:
+                self.check(task_config)
+                rehearse(task_config, folder)
         except UserError as error:
             return str(error)
         return ""
@@ -239,13 +236,18 @@ def begin_quietly(state: dict[Any, Any]) -> None:
     warnings.simplefilter("ignore")
 
 
-def config_of_task(config: DictConfig) -> DictConfig:
-    """The config of a job as its task function gets it, with Hydra's own set beside it."""
+@contextmanager
+def config_of_task(config: DictConfig) -> Iterator[DictConfig]:
+    """In this context, the config of a job as its task function gets it, and Hydra's own is set."""
+    before = HydraConfig.instance().cfg
     HydraConfig.instance().set_config(config)
     task_config = config.copy()
     with open_dict(task_config):
         del task_config["hydra"]
-    return task_config
+    try:
+        yield task_config
+    finally:
+        HydraConfig.instance().cfg = before
 
 
 def state(job: Job) -> str:
@@ -272,19 +274,38 @@ def load(program: Program, number: int, name: str, overrides: Sequence[str]) -> 
     return config
 
 
-def call_in_process(function: Callable[[], Any]) -> Any:
+def call_in_process(
+    function: Callable[[], Any],
+    *,
+    environ: Mapping[str, str] = os.environ,
+    cpus: Sequence[int] = (),
+    log: int = 2,
+    within_s: float = math.inf,
+) -> Any:
     """The result of ``function``, called in a child process.
 
+    Args:
+        function: without arguments.
+        environ: of the process.
+        cpus: that it is pinned to, if any.
+        log: the file descriptor for what it prints.
+        within_s: seconds that it may take.
+
     Raises:
-        RuntimeError: it raised, with the traceback on stderr, or its process was killed.
+        RuntimeError: it raised, with the traceback in its log, or its process was killed.
+        TimeoutError: it took too long.
 
     """
-    process = Process(make_call(function), log=2, environ=os.environ)
+    process = Process(make_call(function), log=log, environ=environ, cpus=cpus)
+    deadline = process.started + within_s
     try:
         while not process.has_ended():
+            if time.monotonic() > deadline:
+                raise TimeoutError
             time.sleep(0.02)
     except BaseException:
         process.kill()
+        process.popen.wait()
         raise
     ending = process.ending()
     if ending.status:

@@ -26,7 +26,8 @@ def combine(
     """
     values = {override.get_key_element(): expand(override) for override in overrides}
     if seeds_per_job != 1:
-        values["seed"] = in_lists(values.get("seed", ["seed="]), seeds_per_job)
+        key = next((key for key in values if key.lstrip("+~") == "seed"), "seed")
+        values[key] = in_lists(values.get(key, ["seed="]), seeds_per_job)
     names = {key.lstrip("+~"): key for key, choices in values.items() if len(choices) > 1}
     group_of: dict[str, int] = {}
     for index, group in enumerate(paired):
@@ -66,14 +67,14 @@ def expand(override: Override) -> list[str]:
 
 def in_lists(overrides: Sequence[str], size: int) -> list[str]:
     """Overrides of ``seed`` as those by lists of ``size`` values."""
-    values = [override.partition("=")[2] for override in overrides]
+    key, values = overrides[0].partition("=")[0], [each.partition("=")[2] for each in overrides]
     if size < 1 or len(values) % size or not all(value.isdecimal() for value in values):
         raise UserError(
             f"hydra.sweeper.seeds_per_job={size} must divide the number of seeds of a sweep, such "
             f"as 8 of seed=range(0,8); got {', '.join(overrides)}"
         )
     starts = range(0, len(values), size)
-    return [f"seed=[{','.join(values[start : start + size])}]" for start in starts]
+    return [f"{key}=[{','.join(values[start : start + size])}]" for start in starts]
 
 
 def swept_key(name: str, names: dict[str, str]) -> str:

@@ -71,7 +71,7 @@ def launch(
         groups = allocations(len(jobs), options.jobs_per_allocation, options.remainder)
         if is_dry_run(batch):
             places = [f"allocation {i}" for i, group in enumerate(groups) for _ in group]
-            show_plan(batch, places, at_once=0)
+            show_plan(batch, jobs, places, slots=())
             return []
         batch.check(jobs, elsewhere=True)
         if jobs:

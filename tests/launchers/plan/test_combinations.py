@@ -100,6 +100,7 @@ def test_seeds_share_jobs() -> None:
         ["lr=2", "seed=[4,5]"],
         ["lr=2", "seed=[6,7]"],
     ]
+    assert jobs("++seed=0,1", seeds_per_job=2) == [["++seed=[0,1]"]]
 
 
 @pytest.mark.parametrize(
