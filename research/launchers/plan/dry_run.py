@@ -12,7 +12,13 @@ from typing import Any
 from omegaconf import DictConfig
 
 from research.errors import UserError
-from research.launchers.plan.batch import Batch, begin_quietly, call_in_process, config_of_task
+from research.launchers.plan.batch import (
+    Batch,
+    begin_quietly,
+    call_in_process,
+    config_of_task,
+    state,
+)
 from research.launchers.plan.job import hydra_state
 from research.launchers.plan.ledger import Job
 from research.machine.gpus import slot_environment
@@ -58,8 +64,12 @@ def show_plan(
     for row in (header, *rows):
         cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
         log.info("%s", "  ".join(cells).rstrip())
-    completed = len(batch.jobs) - len(jobs)
-    log.info("%d jobs would run in %s, %d completed", len(jobs), batch.plan.folder, completed)
+    numbers = {job.number for job in jobs}
+    others = [job for job in batch.unique_jobs() if job.number not in numbers]
+    completed = sum(state(job) == "completed" for job in others)
+    queued = f", {len(others) - completed} in the queue" if completed < len(others) else ""
+    told = "%d jobs would run in %s, %d completed%s"
+    log.info(told, len(jobs), batch.plan.folder, completed, queued)
     known = [needed[0] for needed in memory if needed is not None]
     if slots and known:
         together = sum(sorted(known)[-len(slots) :])

@@ -366,6 +366,10 @@ def test_jobs_are_packed_and_nothing_is_submitted_twice(
     answer = program.run(*command)
     assert answer.status == 0
     assert "0 jobs in 0 allocations (5 submitted earlier)" in answer.out
+    answer = program.run("seed=0,1,2,3,4,5", *command[1:], "hydra.sweeper.dry_run=true")
+    assert answer.status == 0, answer.err
+    assert "1 jobs would run in" in answer.out
+    assert ", 0 completed, 5 in the queue" in answer.out
     answer = program.run(*command[:-1], "+trainer.total_steps=2")
     assert answer.status == 1
     assert "sweep are still in SLURM's queue, with their old length" in answer.err
