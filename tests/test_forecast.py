@@ -151,6 +151,14 @@ def test_jobs_for_other_machines_are_tried_on_a_device_of_this_one(
     assert forecast_memory(task, cfg, tmp_path, elsewhere=True).host > 10**8
 
 
+def test_a_trial_that_ends_with_an_evaluation_makes_no_second(load: Load, tmp_path: Path) -> None:
+    every = "trainer.evaluation.every=4", "trainer.checkpoints.every=null"
+    forecast_memory(task, load("env=pendulum", "trainer.execution=eager", *every), tmp_path)
+    steps = [int(row["step"]) for row in read_rows(tmp_path / "eval.csv")]
+    assert steps == sorted(set(steps))
+    assert steps[-1] == 72
+
+
 def test_ranks_are_tried_as_they_will_run(
     load: Load, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

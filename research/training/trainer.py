@@ -310,7 +310,8 @@ class Trainer:
                 if self.profile is not None:
                     self.profile.advance(self.step, self.learner.updates)
                 if self.learner.updates >= max_updates:
-                    self.evaluate_and_save()
+                    if self.score.evaluated_step < self.step:
+                        self.evaluate_and_save()
                     break
 
     def start(self) -> None:
