@@ -15,7 +15,7 @@ from benchmarks.measure import RESULTS, ROOT, describe_machine, read_rows, run_p
 
 OFF_POLICY = "trainer.evaluation.every=2500", "trainer.evaluation.episodes=2"
 RUNS: Mapping[str, Sequence[str]] = {
-    "TD3": ["alg=td3", "env=cheetah", "trainer.total_steps=10_000", *OFF_POLICY],
+    "TD3": ["alg=td3", "env=cheetah", "trainer.total_steps=6_000", *OFF_POLICY],
     "DQN, Pong, a buffer that fills": [
         *("experiment=rainbow", "env=atari", "env.game=Pong", "network/encoder=nature"),
         *("network.encoder.feature_dim=null", "trainer.total_steps=30_000"),
