@@ -89,8 +89,12 @@ class Process:
         root = str(find_root(call.path))
         search_path = os.pathsep.join([root, *filter(None, [environ.get("PYTHONPATH")])])
         with tempfile.TemporaryFile() as call_file:
-            call_file.write(json.dumps(header).encode() + b"\n" + call.pickled)
-            call_file.seek(0)
+            try:
+                call_file.write(json.dumps(header).encode() + b"\n" + call.pickled)
+                call_file.seek(0)
+            except OSError as error:
+                error.filename = tempfile.gettempdir()  # a write does not know where it failed
+                raise
             files = (call_file.fileno(), self.result_file.fileno())
             self.popen = subprocess.Popen(
                 [sys.executable, "-m", "research.process", *map(str, files)],
