@@ -242,6 +242,9 @@ def test_what_has_no_target_is_checked_too(load: Callable[..., DictConfig]) -> N
         check(load("resume=maybe"))
 
 
+SEEDS = "an integer in [0, {0}] or a list, each item an integer in [0, {0}]".format(2**63 - 1)
+
+
 @pytest.mark.parametrize(
     ("override", "line"),
     [
@@ -251,8 +254,9 @@ def test_what_has_no_target_is_checked_too(load: Callable[..., DictConfig]) -> N
             "alg.optim.betas must be a list of 2, each item a number, got ",
         ),
         ("+alg.optim.betas=[0.9]", "alg.optim.betas must be a list of 2, each item a number, got "),
-        (f"seed={10**23}", f"seed must be an integer in [0, {2**63 - 1}], got {10**23}"),
-        ("seed=-1", f"seed must be an integer in [0, {2**63 - 1}], got -1"),
+        (f"seed={10**23}", f"seed must be {SEEDS}, got {10**23}"),
+        ("seed=-1", f"seed must be {SEEDS}, got -1"),
+        ("seed=[0,-1]", f"seed must be {SEEDS}, got [0, -1]"),
     ],
 )
 def test_numbers_are_refused_with_their_key_value_and_what_is_allowed(
