@@ -3,12 +3,12 @@
 from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, TypeGuard
 
 import gymnasium
 import numpy as np
 from gymnasium import spaces
-from gymnasium.wrappers import FrameStackObservation, ReshapeObservation, TransformObservation
+from gymnasium.wrappers import FrameStackObservation, TransformObservation
 
 MAX_CHANNELS = 4
 """Of an image (H, W, C): grey, red, green and blue, and opacity."""
@@ -56,28 +56,54 @@ def has_channels_last(box: spaces.Box) -> bool:
 def stack_frames(env: gymnasium.Env, frame_stack: int) -> gymnasium.Env:
     """``env`` that shows its newest images in one, uint8 (frame_stack * C, H, W), oldest first.
 
-    The first image of an episode fills the stack. ``metadata["frame_stack"]`` says how many there
-    are, so that a replay buffer stores each of them once.
+    So does every image of a Dict; its other parts are the newest alone. The first image of an
+    episode fills the stack. ``metadata["frame_stack"]`` says how many there are, so that a replay
+    buffer stores each of them once.
 
     Raises:
-        ValueError: observations are no images, uint8 (C, H, W) or (H, W).
+        ValueError: observations have no images, uint8 (C, H, W) or (H, W).
 
     """
     space = env.observation_space
-    if (
-        not isinstance(space, spaces.Box)
-        or space.dtype != np.uint8
-        or len(space.shape) not in (2, 3)
-    ):
+    stacked = stacked_space(space, frame_stack)
+    if stacked == space:
         raise ValueError(
             f"frame_stack={frame_stack} needs images, uint8 (H, W, C), (C, H, W) or (H, W), got "
             f"{space}; leave it out: env.frame_stack=null"
         )
-    channels = space.shape[0] if len(space.shape) == 3 else 1
-    shape = (frame_stack * channels, *space.shape[-2:])
-    env = ReshapeObservation(FrameStackObservation(env, frame_stack), shape)
+    env = FrameStackObservation(env, frame_stack)
+    env = TransformObservation(env, partial(join_frames, space), stacked)
     env.metadata = {**env.metadata, "frame_stack": frame_stack}
     return env
+
+
+def stacked_space(space: spaces.Space, frame_stack: int) -> spaces.Space:
+    """The space of what ``join_frames`` returns."""
+    if isinstance(space, spaces.Dict):
+        parts = ((key, stacked_space(space[key], frame_stack)) for key in space)
+        return spaces.Dict(OrderedDict(parts))
+    if not is_frame(space):
+        return space
+    shape = (-1, *space.shape[-2:])
+    low, high = ([bound.reshape(shape)] * frame_stack for bound in (space.low, space.high))
+    return spaces.Box(np.concatenate(low), np.concatenate(high), dtype=np.uint8)
+
+
+def join_frames(space: spaces.Space, newest: Any) -> Any:
+    """One observation of the newest ones, (frame_stack, ...) of ``space``: all of their images."""
+    if isinstance(space, spaces.Dict):
+        return {key: join_frames(space[key], newest[key]) for key in space}
+    return newest.reshape(-1, *newest.shape[-2:]) if is_frame(space) else newest[-1]
+
+
+def is_frame(space: spaces.Space) -> TypeGuard[spaces.Box]:
+    """Whether the elements of a space are images (C, H, W) or (H, W)."""
+    return isinstance(space, spaces.Box) and is_image(space) and len(space.shape) <= 3
+
+
+def is_image(box: spaces.Box) -> bool:
+    """Whether the elements of a box are images or stacks of images."""
+    return box.dtype == np.uint8 and len(box.shape) > 1
 
 
 def stacking(frame_stack: int | None) -> Callable[[gymnasium.Env], gymnasium.Env] | None:

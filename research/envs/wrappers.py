@@ -12,7 +12,7 @@ from gymnasium import spaces
 from gymnasium.wrappers import FlattenObservation, TransformAction, TransformObservation
 
 from research.envs.checked import check_env
-from research.envs.images import channels_first
+from research.envs.images import channels_first, is_image
 
 
 def standardise(env: gymnasium.Env, *, action_repeat: int, flatten_obs: bool) -> gymnasium.Env:
@@ -127,11 +127,6 @@ def float32_space(space: spaces.Space) -> spaces.Space:
         return space
     with np.errstate(over="ignore"):  # a bound beyond float32 becomes infinite
         return spaces.Box(space.low.astype(np.float32), space.high.astype(np.float32))
-
-
-def is_image(box: spaces.Box) -> bool:
-    """Whether the elements of a box are images or stacks of images."""
-    return box.dtype == np.uint8 and len(box.shape) > 1
 
 
 def cast_to(space: spaces.Space, obs: Any) -> Any:

@@ -31,6 +31,11 @@ def available_memory(root: Path = Path("/")) -> int:
     return max(0, min((*machine_memory(root), *group_memory(root), *limit_memory(root))))
 
 
+def available_on(device: torch.device) -> int:
+    """Bytes of the memory of ``device`` that this process may still use."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory()
+
+
 def require_memory(num_bytes: int, what: str, device: torch.device, way_out: str) -> None:
     """Check that ``num_bytes`` fit in the memory of ``device``.
 
@@ -38,10 +43,8 @@ def require_memory(num_bytes: int, what: str, device: torch.device, way_out: str
         ValueError: they do not; the message ends with ``way_out``, which says what to do.
 
     """
-    if device.type == "cuda":
-        available, where = torch.cuda.mem_get_info(device)[0], f"free on {device}"
-    else:
-        available, where = available_memory(), "available to this process"
+    available = available_on(device)
+    where = f"free on {device}" if device.type == "cuda" else "available to this process"
     if num_bytes > available:
         raise ValueError(
             f"{what} needs {format_bytes(num_bytes)} of memory, but {format_bytes(available)} "

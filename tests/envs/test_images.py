@@ -119,6 +119,21 @@ def test_a_stack_shows_the_newest_frames_oldest_first(channels: tuple[int, ...])
     np.testing.assert_array_equal(obs, np.concatenate(3 * frames[:1]))
 
 
+def test_images_within_a_dict_are_stacked_and_the_rest_is_the_newest() -> None:
+    env, single = make(3, kwargs={}), make(None, kwargs={})
+    assert env.single_observation_space == spaces.Dict(
+        image=box(3, 8, 8), sign=spaces.Box(-1, 1, (1,), np.float32)
+    )
+    obs, shown = env.reset(seed=[1])[0], [single.reset(seed=[1])[0]]
+    for _ in range(5):
+        newest = [shown[0], shown[0], *shown][-3:]
+        frames = [each["image"][0] for each in newest]
+        np.testing.assert_array_equal(obs["image"][0], np.concatenate(frames))
+        np.testing.assert_array_equal(obs["sign"], shown[-1]["sign"])
+        obs = env.step(np.zeros((1, 1), np.float32))[0]
+        shown.append(single.step(np.zeros((1, 1), np.float32))[0])
+
+
 @pytest.mark.parametrize(("frame_stack", "told"), [(None, 1), (1, 1), (4, 4)])
 @pytest.mark.parametrize("subprocesses", [False, True])
 def test_the_vector_tells_how_many_frames_an_observation_shows(
@@ -140,19 +155,16 @@ def test_a_step_adds_one_frame_however_often_its_action_is_repeated() -> None:
         np.testing.assert_array_equal(frames[0][:, 1], frames[1][:, 0])
 
 
-@pytest.mark.parametrize(
-    ("id", "kwargs", "words"),
-    [
-        ("Hopper-v5", {}, r"frame_stack=4 needs images, uint8 \(H, W, C\).*env.frame_stack=null"),
-        (SPOT, {}, "frame_stack=4 needs images.*got Dict"),
-    ],
-)
 @pytest.mark.parametrize("subprocesses", [False, True])
-def test_what_shows_no_images_is_refused(
-    id: str, kwargs: dict[str, Any], words: str, subprocesses: bool
-) -> None:
+def test_what_shows_no_images_is_refused(subprocesses: bool) -> None:
+    words = r"frame_stack=4 needs images, uint8 \(H, W, C\).*env.frame_stack=null"
     with pytest.raises(ValueError, match=words):
-        make(4, id=id, kwargs=kwargs, subprocesses=subprocesses)
+        make(4, id="Hopper-v5", kwargs={}, subprocesses=subprocesses)
+
+
+def test_a_dict_without_images_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"frame_stack=4 needs images.*got Dict"):
+        stack_frames(Still(spaces.Dict(vector=spaces.Box(-1, 1, (2,)))), 4)
 
 
 @pytest.mark.parametrize("other_processes", [False, True])
@@ -167,16 +179,21 @@ def test_episodes_go_on_in_another_vector_to_the_bit(other_processes: bool) -> N
         each.close()
 
 
-def test_the_yaml_stacks_and_the_buffer_stores_each_frame_once(load: Load) -> None:
+@pytest.mark.parametrize(
+    ("shows", "leaf"), [("+env.kwargs.shows=image", "obs"), ("env.flatten_obs=false", "obs.image")]
+)
+def test_the_yaml_stacks_and_the_buffer_stores_each_frame_once(
+    load: Load, shows: str, leaf: str
+) -> None:
     cfg = load(
-        *("env=gymnasium", f"env.id={SPOT}", "+env.kwargs.shows=image", "env.frame_stack=3"),
+        *("env=gymnasium", f"env.id={SPOT}", shows, "env.frame_stack=3"),
         *("dataset.capacity=100", "dataset.batch_size=64", "trusted_modules=[tests]"),
     )
     env = build(cfg.env)
     dataset = build(cfg.dataset, env, 0)
     assert isinstance(dataset, ReplayBuffer)
-    assert dataset._obs["obs"].shape == (1, 8, 8)
-    assert dataset.observation_space == box(3, 8, 8)
+    assert dataset._obs[leaf].shape == (1, 8, 8)
+    assert dataset.observation_space == env.single_observation_space
 
 
 def test_the_legacy_gym_stacks_as_well(load: Load) -> None:

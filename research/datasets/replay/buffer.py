@@ -12,7 +12,7 @@ from gymnasium import Space, spaces
 from torch import Tensor
 
 from research.batches import ArrayTree, PackedBatch, Step, add_weight
-from research.datasets.replay.frames import FrameStacks
+from research.datasets.replay.frames import FrameStacks, may_be_stacks
 from research.datasets.replay.journal import Block, Journal
 from research.datasets.replay.prioritised_rows import PrioritisedRows, PrioritisedRowsFactory
 from research.datasets.replay.reader import EpisodeRows, ReaderFactory
@@ -24,7 +24,7 @@ from research.datasets.replay.transitions import Transitions
 from research.errors import DamagedFile, UserError
 from research.machine.device import data_device
 from research.machine.disk import require_disk
-from research.machine.memory import require_memory
+from research.machine.memory import available_on, require_memory
 from research.ranges import Fraction, PositiveInt
 
 
@@ -60,8 +60,8 @@ class ReplayBuffer:
 
     Where ``env.metadata["frame_stack"]`` is S above 1, observations are the S newest frames of an
     episode, uint8 (S * C, H, W), the oldest first, and its first observation is S times the same
-    frame. Then a row holds one frame. A sample is forgotten with the oldest frame of the stack that
-    it starts from.
+    frame; so is every part of a Dict that is uint8 and has three axes. Then a row holds one frame
+    of each. A sample is forgotten with the oldest frame of the stack that it starts from.
 
     float64 is stored as float32, every other type as it is.
 
@@ -76,6 +76,7 @@ class ReplayBuffer:
         storage: ``ram``, the memory of ``device``; or ``disk``, for more rows than fit in memory:
             files in the folder for temporary files ($TMPDIR), deleted when the process ends.
         device: where rows are kept and batches returned; it does not affect which are drawn.
+            ``auto`` is the first GPU if rows take at most half of its free memory, else the CPU.
         reader: makes what reads batches from rows; given ``n_step`` and ``discount``.
         priorities: makes the set of the rows where samples may start, from which they are drawn by
             their priorities; None to draw uniformly.
@@ -110,8 +111,9 @@ class ReplayBuffer:
     ) -> None:
         self.capacity = capacity
         self.batch_size = batch_size
-        self.device = data_device(device)
         self.on_disk = storage == "disk"
+        self._may_move = device == "auto"
+        self.device = data_device("cpu" if self._may_move and self.on_disk else device)
         if self.on_disk and self.device.type == "cuda":
             raise ValueError("storage=disk keeps rows on the host, which needs device=cpu")
         frame_stack = env.metadata.get("frame_stack", 1)
@@ -131,10 +133,9 @@ class ReplayBuffer:
         obs_space = self.observation_space = env.single_observation_space
         self.action_space = env.single_action_space
         self._obs_keys = list(obs_space.spaces) if isinstance(obs_space, spaces.Dict) else None
-        self._stacks = None
-        if frame_stack > 1:
-            self._stacks = FrameStacks(obs_space, frame_stack=frame_stack, n_step=read.max_steps)
-        self._obs = {"obs": self._stacks.leaf} if self._stacks else name_obs_leaves(obs_space)
+        self._stacks = make_stacks(obs_space, frame_stack, read.max_steps)
+        self._obs = name_obs_leaves(obs_space)
+        self._obs |= {name: stacks.leaf for name, stacks in self._stacks.items()}
         self._action = leaf_of(env.single_action_space, "actions")
         self._extras: dict[str, Leaf] = {}
         self._info: dict[str, Leaf] = {}
@@ -211,9 +212,9 @@ class ReplayBuffer:
 
         """
         if self._stacks:
-            if not isinstance(obs, np.ndarray):
-                raise UserError(NO_DICT)
-            self._stacks.check_first(obs[mask])
+            for name, values in self._parts(obs):
+                if name in self._stacks:
+                    self._stacks[name].check_first(values[mask])
         self._discard_prepared()
         self._stage_obs(obs)
         if info or self._info:
@@ -372,7 +373,7 @@ class ReplayBuffer:
             num_staged=self._sizes.num_envs,
             device=self.device,
             on_disk=self.on_disk,
-            apart=["obs"] if self._stacks else [],
+            apart=list(self._stacks),
         )
         rows = EpisodeRows(
             storage,
@@ -419,6 +420,8 @@ class ReplayBuffer:
         per_row = self._reader.bytes_per_row + SumTree.bytes_per_value * self.is_prioritised
         index_bytes = self._sizes.bookkeeping_bytes + num_rows * per_row
         what, way_out = f"a replay buffer of {self.capacity:,} rows", "lower dataset.capacity"
+        if self._may_move and row_bytes > available_on(self.device) / 2:
+            self.device = torch.device("cpu")
         on_host = self.device.type == "cpu" and not self.on_disk
         if self.on_disk:
             require_disk(row_bytes, what)
@@ -462,13 +465,17 @@ class ReplayBuffer:
         )
 
     def _stage_obs(self, obs: ArrayTree) -> None:
-        if isinstance(obs, dict):
-            if self._obs_keys is None:
-                raise UserError(NO_DICT)
-            for name, key in zip(self._obs, self._obs_keys, strict=True):
-                self._storage.stage(name, obs[key])
-        else:
-            self._storage.stage("obs", self._stacks.newest(obs) if self._stacks else obs)
+        for name, values in self._parts(obs):
+            stacks = self._stacks.get(name)
+            self._storage.stage(name, stacks.newest(values) if stacks else values)
+
+    def _parts(self, obs: ArrayTree) -> list[tuple[str, np.ndarray]]:
+        """What observations have for each leaf."""
+        if not isinstance(obs, dict):
+            return [("obs", obs)]
+        if self._obs_keys is None:
+            raise UserError(NO_DICT)
+        return [(name, obs[key]) for name, key in zip(self._obs, self._obs_keys, strict=True)]
 
     def _stage_held(
         self, kind: str, given: Mapping[str, np.ndarray], held: Mapping[str, Leaf]
@@ -529,3 +536,17 @@ def name_obs_leaves(space: Space[Any]) -> dict[str, Leaf]:
             for key, part in space.spaces.items()
         }
     return {"obs": leaf_of(space, "observations")}
+
+
+def make_stacks(space: Space[Any], frame_stack: int, n_step: int) -> dict[str, FrameStacks]:
+    """What makes stacks of each leaf that has them; none if ``frame_stack`` is 1."""
+    if frame_stack == 1:
+        return {}
+    parts = {"obs": space}
+    if isinstance(space, spaces.Dict):
+        images = {key: part for key, part in space.spaces.items() if may_be_stacks(part)}
+        parts = {f"obs.{key}": part for key, part in images.items()} or parts
+    return {
+        name: FrameStacks(part, frame_stack=frame_stack, n_step=n_step)
+        for name, part in parts.items()
+    }

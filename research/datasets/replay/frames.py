@@ -1,6 +1,6 @@
 """Stacks of an episode's newest frames, made from rows that hold one frame each."""
 
-from typing import Any
+from typing import Any, TypeGuard
 
 import gymnasium
 import numpy as np
@@ -31,12 +31,7 @@ class FrameStacks:
     """
 
     def __init__(self, space: gymnasium.Space[Any], *, frame_stack: int, n_step: int) -> None:
-        if not (
-            isinstance(space, spaces.Box)
-            and space.dtype == np.uint8
-            and len(space.shape) == 3
-            and space.shape[0] % frame_stack == 0
-        ):
+        if not may_be_stacks(space) or space.shape[0] % frame_stack:
             raise ValueError(
                 f"{frame_stack} stacked frames must be a Box of uint8 ({frame_stack} * C, H, W), "
                 f"got {space}"
@@ -96,6 +91,11 @@ class FrameStacks:
     def cut(self, frames: Tensor) -> tuple[Tensor, Tensor]:
         """The first and the last stacks (B, S * C, H, W) of gathered frames."""
         return frames[:, : self.shape[0]], frames[:, -self.shape[0] :]
+
+
+def may_be_stacks(space: gymnasium.Space[Any]) -> TypeGuard[spaces.Box]:
+    """Whether the elements of a space are uint8 (channels, H, W)."""
+    return isinstance(space, spaces.Box) and space.dtype == np.uint8 and len(space.shape) == 3
 
 
 def gather(frames: Tensor, rows: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """What makes batches from the rows of a replay buffer, as the buffer uses it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
@@ -24,7 +24,7 @@ class EpisodeRows:
         storage: the rows, with the leaves ``action``, ``reward``, ``continues``, those in ``obs``,
             ``extras.<name>`` and ``info.<name>``.
         rings: which rows belong together.
-        stacks: makes observations from the frames in leaf ``obs``; None if a row holds whole ones.
+        stacks: for each leaf of an observation that holds one frame of a stack, what makes stacks.
         obs: the leaves of an observation.
         obs_keys: their keys in a Dict space; None for any other.
         extras: names of the values that an algorithm adds to a step.
@@ -34,7 +34,7 @@ class EpisodeRows:
 
     storage: RowStorage
     rings: EpisodeRings
-    stacks: FrameStacks | None
+    stacks: Mapping[str, FrameStacks]
     obs: Sequence[str]
     obs_keys: Sequence[str] | None
     extras: Sequence[str]

@@ -37,8 +37,11 @@ class Transitions:
         storage = rows.storage
         self.rows = rows
         self.on_host = storage.device.type == "cpu"
-        obs = [] if rows.stacks else rows.obs  # the frames of stacks are gathered apart
+        obs = [name for name in rows.obs if name not in rows.stacks]  # frames are gathered apart
         self.num_obs = len(obs)
+        self.stacks = [
+            (place, rows.stacks[n]) for place, n in enumerate(rows.obs) if n in rows.stacks
+        ]
         self.extras = [f"extras.{name}" for name in rows.extras]
         self.observed = [*obs, *(f"info.{name}" for name in rows.info)]
         first = [(name, 0) for name in self.observed]
@@ -84,8 +87,8 @@ class Transitions:
     def one_step(self, starts: Tensor) -> PackedBatch[Transition | ExtendedTransition]:
         """Transitions of one step each."""
         memory = self.step.gather(self.on_device(starts))
-        if self.rows.stacks is not None:
-            memory.append(self.gather_frames(starts, None))
+        if self.stacks:
+            memory += self.gather_frames(starts, None)
         return PackedBatch(memory, self.unpack_one_step)
 
     def unpack_one_step(self, memory: Sequence[Tensor]) -> Transition | ExtendedTransition:
@@ -105,8 +108,8 @@ class Transitions:
             *self.last.gather(self.on_device(starts + num_steps)),
             self.on_device(self.returns.read(starts)),
         ]
-        if self.rows.stacks is not None:
-            memory.append(self.gather_frames(starts, num_steps))
+        if self.stacks:
+            memory += self.gather_frames(starts, num_steps)
         return PackedBatch(memory, self.unpack_n_steps)
 
     def unpack_n_steps(self, memory: Sequence[Tensor]) -> Transition | ExtendedTransition:
@@ -127,11 +130,13 @@ class Transitions:
     ) -> Transition | ExtendedTransition:
         """The transitions with these leaves; the frames of stacks end ``memory``."""
         rows, num_obs, num_observed = self.rows, self.num_obs, len(self.observed)
-        if rows.stacks is not None:
-            obs, next_obs = rows.stacks.cut(memory[-1])
-        else:
-            obs, next_obs = self.tree(first_and_action[:num_obs]), self.tree(last[:num_obs])
-        five = (obs, first_and_action[num_observed], reward, discount, next_obs)
+        obs, next_obs = list(first_and_action[:num_obs]), list(last[:num_obs])
+        frames = memory[len(memory) - len(self.stacks) :]
+        for (place, stacks), gathered in zip(self.stacks, frames, strict=True):
+            for leaves, stack in zip((obs, next_obs), stacks.cut(gathered), strict=True):
+                leaves.insert(place, stack)
+        action = first_and_action[num_observed]
+        five = (self.tree(obs), action, reward, discount, self.tree(next_obs))
         if not rows.extras and not rows.info:
             return Transition(*five)
         extras = dict(zip(rows.extras, first_and_action[num_observed + 1 :], strict=True))
@@ -139,12 +144,14 @@ class Transitions:
         next_info = dict(zip(rows.info, last[num_obs:], strict=True))
         return ExtendedTransition(*five, extras, info, next_info)
 
-    def gather_frames(self, starts: Tensor, num_steps: Tensor | None) -> Tensor:
-        """The frames of the first and last stacks."""
-        rows = self.rows
-        assert rows.stacks is not None, "rows hold whole observations"
-        num_earlier = rows.rings.num_earlier(starts)
-        return rows.stacks.gather(rows.storage.groups["obs"], starts, num_earlier, num_steps)
+    def gather_frames(self, starts: Tensor, num_steps: Tensor | None) -> list[Tensor]:
+        """The frames of the first and last stacks, of each leaf that has stacks."""
+        groups = self.rows.storage.groups
+        num_earlier = self.rows.rings.num_earlier(starts)
+        return [
+            stacks.gather(groups[self.rows.obs[place]], starts, num_earlier, num_steps)
+            for place, stacks in self.stacks
+        ]
 
     def on_device(self, tensor: Tensor) -> Tensor:
         """``tensor`` on the device of the rows."""

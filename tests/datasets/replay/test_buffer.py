@@ -606,6 +606,27 @@ def test_rows_on_disk_count_as_no_memory_and_leave_no_file(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("free", "storage", "kind"),
+    [(2 * 101 * 20, "ram", "cuda"), (2 * 101 * 20 - 1, "ram", "cpu"), (10**9, "disk", "cpu")],
+)
+def test_rows_are_on_a_gpu_that_has_room_to_spare(
+    monkeypatch: pytest.MonkeyPatch, free: int, storage: str, kind: str
+) -> None:
+    """A row has an observation of two numbers, an action, a reward and an end, 4 bytes each."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free, 10**9))
+    buffer = make_buffer(capacity=100, storage=storage, device="auto")
+    assert buffer.device.type == kind
+    assert (buffer.memory_bytes >= 101 * 20) == (kind == "cpu" and storage == "ram")
+
+
+def test_rows_are_on_the_host_where_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert make_buffer(device="auto").device.type == "cpu"
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("n_step", [1, 3])

@@ -59,6 +59,27 @@ class StackedStreams(Streams):
         return frames.reshape(self.num_envs, -1, HEIGHT, WIDTH), stacks
 
 
+class DictStreams(StackedStreams):
+    """A Dict of stacks, of the same in one channel, and of a vector before, between and after."""
+
+    def observe(self, numbers: np.ndarray, first: np.ndarray) -> tuple[Any, list[Any]]:
+        stacks, remembered = super().observe(numbers, first)
+        grey = stacks.reshape(self.num_envs, -1, self.num_channels, HEIGHT, WIDTH)[:, :, 0]
+        vector = np.array([[stack[-1] if stack else 0] for stack in remembered], np.float32)
+        parts = {"arm": vector, "camera": stacks, "force": -vector, "grey": grey, "time": vector}
+        return parts, remembered
+
+
+def make_dict(frame_stack: int, *, num_channels: int = 1, **options: Any) -> ReplayBuffer:
+    vector = spaces.Box(-np.inf, np.inf, (1,), np.float32)
+    stacks, grey = (
+        spaces.Box(0, 255, (frame_stack * channels, HEIGHT, WIDTH), np.uint8)
+        for channels in (num_channels, 1)
+    )
+    parts = {"arm": vector, "camera": stacks, "force": vector, "grey": grey, "time": vector}
+    return make_buffer(obs_space=spaces.Dict(parts), frame_stack=frame_stack, **options)
+
+
 def as_frames(numbers: np.ndarray, num_channels: int) -> np.ndarray:
     """Frames (..., C, H, W); every pixel depends on the number (...) and on where it is."""
     pixels = np.arange(num_channels * HEIGHT * WIDTH).reshape(num_channels, HEIGHT, WIDTH)
@@ -74,12 +95,25 @@ def as_numbers(stacks: Tensor, num_channels: int) -> list[tuple[int, ...]]:
     return [tuple(stack) for stack in numbers.tolist()]
 
 
+def observed(obs: Tensor | dict[str, Tensor], num_channels: int) -> list[tuple[int, ...]]:
+    """The numbers of the frames in observations, whose parts must be of the same numbers."""
+    if isinstance(obs, Tensor):
+        return as_numbers(obs, num_channels)
+    assert list(obs) == ["arm", "camera", "force", "grey", "time"]
+    numbers = as_numbers(obs["camera"], num_channels)
+    newest = [[stack[-1]] for stack in numbers]
+    assert obs["arm"].tolist() == (-obs["force"]).tolist() == obs["time"].tolist() == newest
+    grey = obs["camera"].unflatten(1, (-1, num_channels))[:, :, 0]
+    assert torch.equal(obs["grey"], grey)
+    return numbers
+
+
 def sampled(
     buffer: ReplayBuffer, num_channels: int
 ) -> set[tuple[tuple[int, ...], int, float, float, tuple[int, ...]]]:
     """The distinct transitions of one batch."""
     batch = buffer.sample()
-    obs, next_obs = (as_numbers(stacks, num_channels) for stacks in (batch.obs, batch.next_obs))
+    obs, next_obs = (observed(part, num_channels) for part in (batch.obs, batch.next_obs))
     numbers = (column.tolist() for column in (batch.action[:, 0], batch.reward, batch.discount))
     return set(zip(obs, *numbers, next_obs, strict=True))
 
@@ -102,7 +136,9 @@ def test_exactly_the_naive_buffers_transitions_are_sampled(data: st.DataObject) 
     options = {"num_channels": num_channels, "num_envs": num_envs, "capacity": capacity}
     options |= {"n_step": n_step, "batch_size": 1000}
     naive = NaiveBuffer(num_envs, capacity, n_step, frame_stack)
-    streams = StackedStreams(make_stacked(frame_stack, **options), naive, num_channels=num_channels)
+    is_dict = data.draw(st.booleans())
+    make, feed = (make_dict, DictStreams) if is_dict else (make_stacked, StackedStreams)
+    streams = feed(make(frame_stack, **options), naive, num_channels=num_channels)
     reset_themselves = data.draw(st.booleans())
     with tempfile.TemporaryDirectory() as folder:
         for happening in data.draw(st.lists(happenings, min_size=ring_rows, max_size=60)):
@@ -111,7 +147,7 @@ def test_exactly_the_naive_buffers_transitions_are_sampled(data: st.DataObject) 
             elif isinstance(happening, str):
                 state = reload(streams.buffer.save(Path(folder)))
                 if happening == "load":
-                    streams.buffer = make_stacked(frame_stack, **options)
+                    streams.buffer = make(frame_stack, **options)
                     streams.buffer.load(state, Path(folder))
             else:
                 (streams.step_or_start if reset_themselves else streams.step)(happening)
@@ -171,13 +207,15 @@ def test_a_batch_does_not_change_when_the_buffer_goes_on(n_step: int) -> None:
     assert_same(batch, copies)
 
 
-def test_saving_writes_every_frame_once(tmp_path: Path) -> None:
-    buffer = make_stacked(4, num_channels=3)
-    streams = StackedStreams(buffer, NaiveBuffer(1, 100, 1, 4), num_channels=3)
+@pytest.mark.parametrize("is_dict", [False, True])
+def test_saving_writes_every_frame_once(tmp_path: Path, is_dict: bool) -> None:
+    make, feed = (make_dict, DictStreams) if is_dict else (make_stacked, StackedStreams)
+    buffer = make(4, num_channels=3)
+    streams = feed(buffer, NaiveBuffer(1, 100, 1, 4), num_channels=3)
     for step in range(40):
         streams.step([TRUNCATE if step % 10 == 9 else CONTINUE])
         buffer.save(tmp_path)
-    row_bytes, header_bytes = 3 * HEIGHT * WIDTH + 3 * 4, 2 * 8
+    row_bytes, header_bytes = (3 + is_dict) * HEIGHT * WIDTH + (3 + 3 * is_dict) * 4, 2 * 8
     written = sum(path.stat().st_size for path in tmp_path.iterdir())
     assert written == 44 * row_bytes + 40 * header_bytes
 
@@ -224,13 +262,15 @@ def test_memory_is_what_was_forecast(n_step: int) -> None:
     assert buffer.memory_bytes == sum(tensor.nbytes for tensor in tensors) + places.nbytes
 
 
-def test_a_first_stack_of_different_frames_is_refused() -> None:
-    buffer = make_stacked(3, num_envs=2)
-    stacks = np.zeros((2, 3, HEIGHT, WIDTH), np.uint8)
-    stacks[1, 0, 1, 2] = 1
-    buffer.start_episodes(stacks, np.array([True, False]))
+@pytest.mark.parametrize("is_dict", [False, True])
+def test_a_first_stack_of_different_frames_is_refused(is_dict: bool) -> None:
+    make, feed = (make_dict, DictStreams) if is_dict else (make_stacked, StackedStreams)
+    buffer = make(3, num_envs=2)
+    obs, _ = feed(buffer, NaiveBuffer(2, 100, 1, 3)).observe(np.arange(2), np.array([True, True]))
+    (obs["grey"] if isinstance(obs, dict) else obs)[1, 0, 1, 2] += 1
+    buffer.start_episodes(obs, np.array([True, False]))
     with pytest.raises(ValueError, match="must begin with a stack of equal frames"):
-        buffer.start_episodes(stacks, np.array([False, True]))
+        buffer.start_episodes(obs, np.array([False, True]))
 
 
 def test_an_observation_of_another_size_is_not_taken_for_a_stack() -> None:
@@ -247,9 +287,10 @@ def test_an_observation_of_another_size_is_not_taken_for_a_stack() -> None:
         spaces.Box(0, 255, (4, 2, 2), np.uint8),
         spaces.Box(0, 255, (3, 2), np.uint8),
         spaces.Box(0, 1, (3, 2, 2), np.float32),
-        spaces.Dict({"pixels": spaces.Box(0, 255, (3, 2, 2), np.uint8)}),
+        spaces.Dict({"pixels": spaces.Box(0, 255, (3, 2), np.uint8)}),
+        spaces.Dict({"pixels": spaces.Box(0, 255, (4, 2, 2), np.uint8)}),
     ],
-    ids=["channels", "shape", "type", "dict"],
+    ids=["channels", "shape", "type", "dict", "channels in a dict"],
 )
 def test_a_space_without_stacks_is_refused(space: spaces.Space) -> None:
     with pytest.raises(ValueError, match=r"^3 stacked frames must be a Box of uint8 \(3 \* C"):
