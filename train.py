@@ -26,7 +26,8 @@ def main(cfg: DictConfig, run: Run) -> float:
         alg = build(cfg.alg, network)
         initialise(alg, processor, run, cfg.init_from, parts=cfg.init_parts, strict=cfg.init_strict)
         logger = build(cfg.logger, run.folder)
-        make_env = partial(build_env, cfg.env)  # for evaluation and videos, made when needed
+        # for evaluation and videos, made when needed
+        make_env = partial(build_env, cfg.env, episodes=cfg.trainer.evaluation.episodes)
         trainer = build(cfg.trainer, alg, processor, data, env, make_env, logger, run)
         return trainer.train()
 

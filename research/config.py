@@ -163,23 +163,27 @@ def construct_part(node: DictConfig, *collaborators: Any) -> Any:
         raise UserError(f"{path}: {error}") from error
 
 
-def build_env(node: DictConfig, *, renders: bool = False) -> Any:
+def build_env(node: DictConfig, *, episodes: int | None = None, renders: bool = False) -> Any:
     """The environments that ``node`` describes, for evaluation: a key ``training`` becomes false.
 
     Args:
         node: the group ``env`` of a config.
+        episodes: of an evaluation; a key ``num_envs`` above it is lowered to it. None for any.
         renders: whether to make them in this process, and able to render frames.
 
     Raises:
         UserError: as by ``build``, or they take no ``render_mode``.
 
     """
-    if not renders and "training" not in node:
+    has_idle = episodes is not None and "num_envs" in node and node.num_envs > episodes
+    if not renders and "training" not in node and not has_idle:
         return build(node)
     root: Any = copy.deepcopy(node._get_root())
     OmegaConf.set_struct(root, False)
     if "training" in root.env:
         root.env.training = False
+    if has_idle:
+        root.env.num_envs = episodes
     if not renders:
         return build(root.env)
     if "subprocesses" in root.env:

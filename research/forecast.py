@@ -17,11 +17,7 @@ from research.training.run import Run
 UPDATES = 8
 """So many that each kind of two that take turns is made four times, by when graphs are captured."""
 
-SHORTENED = {
-    "trainer.evaluation.episodes": 1,
-    "trainer.evaluation.batches": 1,
-    "trainer.devices": 1,
-}
+SHORTENED = {"trainer.evaluation.batches": 1, "trainer.devices": 1}
 """What a trial of a run has less of than the run, by key."""
 
 WARMUP_STEPS = 64
@@ -120,6 +116,9 @@ def shorten(cfg: DictConfig) -> None:
     if has(cfg, warmup):
         longest = OmegaConf.select(cfg, warmup)
         changes[warmup] = min(WARMUP_STEPS, total // 20 if longest is None else longest)
+    episodes, num_envs = "trainer.evaluation.episodes", OmegaConf.select(cfg, "env.num_envs") or 1
+    if has(cfg, episodes):  # one of each environment that the run evaluates in
+        changes[episodes] = min(OmegaConf.select(cfg, episodes), num_envs)
     if has(cfg, "logger.trackers"):
         trackers = OmegaConf.select(cfg, "logger.trackers")
         changes["logger.trackers"] = [name for name in trackers if name in LOCAL_TRACKERS]

@@ -5,6 +5,7 @@ import importlib
 import sys
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +14,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from research.annotations import bounds_of, type_hints
-from research.config import build, check, to_plain
+from research.config import build, build_env, check, to_plain
 from research.errors import UserError
 from research.trust import INSTALLATION, TRUSTED_MODULES, locate
 from tests.conftest import options
@@ -240,6 +241,16 @@ def test_what_has_no_target_is_checked_too(load: Callable[..., DictConfig]) -> N
         check(load("seed=one"))
     with pytest.raises(UserError, match=r"resume must be one of auto, must, never"):
         check(load("resume=maybe"))
+
+
+@pytest.mark.parametrize(("episodes", "num_envs"), [(None, 6), (7, 6), (6, 6), (5, 5), (1, 1)])
+def test_an_evaluation_has_no_more_environments_than_episodes(
+    load: Callable[..., DictConfig], episodes: int | None, num_envs: int
+) -> None:
+    cfg = load("env=gymnasium", "env.id=Pendulum-v1", "env.num_envs=6")
+    with closing(build_env(cfg.env, episodes=episodes)) as env:
+        assert env.num_envs == num_envs
+    assert cfg.env.num_envs == 6
 
 
 SEEDS = "an integer in [0, {0}] or a list, each item an integer in [0, {0}]".format(2**63 - 1)

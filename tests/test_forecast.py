@@ -72,6 +72,9 @@ def test_a_trial_is_short_and_keeps_the_length_of_the_run(load: Load) -> None:
     assert cfg.trainer.pace.warmup_steps == 64
     assert cfg.trainer.evaluation.episodes == 1
     assert cfg.logger.trackers == ["csv"]
+    many = load("env=native", "env.id=CartPole-v1", "env.num_envs=4", "alg=dqn")
+    shorten(many)
+    assert many.trainer.evaluation.episodes == 4
     short = load("trainer.pace.warmup_steps=7", "trainer.total_steps=20")
     shorten(short)
     assert short.trainer.pace.warmup_steps == 7

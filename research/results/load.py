@@ -140,7 +140,7 @@ class LoadedPolicy:
         return TransformAction(env, partial(scale_from, self.own_box), self.own_box)
 
     def make_vector(self, *, renders: bool = False, **changes: Any) -> Any:
-        """The run's vector environment, standardised.
+        """The run's vector environment, standardised, as in its evaluations.
 
         Args:
             renders: whether to make it in this process, and able to render frames.
@@ -155,7 +155,8 @@ class LoadedPolicy:
             if key in config.env or key not in ("num_envs", "subprocesses")
         }
         config.merge_with({"env": kept})
-        return build_env(config.env, renders=renders)
+        episodes = None if "num_envs" in changes else config.trainer.evaluation.episodes
+        return build_env(config.env, episodes=episodes, renders=renders)
 
 
 def load(

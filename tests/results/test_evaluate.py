@@ -26,7 +26,7 @@ RUNS = {
     "two": [*PENDULUM, "env.num_envs=2", "trainer.ema_decay=0.9", "seed=5"],
     "bf16": [*PENDULUM, "trainer.precision=bf16", "env.num_envs=2", "env.subprocesses=true"],
     "dqn": ["alg=dqn", "trainer.evaluation.episodes=4", *RL],
-    "native": ["alg=dqn", "env=native", "env.id=CartPole-v1", "env.num_envs=3", *RL],
+    "native": ["alg=dqn", "env=native", "env.id=CartPole-v1", "env.num_envs=12", *RL],
     "digits": ["alg=classification", "dataset=digits", *EXAMPLES, "trainer.evaluation.batches=2"],
     "values": ["alg=regression", "dataset.path=examples.npz", *EXAMPLES],
 }

@@ -23,5 +23,5 @@ def build_trainer(folder: Path, cfg: DictConfig, seat: Seat | None = None) -> Tr
     processor = build(cfg.processor, dataset.observation_space, dataset.action_space)
     network = build(cfg.network, processor.observation_space, processor.action_space)
     alg, logger = build(cfg.alg, network), build(cfg.logger, folder)
-    make_env = partial(build_env, cfg.env)
+    make_env = partial(build_env, cfg.env, episodes=cfg.trainer.evaluation.episodes)
     return build(cfg.trainer, alg, processor, dataset, env, make_env, logger, run)
