@@ -86,7 +86,7 @@ class MaximumEntropy(Algorithm):
         distribution = self.network.actor(self.network.encoder(obs))
         if not explore:
             return distribution.center()
-        return distribution.sample(torch.randn_like(distribution.mean))[0]
+        return distribution.action(torch.randn_like(distribution.mean))
 
     def draw(self, batch: Transition, step: Tensor) -> Any:
         return Noise(torch.randn_like(batch.action), torch.randn_like(batch.action))

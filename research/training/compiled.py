@@ -1,6 +1,7 @@
 """Whole updates as graphs that torch.compile makes: gradients, steps of Adam, and moved copies."""
 
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -225,9 +226,15 @@ def take_adam_step(group: AdamGroup, gradients: Mapping[str, Tensor]) -> None:
 
     With decoupled weight decay: Loshchilov and Hutter, 2019, https://arxiv.org/abs/1711.05101.
     """
+    # Each factor is computed once: the graph would inline a scalar into the loops over elements,
+    # but keeps an exponential that several read.
+    counts = torch.stack([*group.steps]).double() + 1
+    logs = [math.log(beta) if beta else -math.inf for beta in group.betas]
+    first, second = (1 - (counts * each).exp() for each in logs)
+    sizes, scales = group.rate / first, second.rsqrt()
     beta1, beta2 = group.betas
     tensors = (group.names, group.parameters, group.means, group.squares, group.steps)
-    for name, parameter, mean, square, step in zip(*tensors, strict=True):
+    for index, (name, parameter, mean, square, step) in enumerate(zip(*tensors, strict=True)):
         gradient = gradients[name]
         step.add_(1)
         if group.is_decoupled:
@@ -236,9 +243,8 @@ def take_adam_step(group: AdamGroup, gradients: Mapping[str, Tensor]) -> None:
             gradient = gradient + group.weight_decay * parameter
         mean.lerp_(gradient, 1 - beta1)
         square.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-        count = step.double()
-        root = (square / (1 - beta2**count)).sqrt() + group.epsilon
-        parameter.sub_(group.rate / (1 - beta1**count) * mean / root)
+        root = square.sqrt() * scales[index] + group.epsilon
+        parameter.sub_(sizes[index] * mean / root)
 
 
 def clip(gradients: Mapping[str, Tensor], max_norm: float) -> dict[str, Tensor]:

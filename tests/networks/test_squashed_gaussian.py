@@ -28,9 +28,11 @@ def test_densities_are_those_of_torchs_distribution(seed: int, scale: float) -> 
     generator = torch.Generator().manual_seed(seed)
     mean, noise = torch.randn(2, 16, 3, generator=generator, dtype=torch.float64)
     log_std = torch.rand(16, 3, generator=generator, dtype=torch.float64) * 7 - 5
-    action, log_prob = SquashedGaussian(scale * mean, log_std).sample(noise)
+    actions = SquashedGaussian(scale * mean, log_std)
+    action, log_prob = actions.sample(noise)
     x = scale * mean + log_std.exp() * noise
     torch.testing.assert_close(action, x.tanh())
+    assert torch.equal(actions.action(noise), action)
     distribution = reference(scale * mean, log_std)
     distribution.transforms[0]._cached_x_y = (x, action)  # atanh would round
     torch.testing.assert_close(log_prob, distribution.log_prob(action), rtol=1e-9, atol=1e-9)
