@@ -26,8 +26,8 @@ def main(cfg: DictConfig, run: Run) -> float:
         alg = build(cfg.alg, network)
         initialise(alg, processor, run, cfg.init_from, parts=cfg.init_parts, strict=cfg.init_strict)
         logger = build(cfg.logger, run.folder)
-        # for evaluation and videos, made when needed
-        make_env = partial(build_env, cfg.env, episodes=cfg.trainer.evaluation.episodes)
+        episodes = cfg.trainer.evaluation.episodes
+        make_env = partial(build_env, cfg.env, episodes=episodes)  # evaluation's, made when needed
         trainer = build(cfg.trainer, alg, processor, data, env, make_env, logger, run)
         return trainer.train()
 

@@ -168,14 +168,16 @@ def build_env(node: DictConfig, *, episodes: int | None = None, renders: bool = 
 
     Args:
         node: the group ``env`` of a config.
-        episodes: of an evaluation; a key ``num_envs`` above it is lowered to it. None for any.
+        episodes: number of episodes of an evaluation, to which a larger ``num_envs`` is lowered;
+            None leaves ``num_envs`` as it is.
         renders: whether to make them in this process, and able to render frames.
 
     Raises:
         UserError: as by ``build``, or they take no ``render_mode``.
 
     """
-    has_idle = episodes is not None and "num_envs" in node and node.num_envs > episodes
+    num_envs = node.get("num_envs")
+    has_idle = episodes is not None and isinstance(num_envs, int) and num_envs > episodes
     if not renders and "training" not in node and not has_idle:
         return build(node)
     root: Any = copy.deepcopy(node._get_root())

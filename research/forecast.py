@@ -117,7 +117,7 @@ def shorten(cfg: DictConfig) -> None:
         longest = OmegaConf.select(cfg, warmup)
         changes[warmup] = min(WARMUP_STEPS, total // 20 if longest is None else longest)
     episodes, num_envs = "trainer.evaluation.episodes", OmegaConf.select(cfg, "env.num_envs") or 1
-    if has(cfg, episodes):  # one of each environment that the run evaluates in
+    if has(cfg, episodes):  # as many environments as the run evaluates in take memory
         changes[episodes] = min(OmegaConf.select(cfg, episodes), num_envs)
     if has(cfg, "logger.trackers"):
         trackers = OmegaConf.select(cfg, "logger.trackers")

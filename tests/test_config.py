@@ -253,6 +253,16 @@ def test_an_evaluation_has_no_more_environments_than_episodes(
     assert cfg.env.num_envs == 6
 
 
+def test_an_evaluation_leaves_a_number_of_environments_that_is_none(
+    load: Callable[..., DictConfig],
+) -> None:
+    cfg = load("env=gymnasium", "env.id=Pendulum-v1")
+    OmegaConf.set_struct(cfg, False)
+    cfg.env.num_envs = None
+    with pytest.raises(UserError, match=r"env\.num_envs"):
+        build_env(cfg.env, episodes=5)
+
+
 SEEDS = "an integer in [0, {0}] or a list, each item an integer in [0, {0}]".format(2**63 - 1)
 
 

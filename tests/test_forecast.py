@@ -72,9 +72,10 @@ def test_a_trial_is_short_and_keeps_the_length_of_the_run(load: Load) -> None:
     assert cfg.trainer.pace.warmup_steps == 64
     assert cfg.trainer.evaluation.episodes == 1
     assert cfg.logger.trackers == ["csv"]
-    many = load("env=native", "env.id=CartPole-v1", "env.num_envs=4", "alg=dqn")
-    shorten(many)
-    assert many.trainer.evaluation.episodes == 4
+    for num_envs, episodes in ((4, 4), (64, 10)):
+        many = load("env=native", "env.id=CartPole-v1", f"env.num_envs={num_envs}", "alg=dqn")
+        shorten(many)
+        assert many.trainer.evaluation.episodes == episodes
     short = load("trainer.pace.warmup_steps=7", "trainer.total_steps=20")
     shorten(short)
     assert short.trainer.pace.warmup_steps == 7

@@ -42,7 +42,7 @@ class SquashedGaussian(NamedTuple):
         return (self.mean + self.log_std.exp() * noise).tanh()
 
     def sample(self, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """What ``action`` returns, and the log-densities (B,) of that."""
+        """Actions (B, A) for standard normal ``noise`` (B, A), and their log-densities (B,)."""
         x = self.mean + self.log_std.exp() * noise
         # The normal density, and log(1 - tanh(x)^2) as 2 (log(2) - x - softplus(-2 x)), which is
         # not rounded to log(0) for a large x; all constants are added at once, which is faster.

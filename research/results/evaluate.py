@@ -42,7 +42,8 @@ class EvaluationOptions(NamedTuple):
         checkpoint: the one with the best score, or the last.
         episodes: number of episodes; None for the run's own.
         seed: of the episodes; None for the run's own.
-        num_envs: environments at once; None for the run's own.
+        num_envs: environments at once; None for the run's own, or fewer if there are fewer
+            episodes.
         device: as the config key.
         trusted_modules: modules of yours from which a run's config may build parts.
         env: changes of the run's group ``env``.
@@ -115,7 +116,7 @@ def evaluate_run(folder: Path, options: EvaluationOptions) -> Evaluated:
         "device": options.device,
         "env": changes,
     }
-    with closing(policy.make_vector(**changes)) as env:
+    with closing(policy.make_vector(episodes=options.episodes or 0, **changes)) as env:
         if isinstance(env, VectorEnv):
             episodes = options.episodes or policy.config.trainer.evaluation.episodes
             results = evaluate_in(env, policy, episodes, seed)

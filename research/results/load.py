@@ -108,16 +108,18 @@ class LoadedPolicy:
         elif isinstance(own, Dict) == isinstance(obs, Mapping):
             obs = move_channels(own, obs)
         obs = cast_to(space, obs)
-        name, array, shape = first_array(space, obs)
-        if array.shape == shape:
-            if isinstance(obs, dict):
-                return {key: value[None] for key, value in obs.items()}, True
-            return array[None], True
-        if array.shape[1:] != shape:
-            raise ValueError(
-                f"{name} has shape {array.shape}; the policy takes {shape}, or E such at once"
-            )
-        return obs, False
+        arrays = name_arrays(space, obs)
+        is_single = arrays[0][1].shape == arrays[0][2]
+        for name, array, shape in arrays:
+            if (array.shape if is_single else array.shape[1:]) != shape:
+                raise ValueError(
+                    f"{name} has shape {array.shape}; the policy takes {shape}, or E such at once"
+                )
+        if not is_single:
+            return obs, False
+        if isinstance(obs, dict):
+            return {key: part[None] for key, part in obs.items()}, True
+        return arrays[0][1][None], True
 
     def env(self, **changes: Any) -> gymnasium.Env:
         """One environment as in training, except that its actions are in its own units.
@@ -139,10 +141,11 @@ class LoadedPolicy:
             return env
         return TransformAction(env, partial(scale_from, self.own_box), self.own_box)
 
-    def make_vector(self, *, renders: bool = False, **changes: Any) -> Any:
+    def make_vector(self, *, episodes: int = 0, renders: bool = False, **changes: Any) -> Any:
         """The run's vector environment, standardised, as in its evaluations.
 
         Args:
+            episodes: number of episodes, if that is more than in the run's evaluations.
             renders: whether to make it in this process, and able to render frames.
             **changes: of keys in the run's ``env`` group; those of ``num_envs`` and
                 ``subprocesses`` are ignored where it has no such key.
@@ -155,8 +158,10 @@ class LoadedPolicy:
             if key in config.env or key not in ("num_envs", "subprocesses")
         }
         config.merge_with({"env": kept})
-        episodes = None if "num_envs" in changes else config.trainer.evaluation.episodes
-        return build_env(config.env, episodes=episodes, renders=renders)
+        episodes = max(episodes, config.trainer.evaluation.episodes)
+        return build_env(
+            config.env, episodes=None if "num_envs" in changes else episodes, renders=renders
+        )
 
 
 def load(
@@ -234,12 +239,12 @@ def scale_from(box: Box, action: np.ndarray) -> np.ndarray:
     return ((action - low) / (high - low) * 2 - 1).astype(np.float32)
 
 
-def first_array(space: Space[Any], obs: Any) -> tuple[str, np.ndarray, tuple[int, ...]]:
-    """The first array of observations, with its name and the shape that its space declares."""
+def name_arrays(space: Space[Any], obs: Any) -> list[tuple[str, np.ndarray, tuple[int, ...]]]:
+    """The arrays of observations, each with its name and the shape that its space declares."""
     if isinstance(space, Dict):
-        name, inner = next(iter(space.items()))
-        return f"obs[{name!r}]", np.asarray(obs[name]), inner.shape or ()
-    return "obs", np.asarray(obs), space.shape or ()
+        parts = space.items()
+        return [(f"obs[{key!r}]", np.asarray(obs[key]), part.shape or ()) for key, part in parts]
+    return [("obs", np.asarray(obs), space.shape or ())]
 
 
 def count(batch: Any) -> int:

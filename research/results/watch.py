@@ -91,7 +91,7 @@ def watch(folder: Path, options: WatchOptions) -> Watched:
     changes = dict(options.env)
     if size and {"height", "width"} <= set(policy.config.env):
         changes |= {"width": size[0], "height": size[1]}
-    with closing(policy.make_vector(renders=True, **changes)) as env:
+    with closing(policy.make_vector(episodes=options.episodes, renders=True, **changes)) as env:
         if not isinstance(env, VectorEnv):
             raise UserError(
                 f"{folder} has no environment to watch; python -m research.evaluate {folder} "

@@ -226,8 +226,8 @@ def take_adam_step(group: AdamGroup, gradients: Mapping[str, Tensor]) -> None:
 
     With decoupled weight decay: Loshchilov and Hutter, 2019, https://arxiv.org/abs/1711.05101.
     """
-    # Each factor is computed once: the graph would inline a scalar into the loops over elements,
-    # but keeps an exponential that several read.
+    # torch.compile stores a result with an exponential in it that is read more than once, where it
+    # would compute a power again in the loops over a parameter's elements.
     counts = torch.stack([*group.steps]).double() + 1
     logs = [math.log(beta) if beta else -math.inf for beta in group.betas]
     first, second = (1 - (counts * each).exp() for each in logs)

@@ -237,6 +237,7 @@ SMALL_CROSSQ = ("alg=crossq", "network.critic_hidden_dims=[64]")
 DISCRETE = (*STACKED, "+env.kwargs.discrete=true", *OFF_POLICY)
 SEEING = ("alg=sac", *BOTH, SMALL_IMAGES, *OFF_POLICY)
 KILLED = {
+    "SAC, image and vector": SEEING,
     "SAC, stacked images and vector": (*SEEING, "env.frame_stack=2"),
     "PPO, stacked images": ("alg=ppo", "network=actor_value_cnn", *STACKED, *ROLLOUTS),
 }

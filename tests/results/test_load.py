@@ -162,22 +162,39 @@ def test_an_info_that_the_algorithm_acts_on_is_asked_for(runs: Path, tmp_path: P
     assert policy(np.zeros(4), {"action_mask": [1, 1]}) in (0, 1)
 
 
+def image_policy(own: Dict, standard: Dict) -> LoadedPolicy:
+    """A policy of which only the spaces are known."""
+    config = OmegaConf.create({"trainer": {"infos": None}})
+    actions = Box(-1, 1, (1,), np.float32)
+    run: Any = SimpleNamespace(config=config)
+    return LoadedPolicy(run, cast(Any, None), Spaces(standard, actions, own, actions), 0)
+
+
 @pytest.mark.parametrize("lead", [(), (5,)])
 def test_images_may_be_as_the_environment_gives_them_or_as_they_were_standardised(
     lead: tuple[int, ...],
 ) -> None:
     own = Dict(image=Box(0, 255, (9, 8, 3), np.uint8), sign=Box(-1, 1, (1,), np.float32))
     standard = Dict(image=Box(0, 255, (3, 9, 8), np.uint8), sign=own["sign"])
-    config = OmegaConf.create({"trainer": {"infos": None}})
-    actions = Box(-1, 1, (1,), np.float32)
-    run: Any = SimpleNamespace(config=config)
-    policy = LoadedPolicy(run, cast(Any, None), Spaces(standard, actions, own, actions), 0)
+    policy = image_policy(own, standard)
     image = np.random.default_rng(0).integers(256, size=(*lead, 9, 8, 3), dtype=np.uint8)
     first = np.moveaxis(image, -1, -3)
     for shown in (image, first):
         batch, is_single = policy.to_batch({"image": shown, "sign": np.ones((*lead, 1))})
         np.testing.assert_array_equal(batch["image"], first.reshape(-1, 3, 9, 8))
         assert is_single == (lead == ())
+
+
+@pytest.mark.parametrize("lead", [(), (5,)])
+def test_a_part_of_another_shape_is_refused(lead: tuple[int, ...]) -> None:
+    sign = Box(-1, 1, (1,), np.float32)
+    own = Dict(sign=sign, view=Box(0, 255, (9, 8, 1), np.uint8))
+    stacked = Dict(sign=sign, view=Box(0, 255, (3, 9, 8), np.uint8))
+    obs = {"sign": np.ones((*lead, 1)), "view": np.zeros((*lead, 9, 8, 1), np.uint8)}
+    with pytest.raises(
+        ValueError, match=r"obs\['view'\] has shape .*; the policy takes \(3, 9, 8\)"
+    ):
+        image_policy(own, stacked).to_batch(obs)
 
 
 def test_an_observation_of_another_shape_is_refused(runs: Path) -> None:

@@ -76,7 +76,8 @@ class ReplayBuffer:
         storage: ``ram``, the memory of ``device``; or ``disk``, for more rows than fit in memory:
             files in the folder for temporary files ($TMPDIR), deleted when the process ends.
         device: where rows are kept and batches returned; it does not affect which are drawn.
-            ``auto`` is the first GPU if rows take at most half of its free memory, else the CPU.
+            ``auto`` is the first GPU if all rows take at most half of the memory that is free
+            there when the buffer is made, else the CPU; it is for a run that has the GPU to itself.
         reader: makes what reads batches from rows; given ``n_step`` and ``discount``.
         priorities: makes the set of the rows where samples may start, from which they are drawn by
             their priorities; None to draw uniformly.
@@ -470,7 +471,7 @@ class ReplayBuffer:
             self._storage.stage(name, stacks.newest(values) if stacks else values)
 
     def _parts(self, obs: ArrayTree) -> list[tuple[str, np.ndarray]]:
-        """What observations have for each leaf."""
+        """The arrays of observations by the names of their leaves."""
         if not isinstance(obs, dict):
             return [("obs", obs)]
         if self._obs_keys is None:
@@ -539,7 +540,7 @@ def name_obs_leaves(space: Space[Any]) -> dict[str, Leaf]:
 
 
 def make_stacks(space: Space[Any], frame_stack: int, n_step: int) -> dict[str, FrameStacks]:
-    """What makes stacks of each leaf that has them; none if ``frame_stack`` is 1."""
+    """The stacks of every leaf that holds one frame of each; none if ``frame_stack`` is 1."""
     if frame_stack == 1:
         return {}
     parts = {"obs": space}

@@ -24,7 +24,7 @@ class EpisodeRows:
         storage: the rows, with the leaves ``action``, ``reward``, ``continues``, those in ``obs``,
             ``extras.<name>`` and ``info.<name>``.
         rings: which rows belong together.
-        stacks: for each leaf of an observation that holds one frame of a stack, what makes stacks.
+        stacks: of every leaf of an observation that holds one frame of each stack, by name.
         obs: the leaves of an observation.
         obs_keys: their keys in a Dict space; None for any other.
         extras: names of the values that an algorithm adds to a step.

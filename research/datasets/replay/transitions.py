@@ -37,7 +37,8 @@ class Transitions:
         storage = rows.storage
         self.rows = rows
         self.on_host = storage.device.type == "cpu"
-        obs = [name for name in rows.obs if name not in rows.stacks]  # frames are gathered apart
+        # the frames of stacks are gathered apart
+        obs = [name for name in rows.obs if name not in rows.stacks]
         self.num_obs = len(obs)
         self.stacks = [
             (place, rows.stacks[n]) for place, n in enumerate(rows.obs) if n in rows.stacks
@@ -80,7 +81,7 @@ class Transitions:
 
     def read(self, starts: Tensor, *, pinned: bool) -> PackedBatch[Transition | ExtendedTransition]:
         batch = self.one_step(starts) if self.returns is None else self.n_steps(starts)
-        if pinned:
+        if pinned and self.on_host:
             return PackedBatch([tensor.pin_memory() for tensor in batch.memory], batch.unpack)
         return batch
 

@@ -622,6 +622,25 @@ def test_rows_are_on_a_gpu_that_has_room_to_spare(
     assert (buffer.memory_bytes >= 101 * 20) == (kind == "cpu" and storage == "ram")
 
 
+def test_rows_that_grow_beyond_the_room_are_on_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (2 * 101 * 20, 10**9))
+    buffer = make_buffer(capacity=100, device="auto")
+    buffer.hold({"value": ()}, {})
+    assert buffer.device.type == "cpu"
+
+
+def test_what_a_gpu_holds_is_not_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Tensor, "pin_memory", None)  # which refuses a GPU's
+    buffer, other = make_buffer(), make_buffer()
+    for each in (buffer, other):
+        fill(each, 50)
+    buffer._reader.on_host = False  # type: ignore[attr-defined]
+    buffer.prepare(pinned=True)
+    assert_same(buffer.sample(), other.sample())
+
+
 def test_rows_are_on_the_host_where_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert make_buffer(device="auto").device.type == "cpu"
@@ -630,13 +649,14 @@ def test_rows_are_on_the_host_where_there_is_no_gpu(monkeypatch: pytest.MonkeyPa
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("n_step", [1, 3])
-def test_a_prepared_batch_is_pinned_and_the_same_on_a_gpu(n_step: int) -> None:
-    buffer, other = make_buffer(n_step=n_step), make_buffer(n_step=n_step)
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_prepared_batch_is_pinned_and_the_same_on_a_gpu(n_step: int, device: str) -> None:
+    buffer, other = make_buffer(n_step=n_step, device=device), make_buffer(n_step=n_step)
     for each in (buffer, other):
         fill(each, 50)
     buffer.prepare(pinned=True)
     batch = buffer.sample_packed()
-    assert all(tensor.is_pinned() for tensor in batch.memory)
+    assert all(tensor.is_pinned() or tensor.is_cuda for tensor in batch.memory)
     moved = to_device(batch, torch.device("cuda:0"))
     assert {part.device.type for part in moved} == {"cuda"}
     assert_same(other.sample(), map_tensors(Tensor.cpu, moved))
