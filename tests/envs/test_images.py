@@ -157,7 +157,7 @@ def test_a_step_adds_one_frame_however_often_its_action_is_repeated() -> None:
 
 @pytest.mark.parametrize("subprocesses", [False, True])
 def test_what_shows_no_images_is_refused(subprocesses: bool) -> None:
-    words = r"frame_stack=4 needs images, uint8 \(H, W, C\).*env.frame_stack=null"
+    words = r"4 needs images, uint8 \(H, W, C\).*got float32 \(11,\).*env.frame_stack=null"
     with pytest.raises(ValueError, match=words):
         make(4, id="Hopper-v5", kwargs={}, subprocesses=subprocesses)
 
