@@ -131,7 +131,8 @@ class MultiInput(nn.Module):
     def forward(self, obs: dict[str, Tensor]) -> Tensor:
         pairs = zip(self.images, self.encoders, strict=True)
         features = [encoder(obs[key]) for key, encoder in pairs]
-        floats = [obs[key].reshape(len(obs[key]), -1) for key in self.floats]
+        # of any batch size, also where the module is exported
+        floats = [obs[key].unsqueeze(-1).flatten(1) for key in self.floats]
         return torch.cat([*features, *floats], dim=1)
 
 

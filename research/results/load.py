@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeAlias
 import gymnasium
 import numpy as np
 from gymnasium.spaces import Box, Dict, Space, flatten
-from gymnasium.vector import SyncVectorEnv
+from gymnasium.vector import SyncVectorEnv, VectorEnv
 from gymnasium.wrappers import TransformAction
 from omegaconf import DictConfig
 from torch import nn
@@ -22,6 +22,7 @@ from research.machine.device import choose_device
 from research.results.runs import StoredRun, read_run
 from research.status import read_status
 from research.training.policy import Policy
+from research.training.requirements import are_alike
 from research.training.saving.checkpoint import load_file
 from research.training.saving.retention import read_manifest
 from research.training.saving.spaces import Spaces, read_spaces
@@ -102,6 +103,7 @@ class LoadedPolicy:
         """
         space = self.spaces.observation
         own = self.spaces.own_observation
+        require_keys(space, own, obs)
         is_flat = isinstance(obs, np.ndarray) and obs.shape[-1:] == space.shape
         if isinstance(space, Box) and not (own is None or isinstance(own, Box) or is_flat):
             obs = flatten(own, obs)
@@ -113,8 +115,12 @@ class LoadedPolicy:
         for name, array, shape in arrays:
             if (array.shape if is_single else array.shape[1:]) != shape:
                 raise ValueError(
-                    f"{name} has shape {array.shape}; the policy takes {shape}, or E such at once"
+                    f"{name} has shape {array.shape}; the policy takes {shape}, or E such of every "
+                    "part; env() gives such"
                 )
+        if len({len(array) for _, array, _ in arrays}) > 1 and not is_single:
+            sizes = ", ".join(f"{len(array)} of {name}" for name, array, _ in arrays)
+            raise ValueError(f"the policy takes as many of every part, got {sizes}")
         if not is_single:
             return obs, False
         if isinstance(obs, dict):
@@ -132,6 +138,9 @@ class LoadedPolicy:
                 environment's package is missing, or a change is not valid.
 
         """
+        for key in ("num_envs", "subprocesses"):
+            if key in changes:
+                raise UserError(f"env() makes one environment, in this process; leave out {key}")
         vector = self.make_vector(num_envs=1, subprocesses=False, **changes)
         if not isinstance(vector, SyncVectorEnv):
             what = "has no environment" if vector.num_envs == 0 else "steps all copies at once"
@@ -150,6 +159,9 @@ class LoadedPolicy:
             **changes: of keys in the run's ``env`` group; those of ``num_envs`` and
                 ``subprocesses`` are ignored where it has no such key.
 
+        Raises:
+            UserError: the policy cannot act there, or as by ``build_env``.
+
         """
         config = self.config.copy()
         kept = {
@@ -159,9 +171,19 @@ class LoadedPolicy:
         }
         config.merge_with({"env": kept})
         episodes = max(episodes, config.trainer.evaluation.episodes)
-        return build_env(
+        env = build_env(
             config.env, episodes=None if "num_envs" in changes else episodes, renders=renders
         )
+        if isinstance(env, VectorEnv):
+            given = env.single_observation_space, env.single_action_space
+            for space, taken in zip(given, self.spaces[:2], strict=True):
+                if not are_alike(space, taken):
+                    env.close()
+                    raise UserError(
+                        f"{self.run.folder}: the policy was trained with {taken}, but the "
+                        f"environment has {space}; change env as the spaces allow"
+                    )
+        return env
 
 
 def load(
@@ -237,6 +259,18 @@ def scale_from(box: Box, action: np.ndarray) -> np.ndarray:
     """``action``, scaled from the bounds of ``box`` to [-1, 1]: the inverse of ``scale_to``."""
     low, high = box.low.astype(np.float64), box.high.astype(np.float64)
     return ((action - low) / (high - low) * 2 - 1).astype(np.float32)
+
+
+def require_keys(space: Space[Any], own: Space[Any] | None, obs: Any) -> None:
+    """Refuse observations that lack a part of a Dict, or are no dict where one is needed."""
+    keys = next((list(each) for each in (space, own) if isinstance(each, Dict)), None)
+    if keys is None:
+        return
+    if not isinstance(obs, Mapping):
+        if isinstance(space, Dict):
+            raise ValueError(f"obs must be a dict of {', '.join(keys)}, got {type(obs).__name__}")
+    elif missing := [key for key in keys if key not in obs]:
+        raise ValueError(f"obs lacks {', '.join(missing)}; the policy takes {', '.join(keys)}")
 
 
 def name_arrays(space: Space[Any], obs: Any) -> list[tuple[str, np.ndarray, tuple[int, ...]]]:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.spaces import Box, Dict
+from gymnasium.vector.utils import batch_space
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
@@ -98,6 +99,27 @@ def test_onnxruntime_gives_the_actions_of_the_policy(runs: Path, name: str) -> N
     assert (facts["step"], facts["alg"]) == (policy.step, policy.config.alg._target_)
     (port,) = session.get_inputs()
     assert port.shape == facts["inputs"][0]["shape"] == ["batch", *obs.shape[1:]]
+
+
+@needs_onnx
+def test_images_and_vectors_are_inputs_of_any_batch_size(tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    process = train(
+        tmp_path / "run",
+        *("alg=sac", "env=gymnasium", "env.id=tests.envs.spot:Spot-v0", "trusted_modules=[tests]"),
+        *("env.flatten_obs=false", "env.frame_stack=2", "network/encoder=multi_input"),
+        *("network/encoder@network.encoder.image=minatar", FLAT, *RL),
+    )
+    process.join(240)
+    policy = load(tmp_path / "run", trusted_modules=["tests"])
+    path = export_run(tmp_path / "run", ExportOptions(trusted_modules=["tests"]))
+    session = onnxruntime.InferenceSession(path)
+    for count in (1, 5):
+        space = batch_space(policy.spaces.observation, count)
+        space.seed(1)
+        obs = space.sample()
+        (action,) = session.run(None, {f"obs.{key}": part for key, part in obs.items()})
+        np.testing.assert_allclose(action, policy(obs), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["td3", "drqv2"])

@@ -197,6 +197,36 @@ def test_a_part_of_another_shape_is_refused(lead: tuple[int, ...]) -> None:
         image_policy(own, stacked).to_batch(obs)
 
 
+@pytest.mark.parametrize(
+    ("obs", "words"),
+    [
+        (np.zeros(3), "obs must be a dict of sign, view, got ndarray"),
+        ({"sign": np.zeros(1)}, "obs lacks view; the policy takes sign, view"),
+        (
+            {"sign": np.zeros((2, 1)), "view": np.zeros((3, 1, 9, 8))},
+            "as many of every part, got 2",
+        ),
+        ({"sign": np.zeros((2, 1)), "view": np.zeros((1, 9, 8))}, "or E such of every part"),
+    ],
+)
+def test_what_is_no_observation_of_a_dict_is_refused(obs: Any, words: str) -> None:
+    space = Dict(sign=Box(-1, 1, (1,), np.float32), view=Box(0, 255, (1, 9, 8), np.uint8))
+    with pytest.raises(ValueError, match=words):
+        image_policy(space, space).to_batch(obs)
+
+
+def test_one_environment_has_no_number_of_environments(runs: Path) -> None:
+    with pytest.raises(UserError, match=r"env\(\) makes one environment.*leave out num_envs"):
+        load(runs / "td3").env(num_envs=2)
+
+
+def test_an_environment_of_other_spaces_is_refused(runs: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"trained with Box.*\(3,\).*the environment has Box.*\(2,\)"
+    ):
+        load(runs / "td3").env(id="MountainCarContinuous-v0")
+
+
 def test_an_observation_of_another_shape_is_refused(runs: Path) -> None:
     with pytest.raises(ValueError, match=r"shape \(4,\); the policy takes \(3,\)"):
         load(runs / "td3")(np.zeros(4))
