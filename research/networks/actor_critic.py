@@ -124,7 +124,7 @@ def flat_dim(space: gymnasium.Space) -> int:
         is_dict = isinstance(space, gymnasium.spaces.Dict)
         raise ValueError(
             f"observations must be flat floats (O,), got {space}; try "
-            f"{'env.pixels=false' if is_image else 'env.flatten_obs=true'}, "
+            f"{'env.pixels=false (dm_control)' if is_image else 'env.flatten_obs=true'}, "
             f"network/encoder={'multi_input' if is_dict else 'nature'} or a network for such "
             "observations"
         )

@@ -113,7 +113,7 @@ def image_shape(space: gymnasium.Space) -> tuple[int, ...]:
     """
     if not isinstance(space, Box) or len(space.shape) != 3 or space.dtype != np.uint8:
         raise ValueError(
-            f"observations must be uint8 images (C, H, W), got {space}; "
-            "try env.pixels=true, or a network for such observations"
+            f"observations must be uint8 images (C, H, W), got {space}; try env.pixels=true "
+            "(dm_control), or for a Dict alg=sac network/encoder=multi_input"
         )
     return space.shape

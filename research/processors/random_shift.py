@@ -38,8 +38,8 @@ class RandomShift(Processor):
     ) -> None:
         if not isinstance(observation_space, Box) or len(observation_space.shape) != 3:
             raise ValueError(
-                f"observations must be images (C, H, W), got {observation_space}; "
-                "try env.pixels=true"
+                f"observations must be images (C, H, W), got {observation_space}; try "
+                "env.pixels=true (dm_control), or processor=identity and an algorithm for such"
             )
         if pad >= min(observation_space.shape[1:]):
             raise ValueError(f"pad must be below the image's size, got {pad}")
