@@ -67,11 +67,13 @@ def stack_frames(env: gymnasium.Env, frame_stack: int) -> gymnasium.Env:
     space = env.observation_space
     stacked = stacked_space(space, frame_stack)
     if stacked == space:
-        shown = f"{space.dtype} {space.shape}" if isinstance(space, spaces.Box) else space
+        shown, hint = str(space), ""
+        if isinstance(space, spaces.Box):
+            shown = f"{space.dtype} {space.shape}"
+            hint = "for those of a Dict set env.flatten_obs=false, or "
         raise ValueError(
             f"frame_stack={frame_stack} needs images, uint8 (H, W, C), (C, H, W) or (H, W), got "
-            f"{shown}; for those of a Dict set env.flatten_obs=false, or leave it out: "
-            "env.frame_stack=null"
+            f"{shown}; {hint}leave it out: env.frame_stack=null"
         )
     env = FrameStackObservation(env, frame_stack)
     env = TransformObservation(env, partial(join_frames, space), stacked)
