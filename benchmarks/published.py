@@ -28,8 +28,9 @@ SIMBA_TASKS = ["cheetah", "walker"]
 FREE = (
     *("env=", "seed=", "device=", "logger.", "dataset.storage=", "dataset.device="),
     *("trainer.total_steps=", "trainer.evaluation.", "trainer.log_every=", "trainer.checkpoints."),
+    "trainer.execution=",
 )
-"""Overrides that change neither a task nor how it is learned."""
+"""Overrides that change neither a task nor how it is learned, but for rounding."""
 
 
 class Method(NamedTuple):
