@@ -27,7 +27,7 @@ def main(cfg: DictConfig, run: Run) -> float:
         initialise(alg, processor, run, cfg.init_from, parts=cfg.init_parts, strict=cfg.init_strict)
         logger = build(cfg.logger, run.folder)
         episodes = cfg.trainer.evaluation.episodes
-        make_env = partial(build_env, cfg.env, episodes=episodes)  # evaluation's, made when needed
+        make_env = partial(build_env, cfg.env, episodes=episodes)  # made when needed
         trainer = build(cfg.trainer, alg, processor, data, env, make_env, logger, run)
         return trainer.train()
 

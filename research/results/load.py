@@ -118,14 +118,14 @@ class LoadedPolicy:
                     f"{name} has shape {array.shape}; the policy takes {shape}, or E such of every "
                     "part; env() gives such"
                 )
-        if len({len(array) for _, array, _ in arrays}) > 1 and not is_single:
+        if is_single and isinstance(obs, dict):
+            return {key: part[None] for key, part in obs.items()}, True
+        if is_single:
+            return arrays[0][1][None], True
+        if len({len(array) for _, array, _ in arrays}) > 1:
             sizes = ", ".join(f"{len(array)} of {name}" for name, array, _ in arrays)
             raise ValueError(f"the policy takes as many of every part, got {sizes}")
-        if not is_single:
-            return obs, False
-        if isinstance(obs, dict):
-            return {key: part[None] for key, part in obs.items()}, True
-        return arrays[0][1][None], True
+        return obs, False
 
     def env(self, **changes: Any) -> gymnasium.Env:
         """One environment as in training, except that its actions are in its own units.

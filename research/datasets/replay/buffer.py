@@ -546,6 +546,7 @@ def make_stacks(space: Space[Any], frame_stack: int, n_step: int) -> dict[str, F
     parts = {"obs": space}
     if isinstance(space, spaces.Dict):
         images = {key: part for key, part in space.spaces.items() if may_be_stacks(part)}
+        # without an image FrameStacks refuses the whole Dict
         parts = {f"obs.{key}": part for key, part in images.items()} or parts
     return {
         name: FrameStacks(part, frame_stack=frame_stack, n_step=n_step)
