@@ -5,6 +5,7 @@ nothing is unpickled from a folder that others could write to.
 """
 
 import ctypes
+import errno
 import gc
 import json
 import os
@@ -88,24 +89,25 @@ class Process:
         header |= {"folder": os.getcwd(), "obeys": obeys}
         root = str(find_root(call.path))
         search_path = os.pathsep.join([root, *filter(None, [environ.get("PYTHONPATH")])])
-        with tempfile.TemporaryFile() as call_file:
-            try:
+        try:
+            with tempfile.TemporaryFile() as call_file:
                 call_file.write(json.dumps(header).encode() + b"\n" + call.pickled)
                 call_file.seek(0)
-            except OSError as error:
-                error.filename = tempfile.gettempdir()  # a write does not know where it failed
-                raise
-            files = (call_file.fileno(), self.result_file.fileno())
-            self.popen = subprocess.Popen(
-                [sys.executable, "-m", "research.process", *map(str, files)],
-                stdin=subprocess.DEVNULL,
-                stdout=log if out is None else out,
-                stderr=log,
-                env={**environ, "PYTHONPATH": search_path, **ALWAYS},
-                pass_fds=files,
-                start_new_session=True,
-                cwd=root,  # Python imports from the folder it starts in, before all others
-            )
+                files = (call_file.fileno(), self.result_file.fileno())
+                self.popen = subprocess.Popen(
+                    [sys.executable, "-m", "research.process", *map(str, files)],
+                    stdin=subprocess.DEVNULL,
+                    stdout=log if out is None else out,
+                    stderr=log,
+                    env={**environ, "PYTHONPATH": search_path, **ALWAYS},
+                    pass_fds=files,
+                    start_new_session=True,
+                    cwd=root,  # Python imports from the folder it starts in, before all others
+                )
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):  # a file does not know its folder
+                error.filename = tempfile.gettempdir()
+            raise
         self.pid = self.popen.pid
         self.started = time.monotonic()
 

@@ -5,8 +5,10 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ import pytest
 from research.launchers.plan.ledger import Job
 from research.launchers.pool.pool import Outcome, Pool, Task, last_lines
 from research.machine.slots import Slot
-from research.process import make_call
+from research.process import Process, make_call
 from research.status import Status, read_status
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -216,6 +218,17 @@ def test_a_full_disk_under_one_jobs_status_ends_no_other(
     monkeypatch.setattr(Status, "write", write)
     outcomes = run(tmp_path, lambda: os._exit(1), lambda: 2, slots=SLOTS[:1])
     assert [outcomes[i].state for i in range(2)] == ["failed", "completed"]
+
+
+@pytest.mark.parametrize("size", [10, 100_000])
+def test_a_full_folder_for_temporary_files_is_named(
+    monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    monkeypatch.setattr(tempfile, "TemporaryFile", partial(open, "/dev/full", "r+b"))
+    call = make_call(bytes(size).hex)
+    with pytest.raises(OSError, match="No space left") as error:
+        Process(call, log=1, environ={})
+    assert error.value.filename == tempfile.gettempdir()
 
 
 def test_starts_are_staggered(tmp_path: Path) -> None:
