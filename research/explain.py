@@ -162,7 +162,7 @@ def explain_override(key: str) -> str:
                 if not kept:
                     raise
                 kept = kept if wrong in kept.values() else {}
-    parent, _, name = key.rpartition(".")
+    parent, _, name = key.replace("/", ".").rpartition(".")
     node = OmegaConf.select(cfg, parent) if parent else cfg
     while parent and not OmegaConf.is_dict(node):
         parent, _, name = parent.rpartition(".")

@@ -229,6 +229,10 @@ def test_another_config_is_refused_with_the_difference(cli: Cli, tmp_path: Path)
             ["-m", "hydra/sweeper=optuna", "alg.tau=interval(0,1)", "hydra.sweeper.sampler.sed=1"],
             ["hydra.sweeper.sampler.sed is not a known key", "did you mean 'seed'?"],
         ),
+        (
+            ["alg=drqv2", "env=walker", "network/encoder=multi_input"],
+            ["network/encoder is not a known key; network: allowed are feature_dim, hidden_dims"],
+        ),
         (["device=gpu"], ["device=gpu"]),
         (["resume=must"], ["resume=must"]),
         (["foo"], ["'foo' is no override, which is key=value"]),

@@ -91,7 +91,7 @@ def one_line_errors(id: str, kwargs: Mapping[str, Any]) -> Iterator[None]:
     except TypeError as error:
         if not is_of_call(error.__cause__ or error, kwargs):
             raise
-        raise ValueError(f"kwargs must suit '{id}': {error}") from error
+        raise ValueError(f"kwargs must suit '{id}': {error.__cause__ or error}") from error
 
 
 def how_to_import(id: str) -> str:

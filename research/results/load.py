@@ -98,7 +98,7 @@ class LoadedPolicy:
         """The observations (E, O) as the processor takes them, and whether ``obs`` is a single one.
 
         Raises:
-            ValueError: it has neither of the shapes.
+            ValueError: it has neither of the shapes, NaN, or values that its dtype cannot hold.
 
         """
         space = self.spaces.observation
@@ -109,14 +109,16 @@ class LoadedPolicy:
             obs = flatten(own, obs)
         elif isinstance(own, Dict) == isinstance(obs, Mapping):
             obs = move_channels(own, obs)
+        for name, array, part in name_arrays(space, obs):
+            require_numbers(name, array, part)
         obs = cast_to(space, obs)
         arrays = name_arrays(space, obs)
-        is_single = arrays[0][1].shape == arrays[0][2]
-        for name, array, shape in arrays:
-            if (array.shape if is_single else array.shape[1:]) != shape:
+        is_single = arrays[0][1].shape == arrays[0][2].shape
+        for name, array, part in arrays:
+            if (array.shape if is_single else array.shape[1:]) != part.shape:
                 raise ValueError(
-                    f"{name} has shape {array.shape}; the policy takes {shape}, or E such of every "
-                    "part; env() gives such"
+                    f"{name} has shape {array.shape}; the policy takes {part.shape}, "
+                    "or E such of every part; env() gives such"
                 )
         if is_single and isinstance(obs, dict):
             return {key: part[None] for key, part in obs.items()}, True
@@ -273,12 +275,25 @@ def require_keys(space: Space[Any], own: Space[Any] | None, obs: Any) -> None:
         raise ValueError(f"obs lacks {', '.join(missing)}; the policy takes {', '.join(keys)}")
 
 
-def name_arrays(space: Space[Any], obs: Any) -> list[tuple[str, np.ndarray, tuple[int, ...]]]:
-    """The arrays of observations, each with its name and the shape that its space declares."""
+def require_numbers(name: str, array: np.ndarray, space: Space[Any]) -> None:
+    """Refuse NaN, and floats that a cast to the integers of ``space`` would change."""
+    if array.dtype.kind != "f":
+        return
+    if np.isnan(array).any():
+        raise ValueError(f"{name} holds NaN")
+    if space.dtype is None or space.dtype.kind == "f":
+        return
+    with np.errstate(invalid="ignore"):
+        changed = array[array.astype(space.dtype) != array]
+    if changed.size:
+        raise ValueError(f"{name} holds {changed[0]:g}; the policy takes {space.dtype}")
+
+
+def name_arrays(space: Space[Any], obs: Any) -> list[tuple[str, np.ndarray, Space[Any]]]:
+    """The arrays of observations, each with its name and its space."""
     if isinstance(space, Dict):
-        parts = space.items()
-        return [(f"obs[{key!r}]", np.asarray(obs[key]), part.shape or ()) for key, part in parts]
-    return [("obs", np.asarray(obs), space.shape or ())]
+        return [(f"obs[{key!r}]", np.asarray(obs[key]), part) for key, part in space.items()]
+    return [("obs", np.asarray(obs), space)]
 
 
 def count(batch: Any) -> int:

@@ -203,10 +203,21 @@ def test_a_part_of_another_shape_is_refused(lead: tuple[int, ...]) -> None:
         (np.zeros(3), "obs must be a dict of sign, view, got ndarray"),
         ({"sign": np.zeros(1)}, "obs lacks view; the policy takes sign, view"),
         (
-            {"sign": np.zeros((2, 1)), "view": np.zeros((3, 1, 9, 8))},
+            {"sign": np.zeros((2, 1)), "view": np.zeros((3, 1, 9, 8), np.uint8)},
             "as many of every part, got 2",
         ),
-        ({"sign": np.zeros((2, 1)), "view": np.zeros((1, 9, 8))}, "or E such of every part"),
+        (
+            {"sign": np.zeros((2, 1)), "view": np.zeros((1, 9, 8), np.uint8)},
+            "or E such of every part",
+        ),
+        (
+            {"sign": np.zeros(1), "view": np.full((1, 9, 8), 0.5)},
+            r"obs\['view'\] holds 0.5; the policy takes uint8",
+        ),
+        (
+            {"sign": np.full(1, np.nan), "view": np.zeros((1, 9, 8), np.uint8)},
+            r"obs\['sign'\] holds NaN",
+        ),
     ],
 )
 def test_what_is_no_observation_of_a_dict_is_refused(obs: Any, words: str) -> None:
