@@ -15,9 +15,10 @@ MAX_CHANNELS = 4
 
 
 def channels_first(env: gymnasium.Env) -> gymnasium.Env:
-    """``env`` with its uint8 images (H, W, C) as (C, H, W), also within a Dict.
+    """``env`` with its uint8 images (H, W, C) or (H, W) as (C, H, W), also within a Dict.
 
-    They are told from images (C, H, W) by C: it is 1 to 4, and both other sides are larger.
+    Images (H, W, C) are told from images (C, H, W) by C: it is 1 to 4, and both other sides are
+    larger.
     """
     space = channels_first_space(env.observation_space)
     if space == env.observation_space:
@@ -29,20 +30,26 @@ def channels_first_space(space: spaces.Space) -> spaces.Space:
     """The space of what ``move_channels`` returns."""
     if isinstance(space, spaces.Dict):
         return spaces.Dict(OrderedDict((key, channels_first_space(space[key])) for key in space))
-    if not isinstance(space, spaces.Box) or not has_channels_last(space):
+    if not isinstance(space, spaces.Box):
         return space
-    low, high = (np.moveaxis(bound, -1, 0) for bound in (space.low, space.high))
+    low, high = (move_channels(space, bound) for bound in (space.low, space.high))
     return spaces.Box(low, high, dtype=space.dtype.type)
 
 
 def move_channels(space: spaces.Space | None, obs: Any) -> Any:
-    """Observations of ``space``, one or several, with the channels of their images first."""
+    """Observations of ``space``, one or several, with the channels of their images first.
+
+    Those that have them first already stay as they are.
+    """
     if isinstance(space, spaces.Dict):
         return {key: move_channels(space[key], obs[key]) for key in space}
-    if not isinstance(space, spaces.Box) or not has_channels_last(space):
+    if not isinstance(space, spaces.Box) or space.dtype != np.uint8:
         return obs
-    is_last = np.shape(obs)[-3:] == space.shape
-    return np.ascontiguousarray(np.moveaxis(obs, -1, -3)) if is_last else obs
+    last_axes = np.shape(obs)[-3:]
+    if has_channels_last(space) and last_axes == space.shape:
+        return np.ascontiguousarray(np.moveaxis(obs, -1, -3))
+    is_grey = len(space.shape) == 2 and last_axes[-2:] == space.shape
+    return np.expand_dims(obs, -3) if is_grey and last_axes != (1, *space.shape) else obs
 
 
 def has_channels_last(box: spaces.Box) -> bool:
@@ -61,7 +68,7 @@ def stack_frames(env: gymnasium.Env, frame_stack: int) -> gymnasium.Env:
     buffer stores each of them once.
 
     Raises:
-        ValueError: observations have no images, uint8 (C, H, W) or (H, W).
+        ValueError: observations have no images, uint8 (C, H, W).
 
     """
     space = env.observation_space
@@ -88,9 +95,8 @@ def stacked_space(space: spaces.Space, frame_stack: int) -> spaces.Space:
         return spaces.Dict(OrderedDict(parts))
     if not is_frame(space):
         return space
-    shape = (-1, *space.shape[-2:])
-    low, high = ([bound.reshape(shape)] * frame_stack for bound in (space.low, space.high))
-    return spaces.Box(np.concatenate(low), np.concatenate(high), dtype=np.uint8)
+    low, high = (np.concatenate([bound] * frame_stack) for bound in (space.low, space.high))
+    return spaces.Box(low, high, dtype=np.uint8)
 
 
 def join_frames(space: spaces.Space, newest: Any) -> Any:
@@ -101,8 +107,8 @@ def join_frames(space: spaces.Space, newest: Any) -> Any:
 
 
 def is_frame(space: spaces.Space) -> TypeGuard[spaces.Box]:
-    """Whether the elements of a space are images (C, H, W) or (H, W)."""
-    return isinstance(space, spaces.Box) and is_image(space) and len(space.shape) <= 3
+    """Whether the elements of a space are images (C, H, W)."""
+    return isinstance(space, spaces.Box) and is_image(space) and len(space.shape) == 3
 
 
 def is_image(box: spaces.Box) -> bool:

@@ -152,7 +152,7 @@ IMAGE = spaces.Box(0, 255, (2, 1), np.uint8)
         (HALF, np.array([0.5, 2], np.float16), np.array([0.5, 2], np.float32)),
         (BYTES, np.array([1, 2], np.uint8), np.array([1, 2], np.float32)),
         (spaces.Box(-9, 9, (2,), np.int64), np.array([1, -2]), np.array([1, -2], np.float32)),
-        (IMAGE, np.array([[3], [4]], np.uint8), np.array([[3], [4]], np.uint8)),
+        (IMAGE, np.array([[3], [4]], np.uint8), np.array([[[3], [4]]], np.uint8)),
         (spaces.Discrete(3), 2, 2),
     ],
 )
@@ -193,7 +193,7 @@ def test_doubles_within_dicts_become_floats_and_keep_their_order() -> None:
         (spaces.MultiDiscrete([2, 3]), np.array([1, 0]), [0, 1, 1, 0, 0]),
         (spaces.MultiBinary(3), np.array([1, 0, 1], np.int8), [1, 0, 1]),
         (spaces.Tuple([spaces.Discrete(2), spaces.Discrete(3)]), (1, 2), [0, 1, 0, 0, 1]),
-        (IMAGE, np.array([[3], [4]], np.uint8), [[3], [4]]),
+        (IMAGE, np.array([[3], [4]], np.uint8), [[[3], [4]]]),
     ],
 )
 def test_flattening_makes_one_vector_of_all_but_arrays(

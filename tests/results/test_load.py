@@ -170,18 +170,20 @@ def image_policy(own: Dict, standard: Dict) -> LoadedPolicy:
     return LoadedPolicy(run, cast(Any, None), Spaces(standard, actions, own, actions), 0)
 
 
+@pytest.mark.parametrize("shape", [(9, 8, 3), (9, 8)])
 @pytest.mark.parametrize("lead", [(), (5,)])
 def test_images_may_be_as_the_environment_gives_them_or_as_they_were_standardised(
-    lead: tuple[int, ...],
+    lead: tuple[int, ...], shape: tuple[int, ...]
 ) -> None:
-    own = Dict(image=Box(0, 255, (9, 8, 3), np.uint8), sign=Box(-1, 1, (1,), np.float32))
-    standard = Dict(image=Box(0, 255, (3, 9, 8), np.uint8), sign=own["sign"])
+    own = Dict(image=Box(0, 255, shape, np.uint8), sign=Box(-1, 1, (1,), np.float32))
+    channels = shape[2:] or (1,)
+    standard = Dict(image=Box(0, 255, (*channels, 9, 8), np.uint8), sign=own["sign"])
     policy = image_policy(own, standard)
-    image = np.random.default_rng(0).integers(256, size=(*lead, 9, 8, 3), dtype=np.uint8)
-    first = np.moveaxis(image, -1, -3)
+    image = np.random.default_rng(0).integers(256, size=(*lead, *shape), dtype=np.uint8)
+    first = np.moveaxis(image.reshape(*lead, 9, 8, *channels), -1, -3)
     for shown in (image, first):
         batch, is_single = policy.to_batch({"image": shown, "sign": np.ones((*lead, 1))})
-        np.testing.assert_array_equal(batch["image"], first.reshape(-1, 3, 9, 8))
+        np.testing.assert_array_equal(batch["image"], first.reshape(-1, *channels, 9, 8))
         assert is_single == (lead == ())
 
 
