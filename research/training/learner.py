@@ -2,40 +2,31 @@
 
 import copy
 import logging
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import pairwise
-from operator import itemgetter
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from research.algs.base import Algorithm, Loss, Objective, PolyakCopy
-from research.algs.targets import polyak_update
-from research.batches import count_rows, map_tensors, to_device
+from research.algs.base import Algorithm, Objective, PolyakCopy
+from research.batches import to_device
 from research.datasets.base import (
     Dataset,
     PreparingDataset,
     RolloutDataset,
     find_prioritised,
 )
-from research.errors import UserError
-from research.parallel.batch_norm import has_batch_norm, synchronise_batch_norm
-from research.parallel.sums import count_examples, is_parallel
+from research.parallel.batch_norm import synchronise_batch_norm
+from research.parallel.sums import is_parallel
 from research.processors.base import Processor
-from research.training.capture import Captured, CudaGraphs, Graphs
 from research.training.descent import Descent, ScheduleFactory
 from research.training.execution import Execution, choose_execution, refuse_own_update
-from research.training.meter import Metrics, Phases, check_metric
+from research.training.meter import Metrics, Phases
 from research.training.precision import LossScaler, Precision, autocast, make_step
+from research.training.steps import Steps
 
 if TYPE_CHECKING:
-    from research.training.compiled import CompiledUpdates
-    from research.training.gradient import CompiledGradients
     from research.training.lockstep import Seat
-
-
-log = logging.getLogger(__name__)
 
 
 class Learner:
@@ -75,7 +66,7 @@ class Learner:
 
     Attributes:
         average: the algorithm with averaged weights, or None.
-        priorities: of the parts of the last batch, if its loss gave any.
+        steps: what takes the steps.
 
     Raises:
         ValueError: for ``prefetch`` if the dataset does not support it or is prioritised,
@@ -118,9 +109,7 @@ class Learner:
         if not is_wanted or self.prioritised is not None:
             self.preparing = None
         self.has_own_update = type(alg).update is not Algorithm.update
-        self.level = (
-            logging.INFO if execution == "auto" else logging.WARNING
-        )  # of what is not asked
+        self.level = logging.INFO if execution == "auto" else logging.WARNING  # of what isn't asked
         if execution == "auto" and (is_parallel() or self.has_own_update):
             execution = "eager"
         execution = choose_execution(execution, device, total_updates, is_alone=seat is None)
@@ -136,25 +125,30 @@ class Learner:
         self.schedule = schedule
         self.max_grad_norm = max_grad_norm
         self.precision: Precision = precision
-        self.accumulate = accumulate
         self.execution = execution
         self.objectives = check_objectives(alg.objectives())
-        self.copies = list(alg.copies())
         self.average: Algorithm | None = None
+        averaging: PolyakCopy | None = None
         if ema_decay is not None:
             self.average = copy_algorithm(alg)
-            self.averaging = PolyakCopy(self.average, alg, 1 - ema_decay)
+            averaging = PolyakCopy(self.average, alg, 1 - ema_decay)
         self.updates = 0
         self.step = make_step(device)
         self.metrics = Metrics("train")
-        self.priorities: list[Tensor] = []
         self.descents: dict[str, Descent] | None = None
-        self.gradients: CompiledGradients | Seat | None = seat
         if seat is not None:
             seat.learner = self
-        self.graphs: Graphs | None = CudaGraphs(device) if execution == "graph" else None
-        self.captured: Captured | None = None
-        self.compiled: CompiledUpdates | None = None
+        self.steps = Steps(
+            alg,
+            self.objectives,
+            averaging,
+            device=device,
+            precision=precision,
+            accumulate=accumulate,
+            execution=execution,
+            level=self.level,
+            seat=seat,
+        )
 
     def make_optimizers(self) -> dict[str, Descent]:
         """Make the optimizers with their schedules, by the names of the objectives.
@@ -171,45 +165,12 @@ class Learner:
                 schedule=self.schedule,
                 max_grad_norm=self.max_grad_norm,
                 scaler=scaler(self.device),
-                capturable=self.device.type == "cuda" or self.graphs is not None,
+                capturable=self.device.type == "cuda" or self.steps.graphs is not None,
             )
             for objective in self.objectives
         }
-        if self.graphs is not None:
-            self.captured = Captured(self.graphs, "updates", self.level)
-            reasons = (descent.why_not_captured() for descent in self.descents.values())
-            if reason := self.why_not_captured() or next(filter(None, reasons), None):
-                self.captured.refuse(reason)
-        if self.execution == "compile" and self.gradients is None:
-            self.compile(self.descents)
+        self.steps.open(self.descents)
         return self.descents
-
-    def compile(self, descents: dict[str, Descent]) -> None:
-        """Let torch.compile make graphs of whole updates, or of the gradients alone."""
-        from research.training.compiled import CompiledUpdates, is_plain_adam  # takes a second
-
-        own = set(self.alg.parameters())
-        if any(parameter not in own for each in descents.values() for parameter in each.parameters):
-            log.log(
-                self.level, "updates run eagerly: an objective trains what is not the algorithm's"
-            )
-            return
-        is_whole = all(map(is_plain_adam, descents.values())) and self.device.type != "mps"
-        if not is_whole or self.accumulate > 1 or is_parallel():
-            self.gradients = self.compile_gradients()
-            return
-        copies = self.copies if self.average is None else [*self.copies, self.averaging]
-        self.compiled = CompiledUpdates(self.alg, descents, copies, self.precision, self.device)
-
-    def compile_gradients(self) -> "CompiledGradients":
-        """A graph for each gradient."""
-        from research.training.gradient import CompiledGradients
-
-        return CompiledGradients(self.alg, self.precision, self.device)
-
-    def why_not_captured(self) -> str | None:
-        """The reason why a graph cannot repeat the updates, if there is one."""
-        return "several ranks wait for each other" if is_parallel() else None
 
     def prepare(self) -> None:
         """Let the dataset gather the next batch; nothing may be added before its update."""
@@ -233,8 +194,8 @@ class Learner:
         if self.rollouts is None:  # a rollout is processed as a whole
             batch = self.processor(to_device(batch, self.device))
         self.metrics.add(self.learn(batch), step)
-        if self.prioritised is not None and self.priorities:
-            self.prioritised.prioritise(torch.cat(self.priorities))
+        if self.prioritised is not None and self.steps.priorities:
+            self.prioritised.prioritise(torch.cat(self.steps.priorities))
         phases.lap("update")
 
     def sample(self, *, can_prepare: bool) -> Any:
@@ -263,203 +224,17 @@ class Learner:
         self.updates += 1
         for descent in descents.values():
             descent.take_rates()
-        if (self.captured or self.compiled) and any(
-            descent.schedules_more() for descent in descents.values()
-        ):
-            self.go_on_without_constants()
         if self.has_own_update:
             optimizers = {name: descent.optim for name, descent in descents.items()}
             metrics = self.alg.update(batch, self.step, optimizers)
             taken = dict.fromkeys(descents, True)
-            self.move_copies(taken)
-        elif self.captured is None or self.captured.is_refused:
-            metrics, taken = self.take_steps(batch, descents)
+            self.steps.move_copies(self.updates, taken)
         else:
-            metrics, taken = self.replay_steps(self.captured, batch, descents)
+            metrics, taken = self.steps.take(batch, self.step, self.updates)
         for name, descent in descents.items():
             if taken.get(name, True):
                 descent.step_schedule()
         return metrics
-
-    def go_on_without_constants(self) -> None:
-        """Let optimizers take the steps, of which graphs keep all options but the rates."""
-        if self.captured is not None and not self.captured.is_refused:
-            self.captured.refuse("the schedule changes more than the learning rate")
-        if self.compiled is not None:
-            self.compiled, self.gradients = None, self.compile_gradients()
-
-    def replay_steps(
-        self, captured: Captured, batch: Any, descents: dict[str, Descent]
-    ) -> tuple[dict[str, Tensor], dict[str, bool]]:
-        """``take_steps`` as a graph, one for the steps and copies that are due together."""
-        due = [each.name for each in self.objectives if self.updates % each.every == 0]
-        copied = [self.updates % copy.every == 0 for copy in self.copies]
-        if not due:
-            return self.take_steps(batch, descents)
-
-        def take_steps(batch: Any) -> tuple[dict[str, Tensor], tuple[Tensor, ...]]:
-            metrics, _ = self.take_steps(batch, descents)
-            return metrics, tuple(self.priorities)
-
-        metrics, priorities = captured((*due, *copied), take_steps, batch)
-        self.priorities = list(priorities)
-        return metrics, dict.fromkeys(due, True)
-
-    def move_copies(self, taken: dict[str, bool]) -> None:
-        """Move the copies that are due, and the average if every step was ``taken``."""
-        copies = self.copies
-        if self.average is not None and all(taken.values()):
-            copies = [*copies, self.averaging]
-        for target, module, tau, every in copies:
-            if self.updates % every == 0:
-                polyak_update(module, target, tau)
-
-    def take_steps(
-        self, batch: Any, descents: dict[str, Descent]
-    ) -> tuple[dict[str, Tensor], dict[str, bool]]:
-        """Take the steps that are due and move the copies.
-
-        Returns:
-            the metrics of the steps, and whether each was taken.
-
-        """
-        batch = self.alg.augment(batch)
-        drawn = batch, self.alg.draw(batch, self.step)
-        if self.compiled is not None and (found := self.run_compiled(drawn, descents)) is not None:
-            return found
-        parts = list(cut(drawn, self.accumulate))
-        metrics: dict[str, Tensor] = {}
-        taken: dict[str, bool] = {}
-        results: dict[str, list[Any]] = {}
-        self.priorities = []
-        for objective in self.objectives:
-            descent = descents[objective.name]
-            if self.updates % objective.every or descent.is_stopped:
-                continue
-            own, results[objective.name] = self.compute_gradient(objective, descent, parts, results)
-            taken[objective.name] = descent.step(own)
-            metrics |= own
-        if self.precision == "fp16" and taken:
-            share = 1 - sum(taken.values()) / len(taken)
-            metrics["skipped_share"] = torch.tensor(share, device=self.device)
-        self.move_copies(taken)
-        return metrics, taken
-
-    def run_compiled(
-        self, drawn: tuple[Any, Any], descents: dict[str, Descent]
-    ) -> tuple[dict[str, Tensor], dict[str, bool]] | None:
-        """``take_steps`` as one graph; None if that cannot be, or not yet."""
-        assert self.compiled is not None
-        due = [each for each in self.objectives if self.updates % each.every == 0]
-        if not due or not all(descents[objective.name].optim.state for objective in due):
-            return None  # an optimizer's first step, which makes its state
-        losses = None
-        if all(descents[objective.name].has_state() for objective in due):
-            moved = [self.updates % copy.every == 0 for copy in self.compiled.copies]
-            losses = self.compiled(due, moved, drawn)
-        if losses is None:
-            is_exhausted, self.compiled = self.compiled.is_exhausted, None
-            self.gradients = None if is_exhausted else self.compile_gradients()
-            return None
-        metrics: dict[str, Tensor] = {}
-        self.priorities = []
-        for objective in due:
-            loss = losses[objective.name]
-            metrics |= {self.loss_name(objective): loss.value, **loss.metrics}
-            if objective.prioritises:
-                self.priorities = [] if loss.priority is None else [loss.priority]
-        return metrics, {objective.name: True for objective in due}
-
-    def loss_name(self, objective: Objective) -> str:
-        """Under which an objective's loss is logged."""
-        return "loss" if len(self.objectives) == 1 else f"{objective.name}_loss"
-
-    def compute_gradient(
-        self,
-        objective: Objective,
-        descent: Descent,
-        parts: Sequence[Any],
-        results: dict[str, list[Any]],
-    ) -> tuple[dict[str, Tensor], list[Any]]:
-        """Compute an objective's gradient; returns its metrics, and the results of all parts.
-
-        With several ranks, gradient and metrics are this rank's terms of the sums.
-
-        Raises:
-            UserError: a rank's share of the batch has fewer examples than there are parts.
-
-        """
-        name = self.loss_name(objective)
-        metrics: dict[str, Tensor] = {}
-        own = []
-        counts = [count_rows(part) for part in parts]
-        count = self.count_examples(sum(counts))
-        descent.begin()
-        for index, part in enumerate(parts):
-            reused = [] if objective.reuses is None else [results[objective.reuses][index]]
-            share = counts[index] / count
-            loss = self.add_gradient(objective, descent, [*part, *reused], counts[index], share)
-            for key, value in {name: loss.value, **loss.metrics}.items():
-                term = weigh(value.detach(), share)
-                metrics[key] = metrics[key] + term if key in metrics else term
-            own.append(None if loss.result is None else map_tensors(Tensor.detach, loss.result))
-            if objective.prioritises and loss.priority is not None:
-                self.priorities.append(loss.priority.detach())
-        return metrics, own
-
-    def add_gradient(
-        self,
-        objective: Objective,
-        descent: Descent,
-        arguments: Sequence[Any],
-        count: int,
-        share: float | Tensor,
-    ) -> Loss:
-        """Add ``share`` of the gradient of the loss of ``count`` examples; returns that loss."""
-        if self.gradients is not None:
-            factor = descent.scale(share)
-            computed = self.gradients(objective, descent.parameters, arguments, factor)
-            if computed is not None:
-                loss, gradients = computed
-                descent.add_gradients(gradients)
-                return loss
-        loss = self.compute_loss(objective, arguments, count)
-        descent.add_gradient(weigh(loss.value, share))
-        return loss
-
-    def count_examples(self, own: int) -> int | Tensor:
-        """The number of examples in the batch of all ranks, of which this one has ``own``."""
-        if own < self.accumulate and is_parallel():
-            raise UserError(
-                f"a rank's share of a batch has {own} examples, fewer than "
-                f"trainer.accumulate={self.accumulate}; raise dataset.batch_size"
-            )
-        return count_examples(own, self.device)
-
-    def compute_loss(self, objective: Objective, arguments: Sequence[Any], count: int) -> Loss:
-        """The loss of ``count`` examples, in fp32.
-
-        Raises:
-            UserError: a metric is no tensor, or batch normalisation gets a single value of a
-                channel.
-
-        """
-        try:
-            with autocast(self.device, self.precision):
-                loss = objective.loss(*arguments)
-        except ValueError as error:
-            if count > 1 or not has_batch_norm(self.alg):
-                raise
-            raise UserError(
-                "batch normalisation needs more than one example at once; raise "
-                f"dataset.batch_size, or lower trainer.accumulate={self.accumulate}"
-            ) from error
-        for name, value in loss.metrics.items():
-            check_metric(f"train/{name}", value)
-        if self.precision == "fp32":
-            return loss
-        metrics = {name: value.float() for name, value in loss.metrics.items()}
-        return loss._replace(value=loss.value.float(), metrics=metrics)
 
     def take_score(self, score: float) -> None:
         """Step the schedules that wait for a plateau with an evaluation's ``score``."""
@@ -523,22 +298,3 @@ def copy_algorithm(alg: Algorithm) -> Algorithm:
     """A frozen copy that shares the algorithm's own frozen copies, such as target networks."""
     shared = {id(target): target for target, *_ in alg.copies()}
     return copy.deepcopy(alg, shared).requires_grad_(False)
-
-
-def weigh(value: Tensor, share: float | Tensor) -> Tensor:
-    """``value`` times ``share``; does not wait for a GPU, and takes no time for a share of 1."""
-    return value if isinstance(share, float) and share == 1.0 else value * share
-
-
-def cut(batch: Any, num_parts: int) -> Iterable[Any]:
-    """Parts of nearly equal size, none empty; tensors without dimensions are in all of them."""
-    return [batch] if num_parts == 1 else cut_at(batch, count_rows(batch), num_parts)
-
-
-def cut_at(batch: Any, size: int, num_parts: int) -> Iterator[Any]:
-    """The parts of a batch of ``size`` rows."""
-    edges = [index * size // num_parts for index in range(num_parts + 1)]
-    for start, end in pairwise(edges):
-        if start < end:
-            rows = itemgetter(slice(start, end))
-            yield map_tensors(lambda tensor: rows(tensor) if tensor.ndim else tensor, batch)  # noqa: B023

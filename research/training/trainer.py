@@ -224,9 +224,9 @@ class Trainer:
             seed=run.seed,
             rank=self.rank,
         )
-        if self.learner.graphs is not None:
+        if self.learner.steps.graphs is not None:
             for policy in (self.policy, self.evaluator.policy):
-                policy.capture(self.learner.graphs, self.learner.level)
+                policy.capture(self.learner.steps.graphs, self.learner.level)
         self.step = 0
         self.seconds = 0.0
         self.finished: list[dict[str, float]] = []

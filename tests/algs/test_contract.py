@@ -354,7 +354,7 @@ def test_a_loss_is_a_function_of_parameters_batch_and_noise_alone(cfg: DictConfi
     Buffers, such as running statistics, pass from one objective to the next.
     """
     parts = make(cfg)
-    parts.learner.copies = []
+    parts.learner.steps.copies = []
     buffers = {f"alg.{name}": value.clone() for name, value in parts.alg.named_buffers()}
     batch, before, descents = parts.sample(), {}, parts.learner.make_optimizers()
     for descent in descents.values():
@@ -401,7 +401,7 @@ def test_a_graph_for_each_gradient_makes_the_same_updates(
     for compiles in (False, True):
         parts = make(cfg)
         if compiles:
-            parts.learner.gradients = parts.learner.compile_gradients()
+            parts.learner.steps.compile_gradients()
         metrics = [parts.take_all_steps(parts.sample()) for _ in range(2)]
         results.append((metrics, parts.alg.state_dict(), parts.learner.state_dict()))
     torch.testing.assert_close(*results, rtol=0, atol=0)
@@ -421,7 +421,7 @@ def test_a_graph_of_the_whole_makes_the_same_updates_but_for_rounding(
         torch.manual_seed(0)
         metrics = [parts.learner.learn(batch) for _ in range(6)]
         results.append((metrics, parts.alg.state_dict()))
-        assert (parts.learner.compiled is not None) == (execution == "compile")
+        assert (parts.learner.steps.compiled is not None) == (execution == "compile")
     torch.testing.assert_close(*results, rtol=1e-7, atol=1e-9)
 
 
@@ -434,7 +434,7 @@ def test_captured_updates_and_actions_are_eager_ones_to_the_bit(
     replays, results = [], []
     for graphs in (RefusedGraphs(), RecordedGraphs()):
         parts = make(cfg)
-        parts.learner.graphs = graphs
+        parts.learner.steps.graphs = graphs
         batch = parts.sample()
         torch.manual_seed(0)
         metrics = [parts.learner.learn(batch) for _ in range(2 * (WARM_UP + 2))]
@@ -458,7 +458,7 @@ def test_captured_updates_and_actions_are_eager_ones_to_the_bit(
 def test_an_objective_moves_what_it_trains_and_nothing_else(cfg: DictConfig) -> None:
     for objective in make(cfg).learner.objectives:
         parts = make(cfg)
-        parts.learner.copies = []
+        parts.learner.steps.copies = []
         descents, before = parts.learner.make_optimizers(), copy.deepcopy(parts.alg)
         for name, descent in descents.items():
             for group in descent.optim.param_groups:

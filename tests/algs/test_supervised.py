@@ -144,7 +144,7 @@ def test_processes_with_shares_of_a_batch_learn_as_one_with_all_of_it(
 
 def test_a_rank_needs_an_example_for_every_part(monkeypatch: pytest.MonkeyPatch) -> None:
     learner = make(accumulate=3)
-    monkeypatch.setattr("research.training.learner.is_parallel", lambda: True)
+    monkeypatch.setattr("research.training.accumulation.is_parallel", lambda: True)
     with pytest.raises(UserError, match=r"2 examples, fewer than trainer.accumulate=3.*batch_size"):
         learner.learn(make_batch(2))
 

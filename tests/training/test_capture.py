@@ -40,7 +40,7 @@ HALVES = partial(LambdaLR, lr_lambda=lambda count: 0.5**count)
 def make_both(optim: Any = ADAM, **settings: Any) -> list[Learner]:
     """A learner whose updates are captured, and one whose updates are not."""
     learners = [make(optim=optim, **settings) for _ in range(2)]
-    learners[0].graphs = RecordedGraphs()
+    learners[0].steps.graphs = RecordedGraphs()
     return learners
 
 
@@ -56,8 +56,8 @@ def train(learner: Learner, batches: list[Example]) -> list[Any]:
 
 def replays(learner: Learner) -> int:
     """How often a graph was replayed."""
-    assert isinstance(learner.graphs, RecordedGraphs)
-    return learner.graphs.replays
+    assert isinstance(learner.steps.graphs, RecordedGraphs)
+    return learner.steps.graphs.replays
 
 
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -90,8 +90,8 @@ def test_each_size_of_a_batch_has_a_graph_of_its_own() -> None:
     learners = make_both()
     torch.testing.assert_close(*(train(each, batches) for each in learners), rtol=0, atol=0)
     assert replays(learners[0]) == 4
-    assert learners[0].captured is not None
-    assert len(learners[0].captured.recordings) == 2
+    assert learners[0].steps.captured is not None
+    assert len(learners[0].steps.captured.recordings) == 2
 
 
 def test_what_is_resumed_goes_on_to_the_same_numbers() -> None:
@@ -157,7 +157,7 @@ def test_what_cannot_be_captured_goes_on_eagerly_and_says_so_once(
     for graphs in (None, RecordedGraphs()):
         torch.manual_seed(1)
         learner = make_learner(kind(make_mlp(), optim=ADAM))
-        learner.graphs = graphs
+        learner.steps.graphs = graphs
         results.append(train(learner, batches)[1:])
     torch.testing.assert_close(*results, rtol=0, atol=0)
     assert replays(learner) == 0
@@ -194,7 +194,7 @@ def test_a_schedule_of_more_than_the_rate_ends_the_graphs(
     cycle = partial(OneCycleLR, max_lr=2**-5, total_steps=60)  # which moves Adam's betas, too
     batches = [make_batch() for _ in range(WARM_UP + 5)]
     learners = make_both(schedule=cycle)
-    learners[1].graphs = RefusedGraphs()  # rates are tensors there, too
+    learners[1].steps.graphs = RefusedGraphs()  # rates are tensors there, too
     found = [train(learner, batches) for learner in learners]
     torch.testing.assert_close(*found, rtol=0, atol=0)
     reason = "the schedule changes more than the learning rate"
@@ -213,7 +213,7 @@ def test_updates_without_a_step_are_no_graphs() -> None:
     for graphs in (None, RecordedGraphs()):
         torch.manual_seed(1)
         learners.append(make_learner(Seldom(make_mlp(), optim=ADAM)))
-        learners[-1].graphs = graphs
+        learners[-1].steps.graphs = graphs
     batches = [make_batch() for _ in range(2 * WARM_UP + 6)]
     torch.testing.assert_close(*(train(each, batches) for each in learners), rtol=0, atol=0)
     assert replays(learners[1]) == 3
@@ -241,7 +241,7 @@ def test_a_run_of_graphs_is_the_run_without(tmp_path: Path) -> None:
         torch.manual_seed(0)
         alg = Toy(optim=ADAM)
         trainer = make_online(tmp_path / type(graphs).__name__, num_envs=2, total_steps=40, alg=alg)
-        trainer.learner.graphs = graphs
+        trainer.learner.steps.graphs = graphs
         trainer.policy.capture(graphs)
         trainer.evaluator.policy.capture(graphs)
         trainer.train()

@@ -76,7 +76,7 @@ def test_a_graph_makes_the_updates_of_eager_steps(settings: dict[str, Any]) -> N
         torch.testing.assert_close(*found, rtol=1e-9, atol=1e-11)
         states = [learner.state_dict()["descents"] for learner in (plain, whole)]
         torch.testing.assert_close(*states, rtol=1e-9, atol=1e-11)
-        assert isinstance(whole.compiled, CompiledUpdates)
+        assert isinstance(whole.steps.compiled, CompiledUpdates)
 
 
 @given(
@@ -96,7 +96,7 @@ def test_steps_are_those_of_torchs_adam(
         learners = [make_double(made, execution=execution) for execution in ("eager", "compile")]
         found = [train(learner, batches) for learner in learners]
     torch.testing.assert_close(*found, rtol=1e-7, atol=1e-9)
-    assert learners[1].compiled is not None
+    assert learners[1].steps.compiled is not None
 
 
 @pytest.mark.usefixtures("uncompiled")
@@ -140,8 +140,8 @@ def test_what_no_graph_of_an_update_holds_has_graphs_of_gradients(settings: dict
     plain, graph = make(**own), make(execution="compile", **own)
     batches = [Example(torch.randn(8, 3), torch.randn(8, 2)) for _ in range(3)]
     torch.testing.assert_close(*(train(each, batches) for each in (plain, graph)), rtol=0, atol=0)
-    assert graph.compiled is None
-    assert isinstance(graph.gradients, CompiledGradients)
+    assert graph.steps.compiled is None
+    assert isinstance(graph.steps.accumulation.gradients, CompiledGradients)
 
 
 class Spare(Regression):
@@ -164,8 +164,8 @@ def test_what_no_loss_uses_leaves_graphs_of_gradients() -> None:
         learners.append(make_learner(Spare(ADAM), execution=execution))
     batches = [Example(torch.randn(8, 3), torch.randn(8, 2)) for _ in range(4)]
     torch.testing.assert_close(*(train(each, batches) for each in learners), rtol=0, atol=0)
-    assert learners[1].compiled is None
-    assert isinstance(learners[1].gradients, CompiledGradients)
+    assert learners[1].steps.compiled is None
+    assert isinstance(learners[1].steps.accumulation.gradients, CompiledGradients)
 
 
 class Printing(Regression):
@@ -199,7 +199,7 @@ def test_a_schedule_of_more_than_the_rate_is_followed() -> None:
     batches = [make_batch() for _ in range(8)]
     learners = [make_double(schedule=cycle, execution=each) for each in ("eager", "compile")]
     torch.testing.assert_close(*(train(each, batches) for each in learners), rtol=1e-9, atol=1e-11)
-    assert learners[1].compiled is None
+    assert learners[1].steps.compiled is None
 
 
 def test_many_sizes_of_batches_end_the_graphs_and_it_is_said(
@@ -212,7 +212,7 @@ def test_many_sizes_of_batches_end_the_graphs_and_it_is_said(
     with caplog.at_level(logging.WARNING, "research.training"):
         found = [train(learner, batches) for learner in learners]
     torch.testing.assert_close(*found, rtol=1e-9, atol=1e-11)
-    assert (learners[1].compiled, learners[1].gradients) == (None, None)
+    assert (learners[1].steps.compiled, learners[1].steps.accumulation.gradients) == (None, None)
     (message,) = (each for each in caplog.messages if "from now on" in each)
     assert message.startswith("updates run eagerly from now on: more than eight sizes of batches")
 
@@ -229,4 +229,4 @@ def test_compiled_updates_are_eager_ones_to_rounding(settings: dict[str, Any]) -
     images = [Example(torch.randn(size, 1, 4, 4), torch.randn(size, 2)) for size in (9, 9, 7, 9)]
     tolerance = {"rtol": 2e-2, "atol": 2e-3} if settings else {"rtol": 1e-5, "atol": 1e-6}
     torch.testing.assert_close(*(train(each, images) for each in learners), **tolerance)
-    assert learners[1].compiled is not None
+    assert learners[1].steps.compiled is not None

@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import StepLR
 
 from research.algs.base import Algorithm, Loss, Metrics, Objective, PolyakCopy, Stop
 from research.algs.targets import frozen_copy
-from research.training.learner import cut
+from research.training.accumulation import cut
 from tests.algs.learning import make_learner
 
 SGD = partial(torch.optim.SGD, lr=0.1)

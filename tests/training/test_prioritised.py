@@ -87,7 +87,7 @@ def test_the_dataset_draws_by_the_errors_of_the_update_before() -> None:
     learner = make_learner(Errors(), buffer)
     update(learner, 1)
     rows = buffer._priorities._changes[-1][0]
-    errors = torch.cat(learner.priorities).double().abs() + 1e-3
+    errors = torch.cat(learner.steps.priorities).double().abs() + 1e-3
     buffer.sample()
     stored = torch.from_numpy(buffer._priorities._tree.values[rows])
     assert torch.equal(stored, errors)
