@@ -31,6 +31,7 @@ def run(folder: Path, overrides: tuple[str, ...]) -> None:
     import train
 
     torch.set_num_threads(1)  # two of them share the machine
+    torch.backends.cudnn.deterministic = True  # its fastest gradients differ from call to call
     output = os.open(folder.with_suffix(".txt"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(output, 1)
     os.dup2(output, 2)

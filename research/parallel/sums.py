@@ -16,7 +16,7 @@ def count_examples(own: int, device: torch.device) -> int | Tensor:
     """The number of examples of all ranks' shares; does not wait for a GPU."""
     if not is_parallel():
         return own
-    return sum_of_ranks(torch.tensor(float(own), device=device))
+    return sum_of_ranks(torch.full((), float(own), device=device))
 
 
 def sum_of_ranks(values: Tensor) -> Tensor:

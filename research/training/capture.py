@@ -6,6 +6,7 @@ What is to change from call to call must be a tensor that changes in place.
 """
 
 import logging
+import threading
 import warnings
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
@@ -29,10 +30,12 @@ class Graphs(Protocol):
 
     Attributes:
         device: whose tensors they write.
+        is_broken: whether a capture failed, after which no graph may be replayed.
 
     """
 
     device: torch.device
+    is_broken: bool
 
     def watch(self, function: Callable[[], T]) -> tuple[T, bool]:
         """What ``function`` returns, and whether it waited for the device."""
@@ -47,39 +50,52 @@ class CudaGraphs:
     """Makes CUDA graphs, which share their memory: a result is overwritten by any later replay."""
 
     def __init__(self, device: torch.device) -> None:
-        self.device = device
+        self.device = torch.empty(0, device=device).device  # with its index, as tensors have it
+        self.is_broken = False
         self.pool: Any = None
 
     def watch(self, function: Callable[[], T]) -> tuple[T, bool]:
-        """See ``Graphs``; a capture that fails may leave torch's generator unusable."""
-        mode = torch.cuda.get_sync_debug_mode()
-        with warnings.catch_warnings(record=True) as caught:
+        """See ``Graphs``; what another thread waits for, such as a batch, is none of its waits."""
+        mode, thread, waits = torch.cuda.get_sync_debug_mode(), threading.get_ident(), []
+
+        def note(message: Warning | str, *where: Any) -> None:
+            if "synchronizing CUDA operation" not in str(message):
+                show(message, *where)
+            elif threading.get_ident() == thread:
+                waits.append(message)
+
+        with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Synchronization debug mode")
             warnings.filterwarnings("always", message=".*synchronizing CUDA operation")
+            show, warnings.showwarning = warnings.showwarning, note
             torch.cuda.set_sync_debug_mode("warn")
             try:
                 result = function()
             finally:
                 torch.cuda.set_sync_debug_mode(mode)
-        waits = ["synchronizing CUDA operation" in str(each.message) for each in caught]
-        for is_wait, each in zip(waits, caught, strict=True):
-            if not is_wait:
-                warnings.warn(each.message, each.category, stacklevel=2)
-        return result, any(waits)
+        return result, bool(waits)
 
     def capture(self, function: Callable[[], T]) -> tuple[T, Callable[[], None]]:
-        """See ``Graphs``; draws of torch's default generator are new in each replay."""
+        """See ``Graphs``; draws of torch's default generator are new in each replay.
+
+        Raises:
+            RuntimeError: a graph cannot hold it. That may leave the generator's state to graphs of
+                before, which then fail.
+
+        """
         graph = torch.cuda.CUDAGraph()
-        generator = torch.cuda.default_generators[torch.cuda.current_device()]
-        stream, before = torch.cuda.current_stream(), generator.clone_state()
-        try:
-            # other threads, which gather batches, may allocate memory meanwhile
-            with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
-                result = function()
-        except BaseException:
-            torch.cuda.set_stream(stream)
-            generator.graphsafe_set_state(before)
-            raise
+        generator = torch.cuda.default_generators[self.device.index]
+        with torch.cuda.device(self.device):
+            stream, before = torch.cuda.current_stream(), generator.clone_state()
+            try:
+                # other threads, which gather batches, may allocate memory meanwhile
+                with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
+                    result = function()
+            except BaseException:
+                self.is_broken = True
+                torch.cuda.set_stream(stream)
+                generator.graphsafe_set_state(before)
+                raise
         self.pool = self.pool or graph.pool()
         return result, graph.replay
 
@@ -132,6 +148,8 @@ class Captured:
             inputs: for it.
 
         """
+        if self.graphs.is_broken and not self.is_refused:
+            self.refuse("others' capture failed")
         if self.is_refused:
             return function(inputs)
         tensors = list_tensors(inputs)
@@ -139,15 +157,17 @@ class Captured:
         recording = self.recordings.get(key)
         if recording is None:
             self.calls[key] += 1
+            # laid out as a graph's inputs will be, by which libraries choose their kernels
+            places = map_tensors(Tensor.clone, inputs)
             if self.calls[key] < WARM_UP:
-                return function(inputs)
+                return function(places)
             if self.calls[key] == WARM_UP:
-                outputs, waited = self.graphs.watch(lambda: function(inputs))
+                outputs, waited = self.graphs.watch(lambda: function(places))
                 if waited:
                     self.refuse("they wait for the GPU, by .item() or the like")
                 return outputs
             try:
-                recording = self.recordings[key] = self.record(function, inputs)
+                recording = self.recordings[key] = self.record(function, places)
             except Exception as error:  # if it is the function's own, the eager call will raise it
                 self.refuse(str(error).strip().partition("\n")[0])
                 return function(inputs)
@@ -159,14 +179,13 @@ class Captured:
         rest = iter(copies)
         return map_tensors(lambda _: next(rest), recording.outputs)
 
-    def record(self, function: Callable[[Any], Any], inputs: Any) -> Recording:
-        """Capture ``function(inputs)``.
+    def record(self, function: Callable[[Any], Any], places: Any) -> Recording:
+        """Capture ``function(places)``, of which the graph keeps the memory.
 
         Raises:
             RuntimeError: it cannot be captured.
 
         """
-        places = map_tensors(Tensor.clone, inputs)
         outputs, replay = self.graphs.capture(lambda: function(places))
         if others := {each.device for each in list_tensors(outputs)} - {self.graphs.device}:
             raise RuntimeError(f"a result is on {others.pop()}, where no graph changes it")

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from research.algs.base import Algorithm, Objective, PolyakCopy
 from research.algs.targets import polyak_update
+from research.batches import map_tensors
 from research.parallel.sums import is_parallel
 from research.training.accumulation import Accumulation
 from research.training.capture import Captured, CudaGraphs, Graphs
@@ -138,6 +139,8 @@ class Steps:
         self.go_on_without_constants()
         due = [each for each in self.objectives if updates % each.every == 0]
         if self.captured is None or self.captured.is_refused or not due:
+            if self.device.type == "cuda":  # laid out as a graph's inputs, for the same kernels
+                batch = map_tensors(Tensor.contiguous, batch)
             return self.take_due(batch, step, updates, due)
 
         def take_due(batch: Any) -> tuple[dict[str, Tensor], tuple[Tensor, ...]]:

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import torch
 from gymnasium.spaces import Box
 
 from research.algs.base import Algorithm
@@ -23,5 +22,5 @@ SETTINGS: dict[str, Any] = {
 
 def make_learner(alg: Algorithm, dataset: Any = None, **changes: Any) -> Learner:
     """A learner; without a dataset, for batches that are handed to its ``learn``."""
-    processor = Identity(Box(-1, 1), Box(-1, 1))
-    return Learner(alg, processor, dataset, torch.device("cpu"), **(SETTINGS | changes))
+    processor, device = Identity(Box(-1, 1), Box(-1, 1)), next(alg.parameters()).device
+    return Learner(alg, processor, dataset, device, **(SETTINGS | changes))

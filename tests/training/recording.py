@@ -71,6 +71,7 @@ class RecordedGraphs:
     device = torch.device("cpu")
 
     def __init__(self) -> None:
+        self.is_broken = False
         self.replays = 0
 
     def watch(self, function: Callable[[], T]) -> tuple[T, bool]:

@@ -2,6 +2,8 @@
 
 import dataclasses
 import logging
+import threading
+import warnings
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -18,7 +20,7 @@ from research.algs.base import Loss, Objective
 from research.algs.regression import Regression
 from research.batches import Example
 from research.training import execution as executing
-from research.training.capture import WARM_UP, Captured
+from research.training.capture import WARM_UP, Captured, CudaGraphs
 from research.training.execution import MANY_UPDATES, Execution, choose_execution
 from research.training.learner import Learner
 from tests.algs.learning import make_learner
@@ -272,6 +274,64 @@ def test_actions_explore_or_not_at_the_step_that_it_is() -> None:
             actions.append(each(obs, step=step, explore=step % 2 == 0))
         np.testing.assert_array_equal(*actions)
     assert graphs.replays == 8
+
+
+class FragileGraphs(RecordedGraphs):
+    """After a capture that fails, a replay of any graph would fail too."""
+
+    def capture(self, function: Any) -> Any:
+        try:
+            return super().capture(function)
+        except ValueError:
+            self.is_broken = True
+            raise
+
+
+def test_after_a_failed_capture_no_graph_is_replayed(caplog: pytest.LogCaptureFixture) -> None:
+    graphs, numbers = FragileGraphs(), torch.arange(3.0)
+    early, late = Captured(graphs, "actions"), Captured(graphs, "updates")
+
+    def double(numbers: Tensor) -> Tensor:
+        return numbers * 2
+
+    def fail_when_captured(numbers: Tensor) -> Tensor:
+        mode = _get_current_dispatch_mode()
+        if isinstance(mode, Recorder) and not mode.may_wait:
+            raise ValueError("not this")
+        return numbers * 3
+
+    for _ in range(WARM_UP + 2):
+        early("key", double, numbers)
+    before = graphs.replays
+    assert before > 0
+    for _ in range(WARM_UP + 2):
+        torch.testing.assert_close(late("key", fail_when_captured, numbers), numbers * 3)
+        torch.testing.assert_close(early("key", double, numbers), numbers * 2)
+    assert graphs.replays == before + WARM_UP
+    told = "run eagerly, not as CUDA graphs:"
+    assert caplog.messages == [f"updates {told} not this", f"actions {told} others' capture failed"]
+
+
+def test_a_wait_is_of_the_thread_that_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("get_sync_debug_mode", "set_sync_debug_mode"):
+        monkeypatch.setattr(torch.cuda, name, lambda *_: 0)
+    graphs = CudaGraphs(CPU)
+
+    def wait() -> int:
+        warnings.warn("called a synchronizing CUDA operation (Triggered internally)", stacklevel=1)
+        return 1
+
+    def wait_elsewhere() -> int:
+        thread = threading.Thread(target=wait)
+        thread.start()
+        thread.join()
+        return 2
+
+    for _ in range(2):  # not only where it is seen first
+        assert graphs.watch(wait) == (1, True)
+        assert graphs.watch(wait_elsewhere) == (2, False)
+    with pytest.warns(UserWarning, match="^another$"):
+        assert graphs.watch(lambda: warnings.warn("another", stacklevel=1)) == (None, False)
 
 
 @pytest.mark.gpu

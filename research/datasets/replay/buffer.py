@@ -18,7 +18,7 @@ from research.datasets.replay.prioritised_rows import PrioritisedRows, Prioritis
 from research.datasets.replay.reader import EpisodeRows, ReaderFactory
 from research.datasets.replay.rings import EpisodeRings, RingSizes
 from research.datasets.replay.row_set import RowSet
-from research.datasets.replay.storage import Leaf, RowStorage, compute_row_bytes, leaf_of
+from research.datasets.replay.storage import Leaf, RowStorage, compute_row_bytes, leaf_of, send
 from research.datasets.replay.sum_tree import SumTree
 from research.datasets.replay.transitions import Transitions
 from research.errors import DamagedFile, UserError
@@ -444,7 +444,9 @@ class ReplayBuffer:
 
     def _weigh(self, batch: PackedBatch[Any]) -> PackedBatch[Any]:
         """The batch with the importance weights of the rows that were drawn for it."""
-        weight = self._priorities.weights().to(self.device)
+        weight = self._priorities.weights()
+        if self.device.type != "cpu":
+            weight = send(weight, self._storage.device)
         return PackedBatch(
             [*batch.memory, weight],
             lambda memory: add_weight(batch.unpack(memory[:-1]), memory[-1]),

@@ -8,7 +8,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from research.datasets.replay.storage import Leaf
+from research.datasets.replay.storage import Leaf, send
 from research.errors import UserError
 
 
@@ -101,7 +101,7 @@ def may_be_stacks(space: gymnasium.Space[Any]) -> TypeGuard[spaces.Box]:
 def gather(frames: Tensor, rows: Tensor) -> Tensor:
     """``frames`` of these rows, in new memory on the same device."""
     if frames.device.type != "cpu":
-        return frames.index_select(0, rows.to(frames.device))
+        return frames.index_select(0, send(rows, frames.device))
     # numpy asks for huge pages: allocating a batch in small ones can take longer than the copy.
     selected = torch.from_numpy(np.empty((len(rows), frames.shape[1]), np.uint8))
     return torch.index_select(frames, 0, rows, out=selected)

@@ -9,7 +9,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from research.batches import ArrayTree, Rollout, Step, map_tensors
+from research.batches import ArrayTree, Rollout, Step, list_tensors, map_tensors
 from research.datasets.replay.buffer import Environments
 from research.datasets.replay.storage import Leaf, leaf_of
 from research.errors import UserError
@@ -168,9 +168,10 @@ class RolloutBuffer:
         if not self._batches:
             steps = torch.from_numpy(np.flatnonzero(self._is_step))
             order = steps[torch.randperm(len(steps), generator=self._generator)]
+            order = order.to(list_tensors(self._rows)[0].device)
             self._batches = list(order.tensor_split(self.minibatches))
         own = self._batches.pop(0).tensor_split(self._num_ranks)[self._rank]
-        return map_tensors(lambda tensor: tensor[own.to(tensor.device)], self._rows)
+        return map_tensors(lambda tensor: tensor[own], self._rows)
 
     def save(self, folder: Path) -> dict[str, Any]:
         """The steps of a rollout that is not complete; one that is was learned from."""

@@ -88,7 +88,6 @@ class RowStorage:
         on_disk: bool,
         apart: Sequence[str],
     ) -> None:
-        self.device = device
         self.leaves = dict(leaves)
         self.columns: dict[str, Column] = {}
         dtypes: dict[str, torch.dtype] = {}
@@ -104,6 +103,7 @@ class RowStorage:
             else torch.empty(num_rows, width, dtype=dtypes[group], device=device)
             for group, width in widths.items()
         }
+        self.device = next((rows.device for rows in self.groups.values()), device)  # with its index
         # Writing a few small rows through numpy costs a fraction of what it costs through torch.
         self._arrays = {
             group: rows.numpy() for group, rows in self.groups.items() if device.type == "cpu"
@@ -138,10 +138,10 @@ class RowStorage:
         for source, target in self._whole_rows:
             target[rows] = source[staged]
         if not self._arrays:
-            index = torch.from_numpy(rows).to(self.device)
+            index = send(torch.from_numpy(rows), self.device)
             for group, target in self.groups.items():
-                values = torch.from_numpy(self._staging[group][staged]).to(self.device)
-                target.index_copy_(0, index, values)
+                values = torch.from_numpy(self._staging[group][staged])
+                target.index_copy_(0, index, send(values, self.device))
 
     def column(self, name: str) -> Tensor:
         """A scalar leaf of all rows, (num_rows,); shares memory with them."""
@@ -177,6 +177,11 @@ class RowStorage:
         """Copy the ``count`` rows that start at ``source`` to those that start at ``target``."""
         for rows in self.groups.values():
             rows[target : target + count] = rows[source : source + count]
+
+
+def send(values: Tensor, device: torch.device) -> Tensor:
+    """A copy on a GPU of what the host holds; nobody waits for it, nor for what the GPU does."""
+    return values.pin_memory().to(device, non_blocking=True)
 
 
 def as_elements(rows: np.ndarray) -> np.ndarray:

@@ -9,7 +9,7 @@ from torch import Tensor
 from research.batches import ExtendedTransition, PackedBatch, Step, Transition, Tree
 from research.datasets.replay.reader import EpisodeRows
 from research.datasets.replay.returns import NStepReturns
-from research.datasets.replay.storage import Window
+from research.datasets.replay.storage import Window, send
 
 
 class Transitions:
@@ -157,7 +157,7 @@ class Transitions:
     def on_device(self, tensor: Tensor) -> Tensor:
         """``tensor`` on the device of the rows."""
         # On the host, ``to`` would copy nothing, but take as long as some of the copies.
-        return tensor if self.on_host else tensor.to(self.rows.storage.device)
+        return tensor if self.on_host else send(tensor, self.rows.storage.device)
 
     def tree(self, parts: Sequence[Tensor]) -> Tree:
         """An observation from its leaves."""

@@ -633,6 +633,7 @@ def test_rows_that_grow_beyond_the_room_are_on_the_host(monkeypatch: pytest.Monk
 
 def test_what_a_gpu_holds_is_not_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Tensor, "pin_memory", None)  # which refuses a GPU's
+    monkeypatch.setattr("research.datasets.replay.transitions.send", lambda rows, _: rows)
     buffer, other = make_buffer(), make_buffer()
     for each in (buffer, other):
         fill(each, 50)
