@@ -11,7 +11,7 @@ still evidence; one that fails does not stop the rest.
   bare captured loop (``benchmarks/gpu_updates.py``).
 - ``runs``: steps per second of whole runs, eager and captured: TD3, SAC, PPO, DrQ-v2.
 - ``seeds``: those of 1, 4, 16 and 64 seeds of TD3 in one process.
-- ``pack``: those of 1, 4 and 16 processes on the GPU, with and without MPS.
+- ``pack``: those of 1, 16 and 4 processes on the GPU, with and without MPS.
 - ``supervised``: images per second of ResNet-18, captured, beside a bare loop.
 - ``learn``: eight seeds of TD3 on walker walk, packed on the GPU; only if it is named.
 """
@@ -19,6 +19,8 @@ still evidence; one that fails does not stop the rest.
 import argparse
 import logging
 import os
+import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -43,10 +45,18 @@ RUNS: Mapping[str, Sequence[str]] = {
     ),
     "ppo": (
         *("alg=ppo", "env=cartpole_gym", "env.num_envs=64", "trainer.pace.horizon=128"),
-        "trainer.total_steps=163840",
+        *("trainer.total_steps=163840", "trainer.log_every=8192"),  # a row for each rollout
     ),
 }
-LIMITS = {"tests": 90, "td3": 75, "sac": 75, "runs": 45, "seeds": 60, "pack": 150, "supervised": 90}
+LIMITS = {
+    "tests": 150,
+    "td3": 120,
+    "sac": 120,
+    "runs": 45,
+    "seeds": 60,
+    "pack": 150,
+    "supervised": 90,
+}
 """Seconds that each process of a part may take."""
 
 log = logging.getLogger(__name__)
@@ -113,18 +123,23 @@ class Bench:
             return None
         start = time.monotonic()
         with path.open("wb") as output:
-            try:
-                done = subprocess.run(
-                    [PYTHON, *map(str, words)],
-                    cwd=ROOT,
-                    env=environment(threads()),
-                    stdout=output,
-                    stderr=subprocess.STDOUT,
-                    timeout=min(limit, self.left()),
-                    check=False,
-                ).returncode
-            except subprocess.TimeoutExpired:
-                done = "timed out"
+            process = subprocess.Popen(
+                [PYTHON, *map(str, words)],
+                cwd=ROOT,
+                env=environment(threads()),
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # what it started is to end with it
+            )
+        done: int | str = "interrupted"
+        try:
+            done = process.wait(min(limit, self.left()))
+        except subprocess.TimeoutExpired:
+            done = "timed out"
+        finally:
+            if not isinstance(done, int):
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
         log.info("%s %s: %s after %.0f s", part, name, done, time.monotonic() - start)
         if done != 0:
             lines = path.read_text(errors="replace").splitlines() or [""]
@@ -134,7 +149,7 @@ class Bench:
 
     def tests(self) -> None:
         """Those marked gpu."""
-        words = ("-m", "pytest", "-q", "-x", "--maxfail=20", "-m", "gpu", "tests")
+        words = ("-m", "pytest", "-n", "4", "--maxfail=20", "-m", "gpu", "tests")
         if path := self.run("tests", "gpu", *words):
             self.note("tests", "gpu", path.read_text().splitlines()[-1], "")
 
@@ -148,13 +163,15 @@ class Bench:
 
     def updates(self, alg: str) -> None:
         """Updates per second, by benchmarks/gpu_updates.py."""
+        path = self.results / f"gpu_updates_{alg}.csv"
+        path.unlink(missing_ok=True)  # so that none of before is taken for this one
         few = () if self.device == "cuda" else ("--updates", "20", "--rounds", "1")
         words = ("--alg", alg, "--device", self.device, "--results", self.results, *few)
         self.run(alg, "updates", "-m", "benchmarks.gpu_updates", *words)
-        rows = read_rows(self.results / f"gpu_updates_{alg}.csv")
+        rows = read_rows(path)
         for column in rows[0] if rows else ():
             if column.endswith(("_ratio", "_per_s")):
-                self.note(alg, column, median([float(row[column]) for row in rows]), "")
+                self.note(alg, column, median([float(r[column]) for r in rows if r[column]]), "")
 
     def runs(self) -> None:
         """Whole runs, by train.py."""
@@ -166,9 +183,10 @@ class Bench:
     def seeds(self) -> None:
         """Seeds in one process."""
         for count in (1, 4, 16, 64) if self.device == "cuda" else (1, 2):
-            steps = max(1800, 6000 // count)
+            steps = max(900, 6000 // count)
             own = (*TD3, f"trainer.num_seeds={count}", f"trainer.total_steps={steps}")
-            own += ("trainer.log_every=200", "dataset.capacity=10000")
+            own += ("trainer.pace.warmup_steps=300", "trainer.log_every=50")
+            own += ("dataset.capacity=10000",)
             self.train("seeds", f"td3_{count}", own, count)
 
     def train(self, part: str, name: str, overrides: Sequence[str], count: int) -> None:
@@ -180,22 +198,31 @@ class Bench:
                 words += ("trainer.total_steps=1536", "trainer.log_every=128")
             self.run(part, name, "train.py", *words)
             folders = [folder] if count == 1 else sorted(folder.glob("seed=*"))
-            found = [list(speeds(each))[-3:] for each in folders]
+            warmups = re.findall(r"warmup_steps=(\d+)", " ".join(words))
+            first = int(warmups[-1]) if warmups else 0
+            found = [list(speeds(each, first))[-3:] for each in folders]
             if found and all(found):  # also of a run that was too slow to end in time
                 self.note(part, name, sum(map(median, found)), "steps/s")
+            else:
+                log.info("%s %s: not trained by the end", part, name)
 
     def pack(self) -> None:
         """Processes that share the GPU, by benchmarks/launch.py."""
-        own = ("--gpu", "--counts", "1", "4", "16", "--window", "6", "--settle", "200")
-        if self.device == "cpu":
-            own = ("--quick",)
-        words = ("--sweeps", "0", "--rounds", "1", *own, "--results", self.results)
-        if path := self.run("pack", "td3", "-m", "benchmarks.launch", *words):
-            print(path.read_text())
+        for count in (1, 16, 4) if self.device == "cuda" else (1, 2):
+            folder = self.logs / f"pack_{count}"
+            kind = "--gpu" if self.device == "cuda" else "--quick"
+            words = ("--sweeps", "0", "--rounds", "1", "--counts", str(count), kind)
+            words += ("--window", "6", "--settle", "200", "--results", str(folder))
+            self.run("pack", str(count), "-m", "benchmarks.launch", *words)
+            for row in read_rows(folder / "launch_gpu.csv")[:1]:
+                for column, value in row.items():
+                    if column.endswith("_steps_per_s") and value:
+                        self.note("pack", column.removesuffix("_steps_per_s"), value, "steps/s")
 
     def supervised(self) -> None:
         """ResNet-18 against a bare loop, by benchmarks/supervised.py."""
-        words = ("--cases", "resnet18", "--systems", "bare", "ours", "--device", self.device)
+        case = "resnet18_large" if self.device == "cuda" else "resnet18"
+        words = ("--cases", case, "--systems", "bare", "ours", "--device", self.device)
         words += ("--rounds", "2", "--results", str(self.results))
         if path := self.run("supervised", "resnet18", "-m", "benchmarks.supervised", *words):
             print(path.read_text())
@@ -217,10 +244,10 @@ def card() -> str:
     return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
 
 
-def speeds(folder: Path) -> Iterator[float]:
-    """Steps per second of a run, by its rows."""
+def speeds(folder: Path, first: int) -> Iterator[float]:
+    """Steps per second of a run after its step ``first``, by its rows."""
     for row in read_rows(folder / "time.csv"):
-        if row.get("steps_per_s"):
+        if row.get("steps_per_s") and int(row["step"]) > first:
             yield float(row["steps_per_s"])
 
 

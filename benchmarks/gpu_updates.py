@@ -16,7 +16,7 @@ fails is left out, with its error.
 import argparse
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -29,9 +29,9 @@ from omegaconf import DictConfig
 from benchmarks.captured_td3 import CapturedTD3
 from benchmarks.measure import RESULTS, describe_machine, spread, write_rows
 from benchmarks.numerics import compose_config
-from benchmarks.sb3 import make_model
 from research.batches import Step
 from research.config import build
+from research.machine.device import choose_device
 from research.training.execution import Execution
 from research.training.learner import Learner
 from research.training.meter import Phases
@@ -57,20 +57,15 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the table")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    device = torch.device(arguments.device)
+    device = choose_device(arguments.device)
     facts = {"device": device_name(device), **describe_machine(threads=torch.get_num_threads())}
-    systems = {}
-    for name, make in choose(arguments.alg, device).items():
-        try:
-            start = time.perf_counter()
-            systems[name] = make()
-            systems[name](50)
-            log.info("%s is ready after %.1f s", name, time.perf_counter() - start)
-        except Exception:
-            systems.pop(name, None)
-            log.exception("%s is left out", name)
+    makers = choose(arguments.alg, device)
+    compiling = {"compile": makers.pop("compile")}  # takes as long as all others
+    systems = dict(make_systems(makers))
     rows: list[dict[str, float]] = []
-    for _ in range(arguments.rounds):
+    for index in range(arguments.rounds):
+        if index == 1 or arguments.rounds == 1:
+            systems |= make_systems(compiling)
         row = {}
         for name, learn in systems.items():
             start = time.perf_counter()
@@ -83,8 +78,22 @@ def main() -> None:
         rows.append(row)
         path = arguments.results / f"gpu_updates_{arguments.alg}.csv"
         write_rows(path, [{**each, **facts} for each in rows])
-    for column in rows[0]:
-        print(f"  {column:32} {spread([row[column] for row in rows])}")
+    for column in rows[-1]:
+        print(f"  {column:32} {spread([row[column] for row in rows if column in row])}")
+
+
+def make_systems(makers: Mapping[str, Callable[[], Learn]]) -> Iterator[tuple[str, Learn]]:
+    """The systems that work, ready for their windows."""
+    for name, make in makers.items():
+        start = time.perf_counter()
+        try:
+            learn = make()
+            learn(50)
+        except Exception:
+            log.exception("%s is left out", name)
+        else:
+            log.info("%s is ready after %.1f s", name, time.perf_counter() - start)
+            yield name, learn
 
 
 def device_name(device: torch.device) -> str:
@@ -148,6 +157,8 @@ def make_ours(alg: str, device: torch.device, execution: Execution, *overrides: 
         for index in range(count):
             learner.update(index, phases, can_prepare=True)
         learner.take_metrics()
+        if learner.steps.captured is not None and learner.steps.captured.is_refused:
+            raise RuntimeError("updates run eagerly")
 
     return learn
 
@@ -155,6 +166,8 @@ def make_ours(alg: str, device: torch.device, execution: Execution, *overrides: 
 def make_sb3(alg: str, device: torch.device) -> Learn:
     """Stable-Baselines3's model with its replay buffer."""
     from stable_baselines3.common.logger import Logger
+
+    from benchmarks.sb3 import make_model
 
     cfg = make_config(alg, device)
     env = build(cfg.env)

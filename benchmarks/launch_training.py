@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.measure import ROOT, THREAD_VARIABLES, interleaved, read_rows, spread
+from research.errors import UserError
 from research.launchers.pool.mps import mps_daemon
 from research.machine.cpus import usable_cpus
 from research.machine.gpus import slot_environment
@@ -167,12 +168,18 @@ def measure_training(training: Training, counts: Sequence[int], rounds: int) -> 
     rows: Rows = [{} for _ in range(rounds)]
     cases = {str(case): case for case in training.cases(counts)}
     for index, name in interleaved(list(cases), rounds):
-        speed = training.steps_per_s(cases[name])
+        try:
+            speed = training.steps_per_s(cases[name])
+        except UserError as error:  # there is no MPS here
+            log.warning("round %d: %s is left out: %s", index, name, error)
+            continue
         rows[index][f"{name}_threads"] = training.slots(cases[name])[0].threads
         rows[index][f"{name}_steps_per_s"] = speed
         log.info("round %d: %s %.1f steps/s", index, name, speed)
     for row in rows:
         for name, case in cases.items():
+            if f"{name}_steps_per_s" not in row:
+                continue
             speed = row[f"{name}_steps_per_s"]
             row[f"{name}_gain"] = speed / row[f"{min(counts)}_pinned_steps_per_s"]
             row[f"{name}_ratio"] = speed / row[f"{case.jobs}_pinned_steps_per_s"]
@@ -191,6 +198,8 @@ def training_report(rows: Rows, training: Training, counts: Sequence[int]) -> It
     yield f"| jobs | cores | threads of each | steps/s | against {one} pinned | against pinned |"
     yield "| --- | --- | --- | --- | --- | --- |"
     for case in training.cases(counts):
+        if f"{case}_ratio" not in rows[0]:
+            continue
         columns = [f"{case}_{name}" for name in ("steps_per_s", "gain", "ratio")]
         cells = [spread([row[column] for row in rows]) for column in columns]
         threads = round(rows[0][f"{case}_threads"])

@@ -59,9 +59,17 @@ def describe_machine(*, threads: int) -> dict[str, str | int]:
         "cores": os.cpu_count() or 0,
         "threads": threads,
         "python": sys.version.split()[0],
-        **{name: metadata.version(name) for name in PACKAGES},
+        **{name: version(name) for name in PACKAGES},
         "commit": str(git.get("commit", "none")) + (" and changes" if git.get("dirty") else ""),
     }
+
+
+def version(package: str) -> str:
+    """The version that is installed, or ``none``."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "none"
 
 
 def spread(values: Sequence[float]) -> str:

@@ -104,8 +104,10 @@ class Case(NamedTuple):
 CASES = {
     "cnn": Case((1, 28, 28), 256, 40, 2, 2, ("network=cnn",)),
     "resnet18": Case((3, 32, 32), 64, 10, 2, 1, ("network=resnet18",)),
+    "resnet18_large": Case((3, 32, 32), 256, 100, 2, 5, ("network=resnet18",)),  # for a GPU
     "tiny": Case((1, 8, 8), 32, 320, 2, 10, ("network=mlp", "network.hidden_dims=[32]")),
 }
+ON_CPU = ["cnn", "resnet18", "tiny"]
 
 
 def main() -> None:
@@ -138,7 +140,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=9, help="of every system and case")
     parser.add_argument("--workers", type=int, default=0, help="processes that read")
     parser.add_argument("--device", default="cpu", help="as train.py takes it")
-    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=ON_CPU)
     parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=list(SYSTEMS))
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the tables")
     arguments = parser.parse_args()
