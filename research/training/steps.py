@@ -140,7 +140,7 @@ class Steps:
         due = [each for each in self.objectives if updates % each.every == 0]
         if self.captured is None or self.captured.is_refused or not due:
             if self.device.type == "cuda":  # laid out as a graph's inputs, for the same kernels
-                batch = map_tensors(Tensor.contiguous, batch)
+                batch = map_tensors(Tensor.clone, batch)
             return self.take_due(batch, step, updates, due)
 
         def take_due(batch: Any) -> tuple[dict[str, Tensor], tuple[Tensor, ...]]:
