@@ -196,6 +196,6 @@ def test_compiled_gradients_are_eager_ones_to_rounding(settings: dict[str, Any])
     images = [Example(torch.randn(size, 1, 4, 4), torch.randn(size, 2)) for size in (9, 9, 7)]
     tolerance = {"rtol": 1e-2, "atol": 1e-3} if settings else {"rtol": 1e-5, "atol": 1e-6}
     assert_same_updates(*learners, batches=images, **tolerance)
-    assert isinstance(gradients := learners[1].gradients, CompiledGradients)
+    assert isinstance(gradients := learners[1].steps.accumulation.gradients, CompiledGradients)
     assert all(gradients.graphs.values())
     assert set(weights(learners[1])) == set(weights(learners[0]))
