@@ -244,7 +244,7 @@ def draw(curves: Mapping[str, Sequence[Curve]], title: str, path: Path) -> None:
         panel.set(title=task, xlabel="frames (thousands)", ylabel="return", ylim=(0, 1000))
         panel.set_xlim(0, together[0].frames[-1] / 1000)
         panel.grid(alpha=0.3, lw=0.5)
-        panel.legend(loc="lower right", fontsize=7, frameon=False)
+        panel.legend(loc="upper left", fontsize=7, frameon=False)
     figure.suptitle(title)
     figure.savefig(path)
 
