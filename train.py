@@ -13,11 +13,12 @@ from research.training.run import Run
 @command
 def main(cfg: DictConfig, run: Run) -> float:
     """Build each part in data-flow order, train, and return the score that a sweep optimises."""
-    from research.machine.device import choose_device
+    from research.machine.device import choose_device, make_current
     from research.training.saving.initialise import initialise
     from research.training.seed import seed_everything
 
     device = choose_device(cfg.device)
+    make_current(device)
     seed_everything(run.seed)
     with closing(build(cfg.env)) as env:
         data = build(cfg.dataset, env, run.seed)

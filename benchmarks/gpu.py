@@ -129,7 +129,7 @@ class Bench:
                 env=environment(threads()),
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,  # what it started is to end with it
+                start_new_session=True,  # its group is to end with it
             )
         done: int | str = "interrupted"
         try:

@@ -30,26 +30,21 @@ def channels_first_space(space: spaces.Space) -> spaces.Space:
     """The space of what ``move_channels`` returns."""
     if isinstance(space, spaces.Dict):
         return spaces.Dict(OrderedDict((key, channels_first_space(space[key])) for key in space))
-    if not isinstance(space, spaces.Box):
+    if not isinstance(space, spaces.Box) or space.dtype != np.uint8:
         return space
     low, high = (move_channels(space, bound) for bound in (space.low, space.high))
     return spaces.Box(low, high, dtype=space.dtype.type)
 
 
-def move_channels(space: spaces.Space | None, obs: Any) -> Any:
-    """Observations of ``space``, one or several, with the channels of their images first.
-
-    Those that have them first already stay as they are.
-    """
+def move_channels(space: spaces.Space, obs: Any) -> Any:
+    """Observations of ``space``, one or several, with the channels of their images first."""
     if isinstance(space, spaces.Dict):
         return {key: move_channels(space[key], obs[key]) for key in space}
     if not isinstance(space, spaces.Box) or space.dtype != np.uint8:
         return obs
-    last_axes = np.shape(obs)[-3:]
-    if has_channels_last(space) and last_axes == space.shape:
+    if has_channels_last(space):
         return np.ascontiguousarray(np.moveaxis(obs, -1, -3))
-    is_grey = len(space.shape) == 2 and last_axes[-2:] == space.shape
-    return np.expand_dims(obs, -3) if is_grey and last_axes != (1, *space.shape) else obs
+    return np.expand_dims(obs, -3) if len(space.shape) == 2 else obs
 
 
 def has_channels_last(box: spaces.Box) -> bool:
@@ -65,7 +60,7 @@ def stack_frames(env: gymnasium.Env, frame_stack: int) -> gymnasium.Env:
 
     So does every image of a Dict; its other parts are the newest alone. The first image of an
     episode fills the stack. ``metadata["frame_stack"]`` says how many there are, so that a replay
-    buffer stores each of them once.
+    buffer stores each of them once. ``env`` has its channels first.
 
     Raises:
         ValueError: observations have no images, uint8 (C, H, W).

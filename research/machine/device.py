@@ -15,9 +15,8 @@ TRIM_THRESHOLD, GROWTH, MAX_MAPPED_BLOCKS = -1, -2, -4
 def choose_device(name: str) -> torch.device:
     """The device of this name, which must work; ``auto`` is the first GPU, else the CPU.
 
-    On the CPU, this process from now on keeps the memory that tensors free; a GPU other than the
-    first becomes the current one, on which torch captures graphs. Call this before an environment
-    renders: see ``load_triton``.
+    On the CPU, this process from now on keeps the memory that tensors free. Call this before an
+    environment renders: see ``load_triton``.
 
     Raises:
         UserError: torch does not know the name, or the device cannot be used.
@@ -37,9 +36,13 @@ def choose_device(name: str) -> torch.device:
         raise UserError(f"device={name} cannot be used: {reason}; try device=auto") from error
     if device.type == "cpu":
         keep_freed_memory()
-    if device.type == "cuda" and device.index:
-        torch.cuda.set_device(device)
     return device
+
+
+def make_current(device: torch.device) -> None:
+    """Let this process use this GPU, if it is one, wherever it is not said which."""
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
 
 
 def data_device(name: str) -> torch.device:

@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from research.config import build, build_env
-from research.envs.images import move_channels
+from research.envs.images import channels_first_space, move_channels
 from research.envs.wrappers import cast_to, scale_to
 from research.errors import DamagedFile, Misfit, UserError, message_of
 from research.machine.device import choose_device
@@ -62,11 +62,13 @@ class LoadedPolicy:
         """The action (A,) for an observation (O,), or actions (E, A) for observations (E, O).
 
         Args:
-            obs: as the environment gives it, or as it was standardised for training.
+            obs: as the environment gives it, or as it was standardised for training; of images
+                (H, W), (1, H, W) is a single one, standardised.
             info: of the environment, of the same step; needed if ``trainer.infos`` names any.
 
         Raises:
-            ValueError: the observation has neither of these shapes, or an info is missing.
+            ValueError: the observation has neither of these shapes, is not finite, or does not fit
+                its dtype; or an info is missing.
 
         """
         batch, is_single = self.to_batch(obs)
@@ -98,7 +100,7 @@ class LoadedPolicy:
         """The observations (E, O) as the processor takes them, and whether ``obs`` is a single one.
 
         Raises:
-            ValueError: it has neither of the shapes, NaN, or values that its dtype cannot hold.
+            ValueError: it has neither of the shapes, is not finite, or its dtype cannot hold it.
 
         """
         space = self.spaces.observation
@@ -108,7 +110,7 @@ class LoadedPolicy:
         if isinstance(space, Box) and not (own is None or isinstance(own, Box) or is_flat):
             obs = flatten(own, obs)
         elif isinstance(own, Dict) == isinstance(obs, Mapping):
-            obs = move_channels(own, obs)
+            obs = to_standard(own, space, obs)
         for name, array, part in name_arrays(space, obs):
             require_numbers(name, array, part)
         obs = cast_to(space, obs)
@@ -275,16 +277,32 @@ def require_keys(space: Space[Any], own: Space[Any] | None, obs: Any) -> None:
         raise ValueError(f"obs lacks {', '.join(missing)}; the policy takes {', '.join(keys)}")
 
 
+def to_standard(own: Space[Any] | None, space: Space[Any], obs: Any) -> Any:
+    """Observations of ``space``, or of ``own`` if their images come with the channels first then.
+
+    The others, such as single frames for stacks, are returned as they are.
+    """
+    if isinstance(own, Dict) and isinstance(space, Dict):
+        parts = ((key, own.spaces.get(key), space[key]) for key in space)
+        return {key: to_standard(each, part, obs[key]) for key, each, part in parts}
+    if not (isinstance(own, Box) and isinstance(space, Box)) or ends_with(obs, space.shape):
+        return obs
+    is_moved = channels_first_space(own).shape == space.shape
+    return move_channels(own, obs) if is_moved and ends_with(obs, own.shape) else obs
+
+
+def ends_with(obs: Any, shape: tuple[int, ...]) -> bool:
+    """Whether ``obs`` is of this shape, or several of it."""
+    return np.shape(obs)[-len(shape) :] == shape
+
+
 def require_numbers(name: str, array: np.ndarray, space: Space[Any]) -> None:
-    """Refuse NaN, and floats that a cast to the integers of ``space`` would change."""
-    if array.dtype.kind != "f":
+    """Refuse what is not finite, and numbers that a cast to the integers of ``space`` changes."""
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise ValueError(f"{name} is NaN or infinite")
+    if space.dtype is None or space.dtype.kind == "f" or array.dtype == space.dtype:
         return
-    if np.isnan(array).any():
-        raise ValueError(f"{name} holds NaN")
-    if space.dtype is None or space.dtype.kind == "f":
-        return
-    with np.errstate(invalid="ignore"):
-        changed = array[array.astype(space.dtype) != array]
+    changed = array[array.astype(space.dtype) != array]
     if changed.size:
         raise ValueError(f"{name} holds {changed[0]:g}; the policy takes {space.dtype}")
 

@@ -53,6 +53,7 @@ class CudaGraphs:
         self.device = torch.empty(0, device=device).device  # with its index, as tensors have it
         self.is_broken = False
         self.pool: Any = None
+        self.stream: Any = None
 
     def watch(self, function: Callable[[], T]) -> tuple[T, bool]:
         """See ``Graphs``; what another thread waits for, such as a batch, is none of its waits."""
@@ -79,17 +80,19 @@ class CudaGraphs:
         """See ``Graphs``; draws of torch's default generator are new in each replay.
 
         Raises:
-            RuntimeError: a graph cannot hold it. That may leave the generator's state to graphs of
-                before, which then fail.
+            RuntimeError: a graph cannot hold it. Earlier graphs may then hold the generator's
+                state, and their replays fail.
 
         """
         graph = torch.cuda.CUDAGraph()
         generator = torch.cuda.default_generators[self.device.index]
         with torch.cuda.device(self.device):
             stream, before = torch.cuda.current_stream(), generator.clone_state()
+            self.stream = self.stream or torch.cuda.Stream()  # torch's own is of the first GPU used
+            # other threads, which gather batches, may allocate memory meanwhile
+            mode = "thread_local"
             try:
-                # other threads, which gather batches, may allocate memory meanwhile
-                with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
+                with torch.cuda.graph(graph, self.pool, self.stream, capture_error_mode=mode):
                     result = function()
             except BaseException:
                 self.is_broken = True
@@ -149,7 +152,7 @@ class Captured:
 
         """
         if self.graphs.is_broken and not self.is_refused:
-            self.refuse("others' capture failed")
+            self.refuse("another capture failed")
         if self.is_refused:
             return function(inputs)
         tensors = list_tensors(inputs)

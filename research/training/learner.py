@@ -109,7 +109,8 @@ class Learner:
         if not is_wanted or self.prioritised is not None:
             self.preparing = None
         self.has_own_update = type(alg).update is not Algorithm.update
-        self.level = logging.INFO if execution == "auto" else logging.WARNING  # of what isn't asked
+        # of messages that something runs eagerly, which matter where something else was asked for
+        self.level = logging.INFO if execution == "auto" else logging.WARNING
         if execution == "auto" and (is_parallel() or self.has_own_update):
             execution = "eager"
         execution = choose_execution(execution, device, total_updates, is_alone=seat is None)

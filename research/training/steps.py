@@ -139,7 +139,8 @@ class Steps:
         self.go_on_without_constants()
         due = [each for each in self.objectives if updates % each.every == 0]
         if self.captured is None or self.captured.is_refused or not due:
-            if self.device.type == "cuda":  # laid out as a graph's inputs, for the same kernels
+            if self.device.type == "cuda" and self.execution != "compile":
+                # laid out as a graph's inputs, by which libraries choose their kernels
                 batch = map_tensors(Tensor.clone, batch)
             return self.take_due(batch, step, updates, due)
 

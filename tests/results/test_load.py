@@ -187,6 +187,22 @@ def test_images_may_be_as_the_environment_gives_them_or_as_they_were_standardise
         assert is_single == (lead == ())
 
 
+@pytest.mark.parametrize("lead", [(), (4,), (5,)])
+@pytest.mark.parametrize(
+    ("shape", "standard"), [((9, 8), (4, 9, 8)), ((9, 8), (9, 8)), ((9, 8, 3), (9, 8, 3))]
+)
+def test_what_an_environment_stacked_or_left_as_it_is_is_taken_so(
+    lead: tuple[int, ...], shape: tuple[int, ...], standard: tuple[int, ...]
+) -> None:
+    sign = Box(-1, 1, (1,), np.float32)
+    own, seen = (Dict(sign=sign, view=Box(0, 255, each, np.uint8)) for each in (shape, standard))
+    view = np.zeros((*lead, *standard), np.uint8)
+    obs = {"sign": np.ones((*lead, 1)), "view": view}
+    batch, is_single = image_policy(own, seen).to_batch(obs)
+    assert batch["view"].shape == (*(lead or (1,)), *standard)
+    assert is_single == (lead == ())
+
+
 @pytest.mark.parametrize("lead", [(), (5,)])
 def test_a_part_of_another_shape_is_refused(lead: tuple[int, ...]) -> None:
     sign = Box(-1, 1, (1,), np.float32)
@@ -218,7 +234,11 @@ def test_a_part_of_another_shape_is_refused(lead: tuple[int, ...]) -> None:
         ),
         (
             {"sign": np.full(1, np.nan), "view": np.zeros((1, 9, 8), np.uint8)},
-            r"obs\['sign'\] holds NaN",
+            r"obs\['sign'\] is NaN or infinite",
+        ),
+        (
+            {"sign": np.zeros(1), "view": np.full((1, 9, 8), 300)},
+            r"obs\['view'\] holds 300; the policy takes uint8",
         ),
     ],
 )

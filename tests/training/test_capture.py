@@ -309,7 +309,7 @@ def test_after_a_failed_capture_no_graph_is_replayed(caplog: pytest.LogCaptureFi
         torch.testing.assert_close(early("key", double, numbers), numbers * 2)
     assert graphs.replays == before + WARM_UP
     told = "run eagerly, not as CUDA graphs:"
-    assert caplog.messages == [f"updates {told} not this", f"actions {told} others' capture failed"]
+    assert caplog.messages == [f"updates {told} not this", f"actions {told} another capture failed"]
 
 
 def test_a_wait_is_of_the_thread_that_waits(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -180,7 +180,7 @@ class RowStorage:
 
 
 def send(values: Tensor, device: torch.device) -> Tensor:
-    """A copy on a GPU of what the host holds; nobody waits for it, nor for what the GPU does."""
+    """A copy of a tensor of the host on a GPU, made without waiting for the GPU."""
     return values.pin_memory().to(device, non_blocking=True)
 
 
