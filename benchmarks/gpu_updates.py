@@ -67,9 +67,14 @@ def main() -> None:
         if index == 1 or arguments.rounds == 1:
             systems |= make_systems(compiling)
         row = {}
-        for name, learn in systems.items():
+        for name, learn in list(systems.items()):
             start = time.perf_counter()
-            learn(arguments.updates)
+            try:
+                learn(arguments.updates)
+            except Exception:
+                del systems[name]
+                log.exception("%s is left out from now on", name)
+                continue
             row[f"{name}_updates_per_s"] = arguments.updates / (time.perf_counter() - start)
         for name in systems:
             if "eager" in systems:

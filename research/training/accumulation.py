@@ -1,8 +1,8 @@
 """Gradients of a batch: sums over its parts, of which each rank has its own."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from itertools import pairwise
-from operator import itemgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -177,5 +177,9 @@ def cut_at(batch: Any, size: int, num_parts: int) -> Iterator[Any]:
     edges = [index * size // num_parts for index in range(num_parts + 1)]
     for start, end in pairwise(edges):
         if start < end:
-            rows = itemgetter(slice(start, end))
-            yield map_tensors(lambda tensor: rows(tensor) if tensor.ndim else tensor, batch)  # noqa: B023
+            yield map_tensors(partial(take_rows, slice(start, end)), batch)
+
+
+def take_rows(rows: slice, tensor: Tensor) -> Tensor:
+    """These rows; all of a tensor without dimensions."""
+    return tensor[rows] if tensor.ndim else tensor

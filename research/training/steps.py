@@ -144,13 +144,13 @@ class Steps:
                 batch = map_tensors(Tensor.clone, batch)
             return self.take_due(batch, step, updates, due)
 
-        def take_due(batch: Any) -> tuple[dict[str, Tensor], tuple[Tensor, ...]]:
+        def update(batch: Any) -> tuple[dict[str, Tensor], tuple[Tensor, ...]]:
             metrics, _ = self.take_due(batch, step, updates, due)
             return metrics, tuple(self.priorities)
 
         names = [each.name for each in due]
         key = (*names, *(updates % copy.every == 0 for copy in self.copies))
-        metrics, priorities = self.captured(key, take_due, batch)
+        metrics, priorities = self.captured(key, update, batch)
         self.priorities = list(priorities)
         return metrics, dict.fromkeys(names, True)
 
