@@ -3,26 +3,23 @@
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import gymnasium
 import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from gymnasium.spaces import Box, Dict
 from hypothesis import given
 from hypothesis import strategies as st
-from omegaconf import OmegaConf
 from torch import Tensor
 
 from research.algs.base import Acted
 from research.envs.wrappers import scale_to
 from research.errors import UserError
-from research.results.load import LoadedPolicy, load, scale_from
+from research.results.load import load, scale_from
 from research.status import Status
-from research.training.saving.spaces import Spaces, from_plain, to_plain
+from research.training.saving.spaces import from_plain, to_plain
 from tests.commands import train
 from tests.conftest import TOYS
 from tests.training.toys import Toy
@@ -160,92 +157,6 @@ def test_an_info_that_the_algorithm_acts_on_is_asked_for(runs: Path, tmp_path: P
     with pytest.raises(ValueError, match="the policy acts on the info 'action_mask'"):
         policy(np.zeros(4))
     assert policy(np.zeros(4), {"action_mask": [1, 1]}) in (0, 1)
-
-
-def image_policy(own: Dict, standard: Dict) -> LoadedPolicy:
-    """A policy of which only the spaces are known."""
-    config = OmegaConf.create({"trainer": {"infos": None}})
-    actions = Box(-1, 1, (1,), np.float32)
-    run: Any = SimpleNamespace(config=config)
-    return LoadedPolicy(run, cast(Any, None), Spaces(standard, actions, own, actions), 0)
-
-
-@pytest.mark.parametrize("shape", [(9, 8, 3), (9, 8)])
-@pytest.mark.parametrize("lead", [(), (5,)])
-def test_images_may_be_as_the_environment_gives_them_or_as_they_were_standardised(
-    lead: tuple[int, ...], shape: tuple[int, ...]
-) -> None:
-    own = Dict(image=Box(0, 255, shape, np.uint8), sign=Box(-1, 1, (1,), np.float32))
-    channels = shape[2:] or (1,)
-    standard = Dict(image=Box(0, 255, (*channels, 9, 8), np.uint8), sign=own["sign"])
-    policy = image_policy(own, standard)
-    image = np.random.default_rng(0).integers(256, size=(*lead, *shape), dtype=np.uint8)
-    first = np.moveaxis(image.reshape(*lead, 9, 8, *channels), -1, -3)
-    for shown in (image, first):
-        batch, is_single = policy.to_batch({"image": shown, "sign": np.ones((*lead, 1))})
-        np.testing.assert_array_equal(batch["image"], first.reshape(-1, *channels, 9, 8))
-        assert is_single == (lead == ())
-
-
-@pytest.mark.parametrize("lead", [(), (4,), (5,)])
-@pytest.mark.parametrize(
-    ("shape", "standard"), [((9, 8), (4, 9, 8)), ((9, 8), (9, 8)), ((9, 8, 3), (9, 8, 3))]
-)
-def test_what_an_environment_stacked_or_left_as_it_is_is_taken_so(
-    lead: tuple[int, ...], shape: tuple[int, ...], standard: tuple[int, ...]
-) -> None:
-    sign = Box(-1, 1, (1,), np.float32)
-    own, seen = (Dict(sign=sign, view=Box(0, 255, each, np.uint8)) for each in (shape, standard))
-    view = np.zeros((*lead, *standard), np.uint8)
-    obs = {"sign": np.ones((*lead, 1)), "view": view}
-    batch, is_single = image_policy(own, seen).to_batch(obs)
-    assert batch["view"].shape == (*(lead or (1,)), *standard)
-    assert is_single == (lead == ())
-
-
-@pytest.mark.parametrize("lead", [(), (5,)])
-def test_a_part_of_another_shape_is_refused(lead: tuple[int, ...]) -> None:
-    sign = Box(-1, 1, (1,), np.float32)
-    own = Dict(sign=sign, view=Box(0, 255, (9, 8, 1), np.uint8))
-    stacked = Dict(sign=sign, view=Box(0, 255, (3, 9, 8), np.uint8))
-    obs = {"sign": np.ones((*lead, 1)), "view": np.zeros((*lead, 9, 8, 1), np.uint8)}
-    with pytest.raises(
-        ValueError, match=r"obs\['view'\] has shape .*; the policy takes \(3, 9, 8\)"
-    ):
-        image_policy(own, stacked).to_batch(obs)
-
-
-@pytest.mark.parametrize(
-    ("obs", "words"),
-    [
-        (np.zeros(3), "obs must be a dict of sign, view, got ndarray"),
-        ({"sign": np.zeros(1)}, "obs lacks view; the policy takes sign, view"),
-        (
-            {"sign": np.zeros((2, 1)), "view": np.zeros((3, 1, 9, 8), np.uint8)},
-            "as many of every part, got 2",
-        ),
-        (
-            {"sign": np.zeros((2, 1)), "view": np.zeros((1, 9, 8), np.uint8)},
-            "or E such of every part",
-        ),
-        (
-            {"sign": np.zeros(1), "view": np.full((1, 9, 8), 0.5)},
-            r"obs\['view'\] holds 0.5; the policy takes uint8",
-        ),
-        (
-            {"sign": np.full(1, np.nan), "view": np.zeros((1, 9, 8), np.uint8)},
-            r"obs\['sign'\] is NaN or infinite",
-        ),
-        (
-            {"sign": np.zeros(1), "view": np.full((1, 9, 8), 300)},
-            r"obs\['view'\] holds 300; the policy takes uint8",
-        ),
-    ],
-)
-def test_what_is_no_observation_of_a_dict_is_refused(obs: Any, words: str) -> None:
-    space = Dict(sign=Box(-1, 1, (1,), np.float32), view=Box(0, 255, (1, 9, 8), np.uint8))
-    with pytest.raises(ValueError, match=words):
-        image_policy(space, space).to_batch(obs)
 
 
 def test_one_environment_has_no_number_of_environments(runs: Path) -> None:
